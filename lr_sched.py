@@ -1,0 +1,141 @@
+"""Learning rate and weight decay schedules: pure functions of how far training has come.
+
+This file travels alone: it imports `math` and nothing else. A schedule is no object, so there is nothing to
+`prepare`, nothing to save, and nothing that steps once per process. Copy it and write, before every update,
+
+    lr = learning_rate(update, updates_per_epoch, sched="cosine", lr=1e-3, epochs=100, warmup_epochs=5)
+    set_learning_rate(optimizer, lr)
+
+The one word it shares with optim_factory.py is `lr_scale`, the multiplier that a parameter group may carry.
+"""
+
+import math
+
+SCHEDULES = ("cosine", "cosine_v1", "poly", "step", "constant", "wsd")
+
+
+def set_learning_rate(optimizer, lr):
+    """Write `lr` into every parameter group, times the group's `lr_scale` where it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"] if "lr_scale" in group else lr
+
+
+def set_head_lr_scale(optimizer, head_lr_scale=10.0):
+    """Let every group but the first (the backbone) learn `head_lr_scale` times as fast.
+
+    Source: PyTorch-Encoding, encoding/utils/lr_scheduler.py, LR_Scheduler_Head (fixed at 10 there).
+    """
+    for group in optimizer.param_groups[1:]:
+        group["lr_scale"] = head_lr_scale * group.get("lr_scale", 1.0)
+
+
+def adjust_learning_rate(optimizer, epoch, args):
+    """Half-cycle cosine after a linear warm-up, by fractional epoch; sets the groups and returns the rate.
+
+    epoch: float, completed epochs (0.5 is the middle of the first). args: has lr, min_lr, epochs, warmup_epochs.
+    As published, `lr_scale` multiplies `min_lr` too, and the very first update of a warm-up has rate 0.
+    Source: ConvNeXt-V2, utils.py, and MAE, util/lr_sched.py, functions of the same name.
+    """
+    lr = _half_cosine(epoch, args.lr, args.min_lr, args.epochs, args.warmup_epochs)
+    set_learning_rate(optimizer, lr)
+    return lr
+
+
+def cosine_scheduler(
+    base_value, final_value, epochs, niter_per_ep, warmup_epochs=0, start_warmup_value=0, warmup_steps=-1
+):
+    """List of `epochs * niter_per_ep` values, one per update: linear warm-up, then half-cycle cosine.
+
+    `warmup_steps` > 0 (updates) wins over `warmup_epochs`. The warm-up includes its end, so the peak occurs twice,
+    and the cosine stops one update short of `final_value`, both as published; ConvNeXt uses the same function for
+    the weight decay. Raises ValueError where the schedule would be empty or the warm-up longer than the run (the
+    published code fails an assertion there, and also for `warmup_steps` with `warmup_epochs=0`, which works here).
+    Source: ConvNeXt, utils.py, function of the same name.
+    """
+    total = epochs * niter_per_ep
+    warmup = _warmup_updates(warmup_epochs, warmup_steps, niter_per_ep, total)
+    return [_cosine_v1(i, total, base_value, final_value, warmup, start_warmup_value) for i in range(total)]
+
+
+def learning_rate(
+    update,
+    updates_per_epoch,
+    *,
+    sched="cosine",
+    lr,
+    epochs,
+    min_lr=0.0,
+    warmup_epochs=0,
+    warmup_steps=-1,
+    power=0.9,
+    step_epochs=30,
+    step_rate=0.1,
+    decay_epochs=None,
+):
+    """The rate of update number `update` (0 is the first) of `epochs * updates_per_epoch`.
+
+    Every schedule starts with a linear warm-up from 0 over `warmup_epochs` (or over `warmup_steps` updates, if > 0):
+      cosine     half cycle down to `min_lr` (ConvNeXt V2, MAE; PyTorch-Encoding's `cos` with min_lr 0)
+      cosine_v1  the values of `cosine_scheduler` (ConvNeXt)
+      poly       lr * (1 - progress) ** power, not below `min_lr` (PyTorch-Encoding, mmsegmentation)
+      step       lr * step_rate ** (epoch // step_epochs), epochs counted from the start of the run
+      constant   lr
+      wsd        warm-up, stable, then a straight line to `min_lr` over the last `decay_epochs` (default: a tenth)
+
+    Raises ValueError for an unknown schedule, an empty run and a warm-up that is longer than the run.
+    """
+    total = epochs * updates_per_epoch
+    warmup = _warmup_updates(warmup_epochs, warmup_steps, updates_per_epoch, total)
+    if sched == "cosine_v1":
+        return _cosine_v1(update, total, lr, min_lr, warmup, 0.0)
+    if warmup_steps > 0:
+        warmup_epochs = warmup_steps / updates_per_epoch
+    epoch = update / updates_per_epoch
+    if sched == "cosine":
+        return _half_cosine(epoch, lr, min_lr, epochs, warmup_epochs)
+    if epoch < warmup_epochs:
+        return lr * epoch / warmup_epochs
+    if sched == "poly":
+        left = 1 - (update - warmup) / max(total - warmup, 1)
+        return max(lr * max(left, 0.0) ** power, min_lr)
+    if sched == "step":
+        return max(lr * step_rate ** (update // (step_epochs * updates_per_epoch)), min_lr)
+    if sched == "constant":
+        return lr
+    if sched == "wsd":
+        decay = (epochs / 10 if decay_epochs is None else decay_epochs) * updates_per_epoch
+        left = min(1.0, (total - update) / decay) if decay > 0 else 1.0
+        return min_lr + (lr - min_lr) * max(left, 0.0)
+    raise ValueError(f"unknown schedule '{sched}': choose from {', '.join(SCHEDULES)}")
+
+
+def _half_cosine(epoch, lr, min_lr, epochs, warmup_epochs):
+    if epoch < warmup_epochs:
+        return lr * epoch / warmup_epochs
+    if epochs == warmup_epochs:  # reached only past the end of a run that is all warm-up
+        return min_lr
+    return min_lr + (lr - min_lr) * 0.5 * (1.0 + math.cos(math.pi * (epoch - warmup_epochs) / (epochs - warmup_epochs)))
+
+
+def _cosine_v1(update, total, base_value, final_value, warmup, start_value):
+    if update < warmup:
+        if warmup == 1:
+            return float(start_value)
+        return base_value if update == warmup - 1 else start_value + update * ((base_value - start_value) / (warmup - 1))
+    return final_value + 0.5 * (base_value - final_value) * (1 + math.cos(math.pi * (update - warmup) / (total - warmup)))
+
+
+def _warmup_updates(warmup_epochs, warmup_steps, updates_per_epoch, total):
+    """Length of the warm-up in updates, checked against the `total` of the run."""
+    if total <= 0:
+        raise ValueError(
+            f"the schedule is empty: {total} updates in the whole run; "
+            "one update needs a full batch on every process, times the accumulation"
+        )
+    warmup = warmup_steps if warmup_steps > 0 else round(warmup_epochs * updates_per_epoch)
+    if warmup > total:
+        raise ValueError(
+            f"the warm-up has {warmup} updates but the whole run only {total}: "
+            "lower warmup_epochs (or warmup_steps), or train for more epochs"
+        )
+    return warmup

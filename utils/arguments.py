@@ -1,0 +1,165 @@
+"""The command line: flags with underscores, recipes by @file, and errors of one line that name the nearest flag.
+
+Standard library only, so that `--help` and a wrong flag answer before torch is imported.
+"""
+
+import argparse
+import ast
+import difflib
+import math
+import os
+import pathlib
+import shlex
+import sys
+
+
+class InputError(ValueError):
+    """Something the user can put right: shown as one line, without a traceback."""
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser in which hyphens are underscores, `@file` reads a recipe and errors are one line."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **kwargs)
+
+    def parse_args(self, argv=None):
+        words = expand_recipes(sys.argv[1:] if argv is None else argv, self.error)
+        args, unknown = self.parse_known_args([_underscores(word) for word in words])
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+            self.error(_explain_unknown(unknown, flags))
+        return args
+
+    def error(self, message):
+        if os.environ.get("RANK", "0") == "0":  # every process reads the same line; one answers
+            print(f"{self.prog}: error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action):  # "(default: None)" tells nobody anything
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def expand_recipes(words, error, depth=0):
+    """Replace each `@file` by the shell words of that file, `#` comments left out. Later flags win, as in argparse."""
+    expanded = []
+    for word in words:
+        if not word.startswith("@"):
+            expanded.append(word)
+            continue
+        path = pathlib.Path(word[1:])
+        if depth == 8:
+            error(f"recipe {path}: more than 8 recipes deep; does a recipe name itself?")
+        try:
+            expanded += expand_recipes(shlex.split(path.read_text(encoding="utf-8"), comments=True), error, depth + 1)
+        except (OSError, UnicodeDecodeError) as failure:
+            near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.args")], n=3, cutoff=0.5)
+            reason = getattr(failure, "strerror", None) or "no text file"
+            error(f"recipe {path}: {reason}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+        except ValueError as failure:
+            error(f"recipe {path}: {failure}; expected shell words, such as --drop_path 0.1")
+    return expanded
+
+
+def _underscores(word):
+    flag, equals, value = word.partition("=")
+    return flag.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word
+
+
+def _explain_unknown(unknown, flags):
+    parts = []
+    for word in unknown:
+        name = word.partition("=")[0]
+        if not name.startswith("--"):
+            continue  # most likely the value of an unknown flag
+        near = difflib.get_close_matches(name, flags, n=1, cutoff=0.5)
+        parts.append(f"unknown flag {name}" + (f", did you mean {near[0]}?" if near else ""))
+    return "; ".join(parts) or f"unexpected '{unknown[0]}': every value belongs to a --flag before it"
+
+
+def add_switch(group, flag, default, help):
+    """A boolean flag as published: `--model_ema true`, `--model_ema false`, or alone for true."""
+    group.add_argument(flag, type=boolean, nargs="?", const=True, default=default, metavar="BOOL", help=help)
+
+
+def boolean(text):
+    if text.lower() in ("true", "1", "yes", "y", "on"):
+        return True
+    if text.lower() in ("false", "0", "no", "n", "off"):
+        return False
+    raise argparse.ArgumentTypeError(f"expected true or false, found '{text}'")
+
+
+def whole(minimum):
+    """Type of a whole number of at least `minimum`."""
+
+    def parse(text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < minimum:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, found '{text}'")
+        return value
+
+    return parse
+
+
+def number(minimum=None, maximum=None, above=None):
+    """Type of a finite number in minimum..maximum, or greater than `above`."""
+    limits = [f"at least {minimum}"] * (minimum is not None) + [f"above {above}"] * (above is not None)
+    limits += [f"at most {maximum}"] * (maximum is not None)
+
+    def parse(text):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        low = (minimum is not None and value < minimum) or (above is not None and value <= above)
+        if not math.isfinite(value) or low or (maximum is not None and value > maximum):
+            raise argparse.ArgumentTypeError(f"expected a number {' and '.join(limits)}, found '{text}'".replace("  ", " "))
+        return value
+
+    return parse
+
+
+def key_value(text):
+    """`conv_mlp=True` -> ("conv_mlp", True); a value that is no Python literal stays text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected key=value, found '{text}'")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def derive_batch(batch_size, update_freq, total_batch_size, processes, default_batch_size):
+    """(batch_size, update_freq) so that batch_size * update_freq * processes is `total_batch_size`, if that is given.
+
+    batch_size and update_freq are None where the user left them open; the default batch is made smaller where the
+    total asks for less per process. Raises InputError where the numbers do not divide.
+    """
+    if total_batch_size is None:
+        return batch_size or default_batch_size, update_freq or 1
+    per_update, rest = divmod(total_batch_size, processes * (update_freq or 1))
+    if batch_size is None:
+        batch_size = per_update if rest == 0 and per_update <= default_batch_size else default_batch_size
+    freq, rest = divmod(total_batch_size, processes * batch_size)
+    if rest or not freq or update_freq not in (None, freq):
+        asked = f" x --update_freq {update_freq}" if update_freq is not None else ""
+        raise InputError(
+            f"--total_batch_size {total_batch_size} cannot be made of {processes} process{'es' * (processes > 1)} x "
+            f"--batch_size {batch_size}{asked}: choose numbers that divide it"
+        )
+    return batch_size, freq
+
+
+def choose_one(name, options, what):
+    """InputError for an unknown `name` among `options`, with the nearest."""
+    if name in options:
+        return
+    near = difflib.get_close_matches(name, options, n=3)
+    raise InputError(f"unknown {what} '{name}'" + (f": did you mean {' or '.join(near)}?" if near else ""))

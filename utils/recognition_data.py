@@ -1,0 +1,329 @@
+"""Where images and labels come from: the built-in digits, class folders, and the library `datasets`.
+
+A source has `read(index)` -> PIL image in RGB, `labels` (N,) int64 array, `classes` list of names, `name(index)`.
+"""
+
+import difflib
+import os
+import pathlib
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from utils.arguments import InputError
+from utils.sampling import AUGMENT, Key, seed_everything, stream_seed
+from utils.string_list import StringList
+
+
+class RecognitionDataset(torch.utils.data.Dataset):
+    """Indexed by `Key`: (image (3, H, W) float32, label); label -1 where the key does not count.
+
+    `seed`: the augmentation's random numbers are keyed by it, the epoch and the sample; None for a transform
+    without chance.
+    """
+
+    def __init__(self, source, transform, seed=None):
+        self.source, self.transform, self.seed = source, transform, seed
+
+    def __len__(self):
+        return len(self.source.labels)
+
+    def __getitem__(self, key):
+        key = key if isinstance(key, Key) else Key(key)
+        image = self.source.read(key.index)
+        if self.seed is not None:
+            seed_everything(stream_seed(self.seed, AUGMENT, key.epoch, key.index))
+        return self.transform(image), int(self.source.labels[key.index]) if key.counts else -1
+
+
+# --- sources --------------------------------------------------------------------------------------------------------
+
+
+class Digits:
+    """scikit-learn's handwritten digits: real 8x8 scans (UCI, optdigits), ten classes, shown as RGB."""
+
+    def __init__(self, indices):
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        self.images = (digits.images[indices] * (255 / 16)).round().astype(np.uint8)
+        self.labels = digits.target[indices].astype(np.int64)
+        self.classes = [str(name) for name in digits.target_names]
+
+    def read(self, index):
+        return Image.fromarray(self.images[index]).convert("RGB")
+
+    def name(self, index):
+        return f"digit {index}"
+
+
+class Folder:
+    """One folder per class, images at any depth below it, in any format that Pillow reads."""
+
+    def __init__(self, root, paths, labels, classes):
+        self.root, self.paths = root, StringList(paths)
+        self.labels, self.classes = np.asarray(labels, dtype=np.int64), classes
+
+    def read(self, index):
+        return read_image(self.name(index))
+
+    def name(self, index):
+        return os.path.join(self.root, self.paths[index])
+
+
+class TableOfImages:
+    """A split of the library `datasets` with an image and a label column."""
+
+    def __init__(self, table, image_column, labels, classes, rows=None):
+        self.table, self.image_column, self.rows = table, image_column, rows
+        self.labels, self.classes = np.asarray(labels, dtype=np.int64), classes
+
+    def _row(self, index):
+        return index if self.rows is None else int(self.rows[index])
+
+    def read(self, index):
+        try:
+            return to_rgb(self.table[self._row(index)][self.image_column])
+        except (OSError, SyntaxError, ValueError, AttributeError) as error:
+            raise InputError(f"{self.name(index)} is no image that Pillow can read ({error})") from None
+
+    def name(self, index):
+        return f"row {self._row(index)}, column '{self.image_column}'"
+
+
+def digits():
+    """(train, val): the fixed, stratified 80/20 split of the digits, the same for every seed."""
+    from sklearn.datasets import load_digits
+
+    train, val = stratified_split(load_digits().target, 0.2, seed=0)
+    return Digits(train), Digits(val)
+
+
+def folders(data_path, eval_data_path=None, val_split=None, seed=0):
+    """(train, val) from `data_path` with train/ and val/, from two trees, or from one tree and `val_split`.
+
+    Raises InputError for a folder that is missing or empty and for classes in val that train lacks.
+    """
+    root = pathlib.Path(data_path)
+    if not root.is_dir():
+        near = difflib.get_close_matches(root.name, os.listdir(root.parent), n=1) if root.parent.is_dir() else []
+        raise InputError(f"--data_path {root}: no such folder" + (f", did you mean {near[0]}?" if near else ""))
+    has_train = (root / "train").is_dir()
+    train_root = root / "train" if has_train else root
+    if val_split is not None:
+        if eval_data_path or (has_train and (root / "val").is_dir()):
+            raise InputError(f"--val_split {val_split}: there is a validation set already; leave one of the two out")
+        tree = scan_folder(train_root)
+        train, val = stratified_split(tree.labels, val_split, seed)
+        return tuple(
+            Folder(tree.root, [tree.paths[i] for i in part], tree.labels[part], tree.classes) for part in (train, val)
+        )
+    val_root = pathlib.Path(eval_data_path) if eval_data_path else root / "val"
+    if not val_root.is_dir():
+        if eval_data_path:
+            raise InputError(f"--eval_data_path {val_root}: no such folder")
+        found = ", ".join(sorted(entry.name for entry in root.iterdir() if entry.is_dir())[:5]) or "no folders"
+        raise InputError(
+            f"--data_path {root}: found {found}; expected train/ and val/ with one folder per class in each, "
+            "or give --val_split 0.1 to split one tree"
+        )
+    train = scan_folder(train_root)
+    return train, scan_folder(val_root, train.classes)
+
+
+def scan_folder(root, classes=None):
+    """The `Folder` of a tree with one folder per class; with `classes`, labels follow them and no other may occur."""
+    root = str(root)
+    found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    if not found:
+        images = sum(_is_image(name) for name in os.listdir(root))
+        raise InputError(f"{root} has {images} images and no folders: expected one folder per class")
+    if classes is not None and (extra := sorted(set(found) - set(classes))):
+        raise InputError(
+            f"{root} has {len(extra)} class{'es' * (len(extra) > 1)} that the training set lacks ({', '.join(extra[:5])}); "
+            f"the training set has {', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}"
+        )
+    label_of = {name: label for label, name in enumerate(classes or found)}
+    paths, labels, empty = [], [], []
+    for name in found:
+        files = sorted(_image_files(root, name))
+        if not files:
+            empty.append(name)
+        paths += files
+        labels += [label_of[name]] * len(files)
+    if empty:
+        raise InputError(
+            f"{root}: no images in class folder {', '.join(empty[:5])}: expected files such as .jpg or .png; "
+            "remove empty folders"
+        )
+    return Folder(root, paths, labels, classes or found)
+
+
+def _image_files(root, below):
+    for entry in os.scandir(os.path.join(root, below)):
+        if entry.name.startswith("."):
+            continue
+        path = os.path.join(below, entry.name)
+        if entry.is_dir():
+            yield from _image_files(root, path)
+        elif _is_image(entry.name):
+            yield path
+
+
+def _is_image(name):
+    return Image.registered_extensions().get(os.path.splitext(name)[1].lower()) in Image.OPEN
+
+
+def hub_table(name, image_column=None, label_column=None, val_split=None, seed=0):
+    """(train, val) through the library `datasets`: a Hub name, a folder of Parquet or Arrow files, an imagefolder.
+
+    Columns are found by their type and usual names where they are not given. Raises InputError naming what was found.
+    """
+    import datasets
+
+    try:
+        local = os.path.isdir(name)
+        saved = local and ({"dataset_dict.json", "state.json"} & set(os.listdir(name)))
+        splits = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
+    except Exception as error:  # the library raises a dozen kinds, from missing files to no network
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"--dataset {name}: the library datasets cannot load it ({reason})") from None
+    if isinstance(splits, datasets.Dataset):
+        splits = {"train": splits}
+    if "train" not in splits:
+        raise InputError(f"--dataset {name}: found the splits {', '.join(splits)}; expected one named train")
+    held_out = next((split for split in ("validation", "val", "valid", "test") if split in splits), None)
+    if val_split is not None and held_out:
+        raise InputError(f"--val_split {val_split}: the data set has a split '{held_out}' already; leave it out")
+    if val_split is None and held_out is None:
+        raise InputError(f"--dataset {name}: found only the split train; give --val_split 0.1 to hold out a part of it")
+
+    table = splits["train"]
+    image_column = _find_column(table, image_column, "image", _holds_images, ("image", "img", "images", "jpg", "png"))
+    label_column = _find_column(
+        table, label_column, "label", _holds_labels, ("label", "labels", "class", "target", "fine_label", "cls")
+    )
+    labels, classes = _labels(table, label_column)
+    if val_split is not None:
+        train, val = stratified_split(labels, val_split, seed)
+        table = table.cast_column(image_column, datasets.Image())
+        return tuple(TableOfImages(table, image_column, labels[rows], classes, rows) for rows in (train, val))
+    val_table = splits[held_out]
+    for column in (image_column, label_column):
+        if column not in val_table.column_names:
+            raise InputError(f"--dataset {name}: split {held_out} has no column '{column}', as train has")
+    val_labels, _ = _labels(val_table, label_column, classes)
+    return tuple(
+        TableOfImages(part.cast_column(image_column, datasets.Image()), image_column, part_labels, classes)
+        for part, part_labels in ((table, labels), (val_table, val_labels))
+    )
+
+
+def _find_column(table, wanted, what, fits, usual):
+    columns = ", ".join(f"{name} ({_type_name(feature)})" for name, feature in table.features.items())
+    if wanted:
+        if wanted not in table.column_names:
+            raise InputError(f"--{what}_column {wanted}: no such column; found {columns}")
+        return wanted
+    fitting = [name for name, feature in table.features.items() if fits(feature)]
+    usual = [name for name in usual if name in fitting]
+    if usual or len(fitting) == 1:
+        return (usual or fitting)[0]
+    raise InputError(f"which column holds the {what}s? found {columns}; name it with --{what}_column")
+
+
+def _holds_images(feature):
+    import datasets
+
+    is_bytes = isinstance(feature, dict) and "bytes" in feature  # how Parquet without metadata shows an image
+    return isinstance(feature, datasets.Image) or is_bytes or getattr(feature, "dtype", "") in ("binary", "large_binary")
+
+
+def _holds_labels(feature):
+    import datasets
+
+    return isinstance(feature, datasets.ClassLabel) or getattr(feature, "dtype", "") in ("int64", "int32", "int16", "int8", "uint8", "string")  # fmt: skip
+
+
+def _type_name(feature):
+    return "struct" if isinstance(feature, dict) else getattr(feature, "dtype", type(feature).__name__)
+
+
+def _labels(table, column, classes=None):
+    """((N,) int64, class names) of a label column: ClassLabel, whole numbers from 0, or names; checked on `classes`."""
+    import datasets
+
+    feature, values = table.features[column], table.with_format("arrow")[:][column].to_pylist()
+    if None in values:
+        raise InputError(f"column '{column}': row {values.index(None)} has no label")
+    if isinstance(feature, datasets.ClassLabel):
+        names = list(feature.names)
+        if min(values, default=0) < 0:
+            raise InputError(f"column '{column}': row {values.index(min(values))} has the label {min(values)}")
+        values = [names[value] for value in values]
+    elif feature.dtype == "string":
+        names = sorted(set(values))
+    else:
+        if min(values) < 0:
+            raise InputError(f"column '{column}': row {values.index(min(values))} has the label {min(values)}")
+        names = [str(number) for number in range(max(values) + 1)]
+        values = [str(value) for value in values]
+    classes = names if classes is None else classes
+    index = {name: i for i, name in enumerate(classes)}
+    if extra := sorted(set(values) - set(index)):
+        raise InputError(f"the validation split has labels that the training split lacks ({', '.join(extra[:5])})")
+    return np.array([index[value] for value in values], dtype=np.int64), classes
+
+
+# --- leaves ---------------------------------------------------------------------------------------------------------
+
+
+def stratified_split(labels, val_split, seed):
+    """(train, val) sorted index arrays; from each class the share `val_split`, but one image at least stays in train."""
+    labels = np.asarray(labels)
+    val = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rng = np.random.default_rng([seed, int(label)])
+        take = min(max(round(len(members) * val_split), 1), len(members) - 1)
+        val.append(rng.permutation(members)[:take])
+    val = np.sort(np.concatenate(val))
+    if len(val) == 0:
+        raise InputError(f"--val_split {val_split}: {len(labels)} images leave none for validation; add images")
+    return np.setdiff1d(np.arange(len(labels)), val), val
+
+
+def read_image(path):
+    """The image file at `path` as RGB, upright by its EXIF orientation. Raises InputError naming the file."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:
+        raise InputError(f"{path} is no image: expected a file that Pillow can read; remove or replace it") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} cannot be read as an image ({error}); remove or replace it") from None
+
+
+def to_rgb(image):
+    """Any mode of Pillow's as RGB; 16-bit greys keep their upper 8 bits, which Pillow would clip to white."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).clip(0, 255).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def check_headers(source, count=2000):
+    """Open up to `count` files, evenly spread, and read their headers: names the first that is no image."""
+    if not isinstance(source, Folder):
+        return
+    for index in np.unique(np.linspace(0, len(source.labels) - 1, min(count, len(source.labels))).astype(int)):
+        path = source.name(int(index))
+        try:
+            with Image.open(path):
+                pass
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            raise InputError(f"{path} is no image: expected a file that Pillow can read; remove or replace it") from None

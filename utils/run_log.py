@@ -1,0 +1,133 @@
+"""What a run leaves to read: args.json, log.txt (one line an epoch), updates.txt (one line an update), the console."""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+
+from tqdm import tqdm
+
+
+class RunLog:
+    """Files and console of a run. Only the main process writes; with `folder` None nothing is written to disk."""
+
+    def __init__(self, folder, is_main=True):
+        self.folder = pathlib.Path(folder) if folder and is_main else None
+        self.is_main, self.bar = is_main, None
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def say(self, text):
+        if self.is_main:
+            tqdm.write(text) if self.bar else print(text, flush=True)
+
+    def epoch(self, record):
+        """Append a record to log.txt."""
+        self._append("log.txt", [record])
+
+    def updates(self, records):
+        """Append the records of some updates to updates.txt."""
+        self._append("updates.txt", records)
+
+    def _append(self, name, records):
+        if self.folder:
+            with open(self.folder / name, "a") as file:
+                file.writelines(json.dumps(record) + "\n" for record in records)
+
+    def cut(self, epoch, update):
+        """Take back what was logged after the state that a run resumes from, so that nothing stands there twice."""
+        if self.folder:
+            _keep_lines(self.folder / "log.txt", lambda record: record["epoch"] < epoch)
+            _keep_lines(self.folder / "updates.txt", lambda record: record["update"] < update)
+
+    # --- progress of an epoch: a bar on a terminal, plain lines elsewhere
+
+    def start_epoch(self, epoch, epochs, first_update, updates, images_per_update):
+        self.title, self.done, self.total = f"epoch {epoch + 1}/{epochs}", first_update, updates
+        self.images, self.since = images_per_update, (time.perf_counter(), first_update)
+        if self.is_main and sys.stderr.isatty():
+            self.bar = tqdm(total=updates, initial=first_update, desc=self.title, unit="update", leave=False)
+
+    def advance(self):
+        """One more update is done. Cheap: nothing is read from the device."""
+        self.done += 1
+        if self.bar:
+            self.bar.update()
+
+    def progress(self, loss, lr):
+        """Show the loss and rate of the last updates."""
+        now = time.perf_counter()
+        speed = (self.done - self.since[1]) * self.images / max(now - self.since[0], 1e-9)
+        left = (self.total - self.done) * self.images / max(speed, 1e-9)
+        self.since = (now, self.done)
+        if self.bar:
+            self.bar.set_postfix_str(f"loss {loss:.4f} lr {lr:.2e} {speed:.0f} images/s")
+        else:
+            self.say(
+                f"{self.title}  update {self.done}/{self.total}  loss {loss:.4f}  lr {lr:.2e}  "
+                f"{speed:.0f} images/s  {clock(left)} left"
+            )
+
+    def end_epoch(self):
+        if self.bar:
+            self.bar.close()
+            self.bar = None
+
+
+def clock(seconds):
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _keep_lines(path, keep):
+    """Rewrite a file of JSON lines with those to keep; a line cut short by a crash goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if keep(json.loads(line)):
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    aside = path.with_name(f"tmp-{path.name}")
+    aside.write_text("".join(kept))
+    aside.replace(path)
+
+
+def versions():
+    """Python and the libraries that a result depends on, by name."""
+    names = ("torch", "torchvision", "timm", "accelerate", "datasets", "safetensors", "numpy", "pillow", "scikit-learn")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit():
+    """The commit of this checkout, "+" if files were changed since, or None outside of git."""
+    root = pathlib.Path(__file__).resolve().parent.parent
+    try:
+        git = ["git", "-C", str(root)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, timeout=10).returncode
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + "+" * bool(changed)
+
+
+def write_json(path, value):
+    """Replace a JSON file in one step."""
+    path = pathlib.Path(path)
+    aside = path.with_name(f"tmp-{path.name}")
+    aside.write_text(json.dumps(value, indent=1))
+    os.replace(aside, path)
