@@ -41,9 +41,7 @@ def adjust_learning_rate(optimizer, epoch, args):
     return lr
 
 
-def cosine_scheduler(
-    base_value, final_value, epochs, niter_per_ep, warmup_epochs=0, start_warmup_value=0, warmup_steps=-1
-):
+def cosine_scheduler(base_value, final_value, epochs, niter_per_ep, warmup_epochs=0, start_warmup_value=0, warmup_steps=-1):
     """List of `epochs * niter_per_ep` values, one per update: linear warm-up, then half-cycle cosine.
 
     `warmup_steps` > 0 (updates) wins over `warmup_epochs`. The warm-up includes its end, so the peak occurs twice,
@@ -107,6 +105,30 @@ def learning_rate(
         left = min(1.0, (total - update) / decay) if decay > 0 else 1.0
         return min_lr + (lr - min_lr) * max(left, 0.0)
     raise ValueError(f"unknown schedule '{sched}': choose from {', '.join(SCHEDULES)}")
+
+
+def make_schedule(optimizer, updates_per_epoch, *, weight_decay=None, weight_decay_end=None, **settings):
+    """Function of an update's number that sets the rates of `optimizer` for it and returns the learning rate.
+
+    settings: those of `learning_rate`. With `weight_decay_end`, weight decay goes there from `weight_decay` in a half
+    cosine, in the groups whose weight decay is above 0 now (ConvNeXt, engine.py; there a group that comes to 0 stays
+    there). Raises ValueError at once for settings that no update could have.
+    """
+    learning_rate(0, updates_per_epoch, **settings)
+    decays = None
+    if weight_decay_end is not None:
+        decays = cosine_scheduler(weight_decay, weight_decay_end, settings["epochs"], updates_per_epoch)
+    decaying = [group for group in optimizer.param_groups if group["weight_decay"] > 0]
+
+    def schedule(update):
+        lr = learning_rate(update, updates_per_epoch, **settings)
+        set_learning_rate(optimizer, lr)
+        if decays is not None:
+            for group in decaying:
+                group["weight_decay"] = decays[update]
+        return lr
+
+    return schedule
 
 
 def _half_cosine(epoch, lr, min_lr, epochs, warmup_epochs):

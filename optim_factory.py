@@ -125,17 +125,14 @@ class LayerDecayValueAssigner:
         # ConvNeXt's own class takes nothing but `values` and means the 12 groups
         self.layer_decay_type = layer_decay_type or ("group" if depths is None else "single")
         if self.layer_decay_type not in ("single", "group", "layer_wise", "stage_wise"):
-            raise ValueError(
-                f"layer_decay_type is '{layer_decay_type}': expected single, group, layer_wise or stage_wise"
-            )
+            raise ValueError(f"layer_decay_type is '{layer_decay_type}': expected single, group, layer_wise or stage_wise")
         if self.layer_decay_type == "single" and self.depths is None:
             raise ValueError("layer_decay_type single needs the depths of the model, as in depths=[2, 2, 6, 2]")
 
     def get_scale(self, layer_id):
         if not 0 <= layer_id < len(self.values):
             raise ValueError(
-                f"layer id {layer_id} is beyond the {len(self.values)} multipliers given: "
-                "num_layers does not fit this model"
+                f"layer id {layer_id} is beyond the {len(self.values)} multipliers given: num_layers does not fit this model"
             )
         return self.values[layer_id]
 
@@ -288,9 +285,7 @@ _TIMM_CLASSES = {  # published name -> class of timm.optim with the published be
 }
 
 
-def create_optimizer(
-    args, model, get_num_layer=None, get_layer_scale=None, filter_bias_and_bn=True, skip_list=None
-):
+def create_optimizer(args, model, get_num_layer=None, get_layer_scale=None, filter_bias_and_bn=True, skip_list=None):
     """The optimizer `args.opt`, over the groups of `get_parameter_groups` (or over all parameters as they are).
 
     args: has opt, lr, weight_decay, momentum, opt_eps and opt_betas (None: the optimizer's own), and may have `fused`
@@ -365,7 +360,7 @@ def _build(name, parameters, options, momentum, fused):
     if name not in known:
         import difflib
 
-        near = difflib.get_close_matches(name, [*_TORCH, *_TIMM_CLASSES, *known], n=3)
+        near = difflib.get_close_matches(name, sorted({*_TORCH, *_TIMM_CLASSES, *known}), n=3)
         raise ValueError(
             f"unknown optimizer '{name}': "
             + (f"did you mean {' or '.join(near)}?" if near else f"timm's registry has {len(known)}, torch's are {_TORCH}")

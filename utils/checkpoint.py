@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
+import pickle
 import shutil
 
 import torch
@@ -83,7 +84,10 @@ def load_state(path):
     if fault := find_fault(path):
         raise InputError(f"--resume {path}: broken checkpoint ({fault}); choose another one")
     ema = load_file(path / "ema.safetensors") if (path / "ema.safetensors").exists() else None
-    optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    try:
+        optimizer = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise InputError(f"--resume {path}: optimizer.pt holds more than tensors and numbers; it was not run") from None
     return load_file(path / "model.safetensors"), optimizer, ema, json.loads((path / "state.json").read_text())
 
 

@@ -6,6 +6,7 @@ A source has `read(index)` -> PIL image in RGB, `labels` (N,) int64 array, `clas
 import difflib
 import os
 import pathlib
+import re
 
 import numpy as np
 import torch
@@ -116,9 +117,7 @@ def folders(data_path, eval_data_path=None, val_split=None, seed=0):
             raise InputError(f"--val_split {val_split}: there is a validation set already; leave one of the two out")
         tree = scan_folder(train_root)
         train, val = stratified_split(tree.labels, val_split, seed)
-        return tuple(
-            Folder(tree.root, [tree.paths[i] for i in part], tree.labels[part], tree.classes) for part in (train, val)
-        )
+        return tuple(Folder(tree.root, [tree.paths[i] for i in part], tree.labels[part], tree.classes) for part in (train, val))
     val_root = pathlib.Path(eval_data_path) if eval_data_path else root / "val"
     if not val_root.is_dir():
         if eval_data_path:
@@ -243,7 +242,7 @@ def _holds_images(feature):
 def _holds_labels(feature):
     import datasets
 
-    return isinstance(feature, datasets.ClassLabel) or getattr(feature, "dtype", "") in ("int64", "int32", "int16", "int8", "uint8", "string")  # fmt: skip
+    return isinstance(feature, datasets.ClassLabel) or re.fullmatch(r"u?int\d+|string", getattr(feature, "dtype", ""))
 
 
 def _type_name(feature):

@@ -4,6 +4,7 @@ Source: ConvNeXt, datasets.py, build_transform, over timm's create_transform. On
 where that code takes for granted that images have the right size, they are resized to it first.
 """
 
+from PIL import Image, ImageOps
 from timm.data import create_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision import transforms
@@ -48,20 +49,44 @@ def train_transform(
         mean=mean,
         std=std,
     )
+    for step in transform.transforms:
+        _let_posterize_keep_no_bits(step)
     if input_size <= SMALL:
-        transform.transforms[0] = transforms.Compose(
-            [_resize_both(input_size), transforms.RandomCrop(input_size, padding=4)]
-        )
+        transform.transforms[0] = transforms.Compose([_resize_both(input_size), transforms.RandomCrop(input_size, padding=4)])
     return transform
+
+
+def _let_posterize_keep_no_bits(step):
+    """timm's Posterize asks Pillow for 0 bits at the ends of its range: a black image, and from Pillow 13 on an error."""
+    policies = getattr(step, "policy", None) or [getattr(step, "ops", ())]
+    for op in (op for policy in policies for op in policy):
+        if op.name.startswith("Posterize"):
+            op.aug_fn = _posterize
+
+
+def _posterize(image, bits, **_):
+    if bits >= 8:
+        return image
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
+
+
+def eval_geometry(input_size, crop_pct=None):
+    """(crop_pct, crop_mode) in timm's terms: up to 32 and from 384 pixels the whole image is warped, else centre crop."""
+    if input_size <= SMALL or input_size >= 384:
+        return 1.0, "squash"
+    return (224 / 256 if crop_pct is None else crop_pct), "center"
 
 
 def eval_transform(input_size, *, crop_pct=None, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD):
     """Below 384 pixels: short side to input_size / crop_pct (default 224 / 256), centre crop; from 384 on: warp."""
-    if input_size <= SMALL or input_size >= 384:
+    crop_pct, crop_mode = eval_geometry(input_size, crop_pct)
+    if crop_mode == "squash":
         steps = [_resize_both(input_size)]
     else:
-        short_side = int(input_size / (224 / 256 if crop_pct is None else crop_pct))
-        steps = [transforms.Resize(short_side, interpolation=BICUBIC), transforms.CenterCrop(input_size)]
+        steps = [
+            transforms.Resize(int(input_size / crop_pct), interpolation=BICUBIC),
+            transforms.CenterCrop(input_size),
+        ]
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
 

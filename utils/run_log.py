@@ -47,8 +47,8 @@ class RunLog:
     # --- progress of an epoch: a bar on a terminal, plain lines elsewhere
 
     def start_epoch(self, epoch, epochs, first_update, updates, images_per_update):
-        self.title, self.done, self.total = f"epoch {epoch + 1}/{epochs}", first_update, updates
-        self.images, self.since = images_per_update, (time.perf_counter(), first_update)
+        self.title, self.first, self.done, self.total = f"epoch {epoch + 1}/{epochs}", first_update, first_update, updates
+        self.images, self.start = images_per_update, time.perf_counter()
         if self.is_main and sys.stderr.isatty():
             self.bar = tqdm(total=updates, initial=first_update, desc=self.title, unit="update", leave=False)
 
@@ -59,23 +59,25 @@ class RunLog:
             self.bar.update()
 
     def progress(self, loss, lr):
-        """Show the loss and rate of the last updates."""
-        now = time.perf_counter()
-        speed = (self.done - self.since[1]) * self.images / max(now - self.since[0], 1e-9)
-        left = (self.total - self.done) * self.images / max(speed, 1e-9)
-        self.since = (now, self.done)
+        """Show the last loss and rate; the end of the epoch has a line of its own."""
         if self.bar:
-            self.bar.set_postfix_str(f"loss {loss:.4f} lr {lr:.2e} {speed:.0f} images/s")
-        else:
+            self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {self._speed():.0f} images/s")
+        elif self.done < self.total:
+            left = (self.total - self.done) * self.images / self._speed()
             self.say(
-                f"{self.title}  update {self.done}/{self.total}  loss {loss:.4f}  lr {lr:.2e}  "
-                f"{speed:.0f} images/s  {clock(left)} left"
+                f"{self.title}, update {self.done}/{self.total}: loss {loss:.4f}, lr {lr:.2e}, "
+                f"{self._speed():.0f} images/s, {clock(left)} left"
             )
 
     def end_epoch(self):
+        """Images per second of the epoch that ends."""
         if self.bar:
             self.bar.close()
             self.bar = None
+        return self._speed()
+
+    def _speed(self):
+        return (self.done - self.first) * self.images / max(time.perf_counter() - self.start, 1e-9)
 
 
 def clock(seconds):

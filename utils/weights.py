@@ -38,7 +38,9 @@ def read_tensors(path, model_key="model|module"):
     if path.is_dir():
         path = path / "model.safetensors"
     if not path.is_file():
-        raise InputError(f"weights {path}: no such file; expected a .safetensors, .pth or .pt file, or a folder with model.safetensors")
+        raise InputError(
+            f"weights {path}: no such file; expected a .safetensors, .pth or .pt file, or a folder with model.safetensors"
+        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

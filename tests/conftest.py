@@ -1,0 +1,75 @@
+"""What several tests share: the golden numbers, running the scripts as users do, and small image folders."""
+
+import gzip
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+GOLDEN = pathlib.Path(os.environ.get("STRATA_GOLDEN", ROOT.parent / "shared" / "golden"))
+sys.path.insert(0, str(ROOT))
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A model and a schedule that finish in seconds.
+TINY = (
+    "--model convnextv2_atto --model_kwargs depths=(1,1,2,1) dims=(8,8,16,16) --input_size 32 --epochs 2 --warmup_epochs 1 "
+    "--num_workers 0 --batch_size 64"
+).split()
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Reads a golden file by its path below the folder of golden numbers."""
+    if not GOLDEN.is_dir():
+        pytest.skip("the published code's numbers (STRATA_GOLDEN) are not on this machine")
+
+    def read(name):
+        path = GOLDEN / name
+        return json.loads(gzip.open(path).read() if path.suffix == ".gz" else path.read_text())
+
+    return read
+
+
+def run(*words, processes=1, cwd=ROOT, timeout=240, env=None):
+    """A script as a user runs it, alone or under torchrun; the finished process with its text."""
+    start = [sys.executable]
+    if processes > 1:
+        start += ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(free_port())]
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return subprocess.run(
+        [*start, *map(str, words)], cwd=cwd, timeout=timeout, capture_output=True, text=True, env=environment | (env or {})
+    )
+
+
+def train(*words, **kwargs):
+    """train_recognition.py with the tiny settings; later flags win."""
+    return run(ROOT / "train_recognition.py", *TINY, *words, **kwargs)
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def lines(path):
+    return [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
+
+
+def make_folder(root, classes=("cat", "dog"), per_class=4, size=(40, 30), suffix=".png", seed=0):
+    """One folder per class with images of noise around a colour of the class."""
+    rng = np.random.default_rng(seed)
+    for number, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(per_class):
+            pixels = rng.integers(0, 100, (size[1], size[0], 3)) + np.array([50 * number, 60, 155 - 50 * number])
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{i}{suffix}")
+    return root

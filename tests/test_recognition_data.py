@@ -1,0 +1,207 @@
+"""Sources of images: formats, splits, classes, Parquet, and errors that name what is wrong."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_folder
+from PIL import Image
+
+from utils.arguments import InputError
+from utils.recognition_data import check_headers, digits, folders, hub_table, read_image, scan_folder, stratified_split
+from utils.recognition_transforms import eval_geometry, eval_transform, train_transform
+from utils.string_list import StringList
+
+
+def test_digits_are_split_for_good():
+    train, val = digits()
+    assert (len(train.labels), len(val.labels)) == (1438, 359) and train.classes == [str(i) for i in range(10)]
+    image = np.asarray(train.read(0))
+    assert image.shape == (8, 8, 3) and image.max() > 200
+    counts = np.bincount(val.labels)
+    assert counts.min() >= 35 and counts.max() <= 37
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK", "1", "I;16", "I", "F"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    grey = Image.fromarray(np.full((9, 7), 128, np.uint8))
+    if mode in ("I;16", "I"):
+        image = Image.fromarray(np.full((9, 7), 128 * 257, np.uint16 if mode == "I;16" else np.int32))
+    elif mode == "P":
+        image = grey.convert("RGB").quantize()
+    elif mode == "1":
+        image = Image.new("1", (7, 9), 1)
+    else:
+        image = (grey if mode in ("L", "LA", "F") else grey.convert("RGB")).convert(mode)
+    path = tmp_path / ("x.tif" if mode in ("CMYK", "F", "I") else "x.png")
+    image.save(path)
+    pixels = np.asarray(read_image(str(path)))
+    assert pixels.shape == (9, 7, 3)
+    assert pixels[4, 3].tolist() == pytest.approx([255 if mode == "1" else 128] * 3, abs=2)
+
+
+def test_formats_and_orientation(tmp_path):
+    picture = Image.fromarray(np.arange(12 * 20 * 3, dtype=np.uint8).reshape(12, 20, 3))
+    for suffix in ("jpg", "png", "gif", "bmp", "webp", "tiff", "ppm"):
+        picture.save(tmp_path / f"x.{suffix}")
+        assert read_image(str(tmp_path / f"x.{suffix}")).size == (20, 12)
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turn by 90 degrees, as telephones write it
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(str(tmp_path / "turned.jpg")).size == (12, 20)
+
+
+def test_folders_with_train_and_val(tmp_path):
+    make_folder(tmp_path / "train", ("a", "b", "c"), 3)
+    make_folder(tmp_path / "val", ("a", "c"), 2)  # labels follow the classes of train
+    (tmp_path / "train" / "a" / ".DS_Store").write_text("")
+    (tmp_path / "train" / "a" / "notes.txt").write_text("no image by its name")
+    (tmp_path / "train" / "b" / "more").mkdir()
+    Image.new("L", (5, 5)).save(tmp_path / "train" / "b" / "more" / "déjà vu \udcff.png".encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape"))
+    train, val = folders(tmp_path)
+    assert np.bincount(train.labels).tolist() == [3, 4, 3] and val.labels.tolist() == [0, 0, 2, 2]
+    assert all(train.read(i).mode == "RGB" for i in range(10))
+    again = folders(tmp_path, eval_data_path=tmp_path / "train")
+    assert len(again[1].labels) == 10
+
+
+def test_val_split_is_stratified_and_fixed_by_the_seed(tmp_path):
+    make_folder(tmp_path, ("a", "b"), 20)
+    (train, val), (_, same), (_, other) = (folders(tmp_path, val_split=0.1, seed=seed) for seed in (0, 0, 1))
+    assert np.bincount(train.labels).tolist() == [18, 18] and np.bincount(val.labels).tolist() == [2, 2]
+    names = [[split.name(i) for i in range(len(split.labels))] for split in (train, val, same, other)]
+    assert not set(names[0]) & set(names[1]) and names[1] == names[2] and names[1] != names[3]
+    labels = [0] * 10 + [1] * 1 + [2] * 2
+    train, val = stratified_split(labels, 0.5, 0)
+    assert sorted([*train, *val]) == list(range(13)) and 10 in train and len(val) == 6
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda root: None, "no such folder, did you mean images"),
+        (lambda root: root.mkdir(), r"found no folders; expected train/ and val/"),
+        (lambda root: make_folder(root), r"found cat, dog; expected train/ and val/ .* --val_split 0.1"),
+        (lambda root: (make_folder(root / "train"), make_folder(root / "val", ("cat", "cow"))), "1 class that the training set lacks .cow."),
+        (lambda root: (make_folder(root / "train"), (root / "train" / "owl").mkdir(), make_folder(root / "val")), "no images in class folder owl"),
+        (lambda root: (make_folder(root / "train"), (root / "val").mkdir()), "0 images and no folders: expected one folder per class"),
+    ],
+)  # fmt: skip
+def test_wrong_folders(tmp_path, build, message):
+    (tmp_path / "images").mkdir()
+    build(tmp_path / "imagez")
+    with pytest.raises(InputError, match=message):
+        folders(tmp_path / "imagez")
+
+
+def test_broken_files_are_named(tmp_path):
+    make_folder(tmp_path, ("a", "b"), 3, suffix=".jpg")
+    scan = scan_folder(tmp_path)
+    check_headers(scan)
+    whole = (tmp_path / "b" / "1.jpg").read_bytes()
+    for name, content in {"text.jpg": b"not an image", "empty.png": b"", "cut.jpg": whole[: len(whole) // 2]}.items():
+        path = tmp_path / "b" / name
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"{name} (is no image|cannot be read)"):
+            read_image(str(path))
+        if name != "cut.jpg":  # its header is fine
+            with pytest.raises(InputError, match=f"{name} is no image"):
+                check_headers(scan_folder(tmp_path))
+        path.unlink()
+
+
+# --- the library datasets
+
+
+def png(value):
+    import io
+
+    file = io.BytesIO()
+    Image.new("RGB", (6, 5), (value, value, value)).save(file, "png")
+    return file.getvalue()
+
+
+def parquet(path, labels, image="image", label="label", as_struct=True):
+    import pyarrow
+    import pyarrow.parquet
+
+    images = [{"bytes": png(i), "path": None} if as_struct else png(i) for i in range(len(labels))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table({"id": list(range(len(labels))), image: images, label: labels}), path)
+
+
+@pytest.mark.parametrize("as_struct", [True, False])
+def test_parquet_with_embedded_bytes(tmp_path, as_struct):
+    parquet(tmp_path / "train.parquet", ["b", "a", "c", "a"], "img", "class", as_struct)
+    parquet(tmp_path / "validation.parquet", ["c", "a"], "img", "class", as_struct)
+    train, val = hub_table(str(tmp_path))
+    assert train.classes == ["a", "b", "c"] and train.labels.tolist() == [1, 0, 2, 0] and val.labels.tolist() == [2, 0]
+    assert np.asarray(train.read(3))[0, 0].tolist() == [3, 3, 3] and train.read(0).size == (6, 5)
+
+
+def test_parquet_split_here_and_columns_by_name(tmp_path):
+    parquet(tmp_path / "train.parquet", [0, 1] * 10, "picture", "kind")
+    with pytest.raises(InputError, match="which column holds the labels. found id .int64., picture .*, kind"):
+        hub_table(str(tmp_path), val_split=0.2)
+    train, val = hub_table(str(tmp_path), label_column="kind", val_split=0.2)
+    assert (len(train.labels), len(val.labels), train.classes) == (16, 4, ["0", "1"])
+    value = np.asarray(val.read(0))[0, 0, 0]
+    assert value % 2 == val.labels[0]  # image and label belong together
+    with pytest.raises(InputError, match="no such column; found id"):
+        hub_table(str(tmp_path), image_column="foto", val_split=0.2)
+    with pytest.raises(InputError, match="give --val_split"):
+        hub_table(str(tmp_path), label_column="kind")
+
+
+def test_imagefolder_and_saved_to_disk(tmp_path):
+    import datasets
+
+    make_folder(tmp_path / "images" / "train", ("a", "b"), 3)
+    make_folder(tmp_path / "images" / "test", ("a", "b"), 2)
+    train, val = hub_table(str(tmp_path / "images"))
+    assert train.classes == ["a", "b"] and len(train.labels) == 6 and val.labels.tolist() == [0, 0, 1, 1]
+    datasets.load_dataset(str(tmp_path / "images")).save_to_disk(tmp_path / "arrow")
+    saved, _ = hub_table(str(tmp_path / "arrow"))
+    assert saved.labels.tolist() == train.labels.tolist() and saved.read(0).size == (40, 30)
+
+
+def test_labels_that_train_lacks_and_data_that_is_not_there(tmp_path):
+    parquet(tmp_path / "train.parquet", ["a", "b"])
+    parquet(tmp_path / "test.parquet", ["a", "z"])
+    with pytest.raises(InputError, match=r"training split lacks \(z\)"):
+        hub_table(str(tmp_path))
+    with pytest.raises(InputError, match="cannot load it"):
+        hub_table(str(tmp_path / "nothing"))
+
+
+# --- leaves
+
+
+def test_string_list_keeps_any_name():
+    names = ["a", "", "ü/ö", "bad\udcff", "x" * 300]
+    kept = StringList(names)
+    assert list(kept) == names and kept[-1] == names[-1] and len(kept) == 5
+    with pytest.raises(IndexError):
+        kept[5]
+
+
+def test_eval_geometry_follows_the_published_rule():
+    assert eval_geometry(224) == (0.875, "center") and eval_geometry(224, 0.9) == (0.9, "center")
+    assert eval_geometry(384) == (1.0, "squash") and eval_geometry(32) == (1.0, "squash")
+    wide = Image.fromarray(np.tile(np.linspace(0, 255, 400, dtype=np.uint8)[None, :, None], (200, 1, 3)))
+    crop, warp = eval_transform(224)(wide), eval_transform(384)(wide)
+    assert crop.shape == (3, 224, 224) and warp.shape == (3, 384, 384)
+    assert crop[0, 0, 0] > warp[0, 0, 0] + 0.5  # the crop leaves out the dark left end, the warp shows it
+
+
+def test_posterize_to_no_bits_is_black():
+    transform = train_transform(64, aa="rand-m10-inc1", hflip=0.0, scale=(1, 1), ratio=(1, 1))
+    ops = [op for op in transform.transforms[1].ops if op.name == "PosterizeIncreasing"]
+    op = ops[0]
+    op.prob = 1.0
+    picture = Image.new("RGB", (8, 8), (200, 100, 50))
+    assert np.asarray(op(picture)).max() == 0
+    for policy in ("original", "originalr", "v0", "augmix-m9-w3"):
+        augment = train_transform(40, aa=policy)
+        for _ in range(40):
+            assert augment(picture).shape == (3, 40, 40)
+    assert torch.is_tensor(transform(picture))

@@ -1,0 +1,68 @@
+"""The folder of a run: a new one, or an unfinished one to go on with; never one that holds another run."""
+
+import datetime
+import json
+import os
+import pathlib
+import sys
+
+from utils import run_log
+from utils.arguments import InputError
+from utils.checkpoint import newest_state
+
+FINISHED = "finished.json"
+
+
+def open_folder(folder, script, settings, args, *, resume="", auto_resume=True, say=print):
+    """(folder, state to resume from or None). Makes the folder and its args.json.
+
+    settings: what decides the result; args: all flags, for the record. Raises InputError where the folder holds a
+    finished run or one with other settings, and where it cannot be written; nothing in it is touched then.
+    """
+    folder = pathlib.Path(folder) if folder else _fresh_name(script)
+    record, resume_from = folder / "args.json", resume or None
+    if record.exists():
+        if (folder / FINISHED).exists():
+            raise InputError(f"--output_dir {folder} holds a finished run: choose another folder, or remove this one")
+        if not (auto_resume or resume):
+            raise InputError(f"--output_dir {folder} holds an unfinished run: choose another folder, or --auto_resume true")
+        try:
+            differ = differences(json.loads(record.read_text())["settings"], settings)
+        except (ValueError, KeyError, TypeError, OSError):
+            raise InputError(f"--output_dir {folder}: its args.json cannot be read; choose another folder") from None
+        if differ and not resume:
+            raise InputError(f"--output_dir {folder} holds a run with other settings ({differ}): choose another folder")
+        resume_from = resume_from or newest_state(folder / "checkpoints", say)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        run_log.write_json(
+            record,
+            {
+                "settings": settings,
+                "args": args,
+                "command": sys.argv,
+                "commit": run_log.commit(),
+                "versions": run_log.versions(),
+            },
+        )
+    except OSError as error:
+        raise InputError(f"--output_dir {folder} cannot be written ({error.strerror}): choose another folder") from None
+    return str(folder), resume_from and str(resume_from)
+
+
+def mark_finished(folder, best):
+    run_log.write_json(os.path.join(folder, FINISHED), best)
+
+
+def differences(old, new):
+    """The settings that differ, in words; "" if none does."""
+    old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
+    differ = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return ", ".join(f"{key} was {old.get(key)} and is {new.get(key)} now" for key in differ)
+
+
+def _fresh_name(script):
+    base = pathlib.Path("output") / script
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    names = [stamp, *(f"{stamp}-{i}" for i in range(2, 100))]  # two runs may start within one second
+    return next(base / name for name in names if not (base / name).exists())
