@@ -6,6 +6,7 @@
         --model convnext_tiny --data_path imagenet --total_batch_size 4096 --lr 4e-3        # eight GPUs
 """
 
+import contextlib
 import functools
 import math
 import os
@@ -14,17 +15,17 @@ import time
 import warnings
 
 from utils import flags
-from utils.arguments import InputError, Parser, add_switch, derive_batch, key_value, number, whole
+from utils.arguments import InputError, Parser, add_switch, derive_batch, first_line, key_value, number, whole
 
 # What suits 1,438 digits of 8x8 pixels. Holds where neither --data_path nor --dataset is given; a flag on the line wins.
 DIGITS = {
-    "input_size": 32, "hflip": 0.0, "aa": "none", "reprob": 0.0,
-    "epochs": 20, "warmup_epochs": 2, "blr": 8e-3, "min_lr": 1e-5, "num_workers": 0,
+    "input_size": 64, "scale": (0.8, 1.0), "ratio": (0.9, 1.1), "crop_pct": 1.0, "hflip": 0.0, "aa": "none", "reprob": 0.0,
+    "epochs": 10, "warmup_epochs": 1, "blr": 8e-3, "min_lr": 1e-5, "num_workers": 0,
 }  # fmt: skip
 
 
 def parse_args(argv=None):
-    digits = " ".join(f"--{flag} {value}" for flag, value in DIGITS.items())
+    digits = ", ".join(f"{flag} {value}" for flag, value in DIGITS.items())
     parser = Parser(prog="train_recognition.py", description=__doc__, epilog=f"defaults for the digits: {digits}")
     group = parser.add_argument_group("model")
     add = group.add_argument
@@ -381,7 +382,7 @@ def build_data(args, check):
     norm = (normalisation.IMAGENET_INCEPTION_MEAN, normalisation.IMAGENET_INCEPTION_STD)
     if args.imagenet_default_mean_and_std:
         norm = (normalisation.IMAGENET_DEFAULT_MEAN, normalisation.IMAGENET_DEFAULT_STD)
-    with input_errors():
+    with input_errors(f"--aa {args.aa}: "):
         augment = train_transform(
             args.input_size, scale=args.scale, ratio=args.ratio, hflip=args.hflip, vflip=args.vflip,
             color_jitter=args.color_jitter, aa=None if args.aa.lower() in ("", "none") else args.aa,
@@ -450,7 +451,7 @@ def load_training(path, accelerator, model, optimizer, ema, settings, log):
         if ema:
             ema.load_state_dict(averaged or weights)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise InputError(f"--resume {path} does not fit this run: {str(error).strip().splitlines()[0]}") from None
+        raise InputError(f"--resume {path} does not fit this run: {first_line(error)}") from None
     scaler = state.pop("scaler")
     if accelerator.scaler and scaler:
         accelerator.scaler.load_state_dict(scaler)
@@ -498,15 +499,15 @@ def describe(record, epochs, best):
     return text
 
 
-class input_errors:
+@contextlib.contextmanager
+def input_errors(flag=""):
     """Within this, a ValueError of a library is the user's to put right, and shown as one line."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if kind is not None and issubclass(kind, (ValueError, AssertionError)) and not issubclass(kind, InputError):
-            raise InputError(str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__) from None
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise InputError(f"{flag}{first_line(error)}") from None
 
 
 if __name__ == "__main__":

@@ -87,7 +87,9 @@ def test_total_batch_size(batch_size, update_freq, total, processes, expected):
     assert derive_batch(batch_size, update_freq, total, processes, 64) == expected
 
 
-@pytest.mark.parametrize("numbers", [(64, None, 100, 1), (48, None, 512, 2), (64, 3, 512, 2), (64, None, 32, 1), (None, None, 7, 2)])
+@pytest.mark.parametrize(
+    "numbers", [(64, None, 100, 1), (48, None, 512, 2), (64, 3, 512, 2), (64, None, 32, 1), (None, None, 7, 2)]
+)
 def test_a_total_that_does_not_divide_names_the_numbers(numbers):
     with pytest.raises(InputError) as error:
         derive_batch(*numbers, 64)

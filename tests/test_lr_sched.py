@@ -84,7 +84,9 @@ def test_encoding_schedules_equal_published(golden):
             rates = [group["lr"] for group in optimizer.param_groups]
             assert rates == pytest.approx(expected, rel=1e-12, abs=1e-300), (config, row)
         if case["raises"]:  # past the end, where the published code divides by zero or takes a root of less than zero
-            last = learning_rate(first + len(case["group_lr"]), config["iters_per_epoch"], sched=modes[config["mode"]], **settings)
+            last = learning_rate(
+                first + len(case["group_lr"]), config["iters_per_epoch"], sched=modes[config["mode"]], **settings
+            )
             assert last == 0.0
 
 

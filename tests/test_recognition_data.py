@@ -56,7 +56,13 @@ def test_folders_with_train_and_val(tmp_path):
     (tmp_path / "train" / "a" / ".DS_Store").write_text("")
     (tmp_path / "train" / "a" / "notes.txt").write_text("no image by its name")
     (tmp_path / "train" / "b" / "more").mkdir()
-    Image.new("L", (5, 5)).save(tmp_path / "train" / "b" / "more" / "déjà vu \udcff.png".encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape"))
+    Image.new("L", (5, 5)).save(
+        tmp_path
+        / "train"
+        / "b"
+        / "more"
+        / "déjà vu \udcff.png".encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    )
     train, val = folders(tmp_path)
     assert np.bincount(train.labels).tolist() == [3, 4, 3] and val.labels.tolist() == [0, 0, 2, 2]
     assert all(train.read(i).mode == "RGB" for i in range(10))
@@ -76,19 +82,23 @@ def test_val_split_is_stratified_and_fixed_by_the_seed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("build", "message"),
+    ("folders_of", "message"),
     [
-        (lambda root: None, "no such folder, did you mean images"),
-        (lambda root: root.mkdir(), r"found no folders; expected train/ and val/"),
-        (lambda root: make_folder(root), r"found cat, dog; expected train/ and val/ .* --val_split 0.1"),
-        (lambda root: (make_folder(root / "train"), make_folder(root / "val", ("cat", "cow"))), "1 class that the training set lacks .cow."),
-        (lambda root: (make_folder(root / "train"), (root / "train" / "owl").mkdir(), make_folder(root / "val")), "no images in class folder owl"),
-        (lambda root: (make_folder(root / "train"), (root / "val").mkdir()), "0 images and no folders: expected one folder per class"),
+        (None, "no such folder, did you mean images"),
+        ({}, r"found no folders; expected train/ and val/"),
+        ({"": ("cat", "dog")}, r"found cat, dog; expected train/ and val/ .* --val_split 0.1"),
+        ({"train": ("cat", "dog"), "val": ("cat", "cow")}, r"1 class that the training set lacks \(cow\)"),
+        ({"train": ("cat", "dog"), "train/owl": (), "val": ("cat",)}, "no images in class folder owl"),
+        ({"train": ("cat", "dog"), "val": ()}, "0 images and no folders: expected one folder per class"),
     ],
-)  # fmt: skip
-def test_wrong_folders(tmp_path, build, message):
+)
+def test_wrong_folders(tmp_path, folders_of, message):
     (tmp_path / "images").mkdir()
-    build(tmp_path / "imagez")
+    for below, classes in (folders_of or {}).items():
+        make_folder(tmp_path / "imagez" / below, classes)
+        (tmp_path / "imagez" / below).mkdir(parents=True, exist_ok=True)
+    if folders_of == {}:
+        (tmp_path / "imagez").mkdir()
     with pytest.raises(InputError, match=message):
         folders(tmp_path / "imagez")
 

@@ -64,7 +64,10 @@ def batches_of(workers, process=0, processes=1, first_update=0, epochs=(0, 1), b
     transform = train_transform(32, aa="rand-m9-mstd0.5-inc1", reprob=0.5, hflip=0.5)
     sampler = TrainBatches(200, batch, 1, process, processes, seed=7)
     loader = torch.utils.data.DataLoader(
-        RecognitionDataset(source, transform, seed=7), batch_sampler=sampler, num_workers=workers, persistent_workers=workers > 0
+        RecognitionDataset(source, transform, seed=7),
+        batch_sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
     )
     seen = []
     for epoch in epochs:

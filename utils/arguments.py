@@ -17,6 +17,11 @@ class InputError(ValueError):
     """Something the user can put right: shown as one line, without a traceback."""
 
 
+def first_line(error):
+    """What an exception says, on one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class Parser(argparse.ArgumentParser):
     """ArgumentParser in which hyphens are underscores, `@file` reads a recipe and errors are one line."""
 

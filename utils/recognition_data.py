@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from utils.arguments import InputError
+from utils.arguments import InputError, first_line
 from utils.sampling import AUGMENT, Key, seed_everything, stream_seed
 from utils.string_list import StringList
 
@@ -186,8 +186,7 @@ def hub_table(name, image_column=None, label_column=None, val_split=None, seed=0
         saved = local and ({"dataset_dict.json", "state.json"} & set(os.listdir(name)))
         splits = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
     except Exception as error:  # the library raises a dozen kinds, from missing files to no network
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"--dataset {name}: the library datasets cannot load it ({reason})") from None
+        raise InputError(f"--dataset {name}: the library datasets cannot load it ({first_line(error)})") from None
     if isinstance(splits, datasets.Dataset):
         splits = {"train": splits}
     if "train" not in splits:

@@ -3,7 +3,7 @@
 import timm
 import torch
 
-from utils.arguments import InputError, choose_one
+from utils.arguments import InputError, choose_one, first_line
 
 
 def build_model(
@@ -38,7 +38,7 @@ def build_model(
     except TypeError as error:
         raise InputError(f"--model {name} does not take one of --model_kwargs, --drop_path: {error}") from None
     except (RuntimeError, OSError, ValueError) as error:
-        raise InputError(f"--model {name} cannot be made: {str(error).strip().splitlines()[0]}") from None
+        raise InputError(f"--model {name} cannot be made: {first_line(error)}") from None
     if head_init_scale != 1.0:
         head = model.get_classifier()
         if not isinstance(head, torch.nn.Module):

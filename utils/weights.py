@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from utils.arguments import InputError
+from utils.arguments import InputError, first_line
 
 _TO_TIMM = (  # original ConvNeXt name -> timm's, in this order
     (r"^downsample_layers\.0\.", "stem."),
@@ -51,7 +51,7 @@ def read_tensors(path, model_key="model|module"):
         what = f"it asks for {blocked[1] or blocked[2]}" if blocked else "it is damaged or holds more than tensors"
         raise InputError(f"weights {path}: not loaded, for {what}; nothing of it was run") from None
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"weights {path}: damaged or not a weights file ({str(error).splitlines()[0]})") from None
+        raise InputError(f"weights {path}: damaged or not a weights file ({first_line(error)})") from None
     for key in (*model_key.split("|"), "model", "module", "state_dict", "model_state"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -1,0 +1,385 @@
+"""train_recognition.py as users run it: training, resuming, evaluating, on one and two processes, and with wrong input."""
+
+import json
+import os
+import pathlib
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import timm
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from conftest import ROOT, TINY, lines, make_folder, run, train
+from safetensors.torch import load_file
+
+import train_recognition
+from utils.arguments import InputError
+from utils.checkpoint import states
+
+# All that has random numbers or a state of its own.
+EVERYTHING = (
+    "--mixup 0.8 --cutmix 1.0 --mixup_mode elem --drop_path 0.2 --update_freq 2 --batch_size 32 --model_ema true "
+    "--model_ema_decay 0.9 --aa rand-m5 --reprob 0.3 --hflip 0.5 --num_workers 1 --clip_grad 1.0 --weight_decay_end 0.1 "
+    "--log_every 3 --save_ckpt_num 100"
+).split()
+
+
+@pytest.fixture
+def main(capsys):
+    """The script within this process: returns what it printed."""
+
+    def call(*words):
+        try:
+            train_recognition.main(train_recognition.parse_args([*TINY, *map(str, words)]))
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+        return capsys.readouterr().out
+
+    return call
+
+
+def assert_same_run(a, b):
+    """Two runs that ended with the same bits and logged the same, each update once."""
+    a, b = pathlib.Path(a), pathlib.Path(b)
+    for name in ("log.txt", "updates.txt"):
+        assert lines(a / name) == lines(b / name), name
+    assert [record["update"] for record in lines(a / "updates.txt")] == list(range(len(lines(a / "updates.txt"))))
+    ends = [states(folder / "checkpoints")[-1] for folder in (a, b)]
+    assert ends[0].name == ends[1].name
+    files = {path.name for path in ends[0].iterdir()} - {"manifest.json", "state.json"}
+    for name in sorted(files):
+        assert (ends[0] / name).read_bytes() == (ends[1] / name).read_bytes(), name
+    for folder in ("last", "best", "best_ema"):
+        if (a / folder).exists():
+            assert (a / folder / "model.safetensors").read_bytes() == (b / folder / "model.safetensors").read_bytes()
+
+
+def stop_after(run_folder, update, to):
+    """A copy of a run's folder as it was when it was killed some time after the state of `update`."""
+    shutil.copytree(run_folder, to)
+    for state in states(to / "checkpoints"):
+        if state.name > f"update_{update:08d}":
+            shutil.rmtree(state)
+    shutil.rmtree(to / "last")
+    (to / "finished.json").unlink()
+    with open(to / "updates.txt", "a") as file:
+        file.write('{"update": 9')  # a line cut short
+    return to
+
+
+# --- what comes out
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One finished tiny run with everything on, saved every 5 updates: its folder."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    done = train(*EVERYTHING, "--save_ckpt_updates", 5, "--output_dir", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_output_folder(finished):
+    log = lines(finished / "log.txt")
+    assert [record["epoch"] for record in log] == [0, 1]
+    expected = {
+        "epoch", "train_loss", "train_lr", "test_acc1", "test_acc5", "test_loss", "test_images", "n_parameters",
+        "test_acc1_ema", "test_acc5_ema", "test_loss_ema", "test_images_ema",
+    }  # fmt: skip
+    assert set(log[0]) == expected and log[0]["test_images"] == 359
+    updates = lines(finished / "updates.txt")
+    assert len(updates) == 2 * (1438 // 64) and {"update", "epoch", "loss", "lr", "grad_norm"} == set(updates[0])
+    assert log[0]["train_loss"] == pytest.approx(sum(record["loss"] for record in updates[:22]) / 22)
+    assert updates[0]["lr"] == 0 and updates[22]["lr"] == pytest.approx(8e-3 * 64 / 256)
+    record = json.loads((finished / "args.json").read_text())
+    assert record["args"]["mixup"] == 0.8 and "torch" in record["versions"] and re.match("[0-9a-f]{40}", record["commit"])
+    assert not list(finished.rglob("tmp-*"))
+
+
+def test_timm_opens_the_result(finished):
+    for name in ("best", "best_ema", "last"):
+        model = timm.create_model(f"local-dir:{finished / name}", pretrained=True).eval()
+        assert model.num_classes == 10 and list(model.pretrained_cfg["input_size"]) == [3, 32, 32]
+        weights = load_file(finished / name / "model.safetensors")
+        assert all(torch.equal(tensor, weights[key]) for key, tensor in model.state_dict().items())
+    config = json.loads((finished / "best" / "config.json").read_text())
+    assert config["label_names"] == [str(i) for i in range(10)]
+
+
+def test_eval_gives_the_logged_numbers_on_one_and_two_processes(finished):
+    last = lines(finished / "log.txt")[-1]
+    expected = (
+        f"result: top-1 {last['test_acc1']:.5f} %, top-5 {last['test_acc5']:.5f} %, loss {last['test_loss']:.6f}, 359 images"
+    )
+    for processes, more in ((1, ["--batch_size", 50]), (2, ["--dist_eval", "true"]), (2, ["--dist_eval", "false"])):
+        done = train("--eval", "--finetune", finished / "last", *more, processes=processes)
+        assert expected in done.stdout, done.stdout + done.stderr
+    end = states(finished / "checkpoints")[-1]
+    done = train("--eval", "--resume", end)
+    assert expected in done.stdout
+    assert f"result of the EMA: top-1 {last['test_acc1_ema']:.5f} %" in done.stdout
+
+
+# --- resume
+
+
+@pytest.mark.parametrize("update", [5, 20, 22, 25, 40])
+def test_resume_at_any_update_ends_with_the_same_bits(finished, tmp_path, main, update):
+    stopped = stop_after(finished, update, tmp_path / "run")
+    out = main(*EVERYTHING, "--save_ckpt_updates", 5, "--output_dir", stopped)
+    assert f"after {update} updates" in out
+    assert_same_run(finished, stopped)
+
+
+def test_resume_passes_over_a_broken_state_and_needs_no_particular_workers(finished, tmp_path, main):
+    stopped = stop_after(finished, 30, tmp_path / "run")
+    broken = stopped / "checkpoints" / "update_00000030" / "model.safetensors"
+    broken.write_bytes(broken.read_bytes()[:100])
+    out = main(*EVERYTHING, "--save_ckpt_updates", 5, "--num_workers", 0, "--output_dir", stopped)
+    assert "update_00000030 is broken" in out and "after 25 updates" in out
+    assert_same_run(finished, stopped)
+
+
+@pytest.mark.slow
+def test_two_processes_resume_to_the_bit(tmp_path):
+    words = [*EVERYTHING, "--batch_size", 16, "--save_ckpt_updates", 7]
+    done = train(*words, "--output_dir", tmp_path / "a", processes=2)
+    assert done.returncode == 0, done.stderr
+    stopped = stop_after(tmp_path / "a", 28, tmp_path / "b")
+    done = train(*words, "--output_dir", stopped, processes=2)
+    assert done.returncode == 0 and "after 28 updates" in done.stdout, done.stderr
+    assert_same_run(tmp_path / "a", stopped)
+
+
+def test_killed_for_real_and_started_again(finished, tmp_path):
+    command = [sys.executable, str(ROOT / "train_recognition.py"), *TINY, *EVERYTHING, "--save_ckpt_updates", "5"]
+    command += ["--output_dir", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while len(states(tmp_path / "run" / "checkpoints")) < 3 and time.time() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0 and "resumed: " in done.stdout, done.stderr
+    assert_same_run(finished, tmp_path / "run")
+
+
+def test_a_folder_with_another_run_is_refused_and_left_alone(finished, tmp_path, main):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    with pytest.raises(InputError, match="holds a finished run"):
+        main(*EVERYTHING, "--output_dir", finished)
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    stopped = stop_after(finished, 20, tmp_path / "run")
+    with pytest.raises(InputError, match=r"other settings .*drop_path was 0.2 and is 0.1 now"):
+        main(*EVERYTHING, "--drop_path", 0.1, "--output_dir", stopped)
+    with pytest.raises(InputError, match=r"total_batch was 64 and is 128 now"):
+        main(*EVERYTHING, "--update_freq", 4, "--output_dir", stopped)
+    with pytest.raises(InputError, match="holds an unfinished run"):
+        main(*EVERYTHING, "--auto_resume", "false", "--output_dir", stopped)
+    assert len(states(stopped / "checkpoints")) == 4
+
+
+# --- the same training on any number of processes, workers and micro-batches
+
+
+def test_two_processes_train_as_one(tmp_path):
+    plain = ["--total_batch_size", 64, "--epochs", 1, "--warmup_epochs", 0, "--blr", 1e-3, "--aa", "rand-m5", "--opt", "sgd"]
+    losses = {}
+    for name, processes, batch in (("one", 1, 64), ("two", 2, 32), ("accumulated", 1, 16), ("both", 2, 8)):
+        folder = tmp_path / name
+        done = train(*plain, "--batch_size", batch, "--output_dir", folder, processes=processes)
+        assert done.returncode == 0, done.stderr
+        losses[name] = [record["loss"] for record in lines(folder / "updates.txt")]
+        weights = load_file(folder / "last" / "model.safetensors")
+        if name == "one":
+            expected = weights
+        assert all(torch.allclose(weights[key], expected[key], atol=1e-5) for key in expected), name
+        assert lines(folder / "log.txt")[0]["test_images"] == 359
+    assert all(values == pytest.approx(losses["one"], abs=1e-4) for values in losses.values())
+
+
+# --- options of the loop
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--bce_loss true --mixup 0.2 --channels_last true --opt lamb --sched poly",
+        "--model resnet10t --model_kwargs drop_block_rate=0.1 --opt momentum --sched wsd --sync_bn true",
+        "--grad_checkpointing true --sched step --head_init_scale 0.1 --mixup 1 --mixup_off_epoch 1",
+        "--opt adahessian --batch_size 16 --epochs 1 --warmup_epochs 0 --sched cosine_v1 --cutmix_minmax 0.2 0.5",
+        "--model vit_tiny_patch16_224 --model_kwargs depth=2 --layer_decay 0.8 --model_ema true --model_ema_warmup true",
+        "--disable_eval true --save_ckpt false --layer_decay 0.9 --layer_decay_type group --use_amp true --epochs 1",
+        "--opt lookahead_adamw --imagenet_default_mean_and_std false --smoothing 0 --vflip 0.5 --recount 2 --reprob 1",
+    ],
+)
+def test_options_train(main, tmp_path, words):
+    out = main("--epochs", 1, "--warmup_epochs", 0, "--total_batch_size", 64, "--output_dir", tmp_path / "run", *words.split())
+    losses = [record["loss"] for record in lines(tmp_path / "run" / "updates.txt")]
+    assert len(losses) >= 22 and losses[-1] < 1.05 * losses[0], out
+    assert "done in" in out and (tmp_path / "run" / "last" / "model.safetensors").exists()
+    assert ("best test_acc1" in out) != ("--disable_eval" in words)
+    if "group" in words:
+        assert "note: layer_decay_type group has 12 groups" in out
+
+
+def test_torch_compile_saves_plain_names(main, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self) or setattr(
+        self, "_compiled_call_impl", torch.compile(self._call_impl, backend="eager")))  # fmt: skip
+    main(
+        "--torchcompile", "true", "--epochs", 1, "--warmup_epochs", 0, "--save_ckpt_updates", 10, "--output_dir", tmp_path / "a"
+    )
+    main("--epochs", 1, "--warmup_epochs", 0, "--output_dir", tmp_path / "b")
+    a, b = (load_file(tmp_path / name / "last" / "model.safetensors") for name in "ab")
+    assert len(compiled) == 1 and a.keys() == b.keys()
+    assert all(torch.allclose(a[key], b[key], atol=1e-5) for key in a)
+
+
+def test_clipping_works_in_full_precision_and_with_accumulation(main, tmp_path):
+    common = (
+        "--opt momentum --momentum 0 --lr 1.0 --weight_decay 0 --sched constant --warmup_epochs 0 --epochs 1 "
+        "--clip_grad 1e-3 --total_batch_size 1024 --log_every 1"
+    ).split()
+    for batch in (512, 256):
+        main(*common, "--batch_size", batch, "--output_dir", tmp_path / str(batch), "--save_ckpt_updates", 1)
+        (record,) = lines(tmp_path / str(batch) / "updates.txt")
+        assert record["grad_norm"] > 0.1  # the norm before clipping
+        torch.manual_seed(0)
+        start = timm.create_model("convnextv2_atto", depths=(1, 1, 2, 1), dims=(8, 8, 16, 16), num_classes=10).state_dict()
+        end = load_file(tmp_path / str(batch) / "last" / "model.safetensors")
+        moved = torch.cat([(end[key] - start[key]).flatten() for key in start]).norm()
+        assert moved.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_own_folder_of_photographs_and_parquet(main, tmp_path):
+    make_folder(tmp_path / "photos", ("cat", "dog", "owl"), 12)
+    out = main("--data_path", tmp_path / "photos", "--val_split", 0.25, "--batch_size", 9, "--output_dir", tmp_path / "run",
+               "--input_size", 64, "--aa", "none", "--epochs", 3, "--blr", 0.02)  # fmt: skip
+    assert "27 training and 9 validation images, 3 classes" in out
+    assert json.loads((tmp_path / "run" / "best" / "config.json").read_text())["label_names"] == ["cat", "dog", "owl"]
+    with pytest.raises(InputError, match=r"--nb_classes 4: the data has 3 classes \(cat, dog, owl\)"):
+        main("--data_path", tmp_path / "photos", "--val_split", 0.25, "--nb_classes", 4)
+
+    import datasets
+
+    images = [str(path) for path in sorted((tmp_path / "photos").glob("*/*.png"))]
+    table = datasets.Dataset.from_dict({"image": images, "label": [path.split("/")[-2] for path in images]})
+    (tmp_path / "table").mkdir()
+    table.cast_column("image", datasets.Image()).map(lambda row: row).to_parquet(tmp_path / "table" / "train.parquet")
+    out = main("--dataset", tmp_path / "table", "--val_split", 0.25, "--batch_size", 9, "--output_dir", tmp_path / "run2",
+               "--num_workers", 1)  # fmt: skip
+    assert "27 training and 9 validation images, 3 classes" in out
+
+
+def test_finetune_starts_a_new_head_for_new_classes(main, finished, tmp_path):
+    make_folder(tmp_path / "photos", ("cat", "dog"), 12)
+    out = main("--data_path", tmp_path / "photos", "--val_split", 0.25, "--batch_size", 9, "--finetune", finished / "best",
+               "--output_dir", tmp_path / "run", "--lr", 0, "--min_lr", 0, "--epochs", 1, "--warmup_epochs", 0)  # fmt: skip
+    assert "the head has another size there and starts anew here (head.fc.bias, head.fc.weight)" in out
+    old, new = (load_file(folder / "model.safetensors") for folder in (finished / "best", tmp_path / "run" / "last"))
+    assert all(torch.equal(old[key], new[key]) for key in old if not key.startswith("head.fc"))
+
+
+# --- wrong input
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--data_path nowhere", "--data_path nowhere: no such folder"),
+        ("--model convnextv3_atto", "unknown model 'convnextv3_atto': did you mean convnextv2_atto"),
+        ("--model_kwargs depht=3", "does not take one of --model_kwargs"),
+        ("--total_batch_size 100 --batch_size 64", "--total_batch_size 100 cannot be made of 1 process x --batch_size 64"),
+        ("--batch_size 2000", "1438 training images are less than one update needs, 2000"),
+        ("--warmup_epochs 50", "the warm-up has 1100 updates but the whole run only 44"),
+        ("--opt adamv", "unknown optimizer 'adamv': did you mean"),
+        ("--nb_classes 11", "--nb_classes 11: the data has 10 classes"),
+        ("--finetune nothing.pth", "weights nothing.pth: no such file"),
+        ("--resume nothing", "--resume nothing: found no manifest.json"),
+        ("--output_dir /proc/strata", "--output_dir /proc/strata cannot be written"),
+        ("--aa foo-m9", "--aa foo-m9: Unknown AutoAugment"),
+        ("--pretrained true --model_kwargs depths=(2,2,6,2) dims=(40,80,160,320)", "--model convnextv2_atto cannot be made"),
+    ],
+)
+def test_wrong_input_is_one_line(main, tmp_path, words, message):
+    words = words.split()
+    if "--output_dir" not in words:
+        words += ["--output_dir", str(tmp_path / "run")]
+    with pytest.raises(InputError) as error:
+        main(*words)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "updates.txt").exists()
+
+
+def test_exit_codes_and_a_single_line(tmp_path):
+    wrong_flag, wrong_data = train("--layr_decay", 0.7), train("--data_path", tmp_path / "nowhere")
+    assert (wrong_flag.returncode, wrong_data.returncode) == (2, 1)
+    assert wrong_flag.stderr == "train_recognition.py: error: unknown flag --layr_decay, did you mean --layer_decay?\n"
+    assert wrong_data.stderr.startswith("train_recognition.py: error: --data_path") and wrong_data.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_is_no_image_is_named(tmp_path, workers):
+    make_folder(tmp_path / "photos", ("cat", "dog"), 12, suffix=".jpg")
+    broken = tmp_path / "photos" / "dog" / "5.jpg"
+    broken.write_bytes(broken.read_bytes()[:-200])  # the header is whole, so that it shows up in training
+    words = ["--data_path", tmp_path / "photos", "--val_split", 0.25, "--batch_size", 4, "--num_workers", workers]
+    done = train(*words, "--output_dir", tmp_path / "run")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert f"{broken} cannot be read as an image" in done.stderr
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_loss_that_is_no_number_names_the_update_and_the_last_good_state(tmp_path, processes):
+    words = ["--lr", 1e30, "--opt", "momentum", "--log_every", 4, "--warmup_epochs", 0, "--batch_size", 64 // processes]
+    done = train(*words, "--output_dir", tmp_path / "run", "--save_ckpt_updates", 1, processes=processes)
+    assert done.returncode == 1
+    where = r"(?:loss is \S+ at update \d+ \(epoch 0\)|weights are not finite any more after update \d+)"
+    match = re.search(rf"error: the {where}; the last good checkpoint is (.*); try", done.stderr)
+    assert match, done.stderr
+    assert not (tmp_path / "run" / "best").exists() and not (tmp_path / "run" / "finished.json").exists()
+    if match[1] != "none yet":
+        weights = load_file(pathlib.Path(match[1]) / "model.safetensors")
+        assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+# --- the jobs that the README promises
+
+
+@pytest.mark.slow
+def test_the_plain_command_reaches_98_per_cent(tmp_path):
+    """`accelerate launch train_recognition.py`, with more than one core at work where there is more than one."""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    launch = [str(pathlib.Path(sys.executable).parent / "accelerate"), "launch", str(ROOT / "train_recognition.py")]
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(launch, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=600)
+    seconds = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cores = (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / seconds
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "output" / "train_recognition").iterdir()
+    best = max(record["test_acc1"] for record in lines(folder / "log.txt"))
+    print(f"plain command: top-1 {best:.2f} % in {seconds:.0f} s, {cores:.2f} cores busy")
+    assert best >= 98.0
+    if len(os.sched_getaffinity(0)) > 1:
+        assert cores > 1.3
+
+
+def test_first_line_comes_at_once(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-u", str(ROOT / "train_recognition.py"), "--data_path", str(tmp_path / "x")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == f"train_recognition: convnextv2_atto on {tmp_path / 'x'}\n"
+    process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert run(ROOT / "train_recognition.py", "--help").stdout.startswith("usage: train_recognition.py")
