@@ -118,14 +118,15 @@ def make_schedule(optimizer, updates_per_epoch, *, weight_decay=None, weight_dec
     decays = None
     if weight_decay_end is not None:
         decays = cosine_scheduler(weight_decay, weight_decay_end, settings["epochs"], updates_per_epoch)
-    decaying = [group for group in optimizer.param_groups if group["weight_decay"] > 0]
+    # by number, for loading a state (and Accelerate's prepare) puts new dicts in the place of the groups
+    decaying = [i for i, group in enumerate(optimizer.param_groups) if group["weight_decay"] > 0]
 
     def schedule(update):
         lr = learning_rate(update, updates_per_epoch, **settings)
         set_learning_rate(optimizer, lr)
         if decays is not None:
-            for group in decaying:
-                group["weight_decay"] = decays[update]
+            for i in decaying:
+                optimizer.param_groups[i]["weight_decay"] = decays[update]
         return lr
 
     return schedule

@@ -118,6 +118,7 @@ def test_weight_decay_schedule_reaches_its_groups_and_leaves_the_others(start):
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "weight_decay": wd} for wd in (0.05, 0.0)]
     optimizer = torch.optim.SGD(groups, lr=1.0)
     schedule = make_schedule(optimizer, 4, weight_decay=start, weight_decay_end=0.05 - start, lr=1.0, epochs=2)
+    optimizer.load_state_dict(optimizer.state_dict())  # as a resume and Accelerate's prepare do: new dicts for the groups
     seen = []
     for update in [*range(8), 3]:  # back to 3, as a resumed run does
         assert schedule(update) == optimizer.param_groups[0]["lr"]

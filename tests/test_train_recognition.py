@@ -19,6 +19,7 @@ from conftest import ROOT, TINY, lines, make_folder, run, train
 from safetensors.torch import load_file
 
 import train_recognition
+from lr_sched import cosine_scheduler
 from utils.arguments import InputError
 from utils.checkpoint import states
 
@@ -101,6 +102,9 @@ def test_output_folder(finished):
     record = json.loads((finished / "args.json").read_text())
     assert record["args"]["mixup"] == 0.8 and "torch" in record["versions"] and re.match("[0-9a-f]{40}", record["commit"])
     assert not list(finished.rglob("tmp-*"))
+    optimizer = torch.load(states(finished / "checkpoints")[-1] / "optimizer.pt", weights_only=True)
+    decays = {group["weight_decay"] for group in optimizer["param_groups"]}
+    assert decays == {0.0, pytest.approx(cosine_scheduler(0.05, 0.1, 2, 22)[-1])}  # --weight_decay_end took effect
 
 
 def test_timm_opens_the_result(finished):
