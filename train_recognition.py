@@ -107,7 +107,7 @@ from timm.data import constants as normalisation
 
 from lr_sched import make_schedule
 from optim_factory import create_optimizer, layer_decay_assigner
-from utils import checkpoint, machine, recognition_data, run_folder
+from utils import checkpoint, machine, recognition_data, run_folder, sharding
 from utils.ema import EMA
 from utils.losses import BinaryCrossEntropy, CrossEntropy
 from utils.mixup import Mixup
@@ -223,13 +223,13 @@ def main(args):
             result = run_eval(network)
             record.update({f"test_{name}": value for name, value in result.items()})
             if improves(state["best"], "test_acc1", result["acc1"]):
-                export(accelerator, args.output_dir, "best", network, config)
+                export(accelerator, args.output_dir, "best", model, config)
         if ema and args.model_ema_eval and not args.disable_eval:
             with ema.in_model():
                 result = run_eval(network)
                 record.update({f"test_{name}_ema": value for name, value in result.items()})
                 if improves(state["best"], "test_acc1_ema", result["acc1"]):
-                    export(accelerator, args.output_dir, "best_ema", network, config)
+                    export(accelerator, args.output_dir, "best_ema", model, config)
         record["n_parameters"] = n_parameters
         log.epoch(record)
         log.say(describe(record, args.epochs, state["best"]) + f", {speed:.0f} images/s, {clock(time.perf_counter() - start)}")
@@ -238,7 +238,7 @@ def main(args):
             save()
 
     # result
-    export(accelerator, args.output_dir, "last", network, config)
+    export(accelerator, args.output_dir, "last", model, config)
     if accelerator.is_main_process:
         run_folder.mark_finished(args.output_dir, state["best"])
     best = ", ".join(f"best {name} {value:.3f}" for name, value in state["best"].items()) or "not evaluated"
@@ -357,6 +357,11 @@ def start_processes(args):
             f"the launcher started {world} processes, but Accelerate sees {accelerator.num_processes}: launch with torchrun "
             "or with a config of accelerate_configs/"
         )
+    if accelerator.distributed_type == "DEEPSPEED" and (args.model_ema or (args.save_ckpt and not args.eval)):
+        raise InputError(
+            "DeepSpeed keeps weights and moments where our states and averages cannot reach them: give --save_ckpt false and "
+            "no --model_ema, or shard with accelerate_configs/fsdp2.yaml, which can do both"
+        )
     if args.sync_bn and world > 1 and accelerator.device.type == "cpu":
         raise InputError("--sync_bn: torch synchronises batch norm on GPUs only; leave it out on the CPU")
     return accelerator, threads
@@ -428,13 +433,14 @@ def open_output(args, accelerator, settings, log):
 
 def save_training(args, accelerator, model, optimizer, ema, state, settings):
     """Save what a run needs to go on. The random numbers need no saving: they are keyed by the update."""
-    if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
+    weights, averaged = sharding.gather(model.state_dict()), ema and sharding.gather(ema.state_dict())
+    optimizer_state = sharding.gather(optimizer.optimizer.state_dict())
+    if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
         raise NonFiniteLoss(f"the weights are not finite any more after update {state['update'] - 1}")
     if accelerator.is_main_process:
         scaler = accelerator.scaler and accelerator.scaler.state_dict()
         checkpoint.save_state(
-            os.path.join(args.output_dir, "checkpoints"), state["update"], model.state_dict(),
-            optimizer.optimizer.state_dict(), ema and ema.state_dict(),
+            os.path.join(args.output_dir, "checkpoints"), state["update"], weights, optimizer_state, averaged,
             {**state, "settings": settings, "scaler": scaler}, keep=args.save_ckpt_num,
         )  # fmt: skip
     accelerator.wait_for_everyone()
@@ -446,8 +452,8 @@ def load_training(path, accelerator, model, optimizer, ema, settings, log):
     if differ := run_folder.differences(state.pop("settings"), settings):
         log.say(f"note: this state was saved with other settings: {differ}")
     try:
-        model.load_state_dict(weights)
-        optimizer.optimizer.load_state_dict(optimizer_state)
+        sharding.load_model(model, weights)
+        sharding.load_optimizer(optimizer.optimizer, optimizer_state)
         if ema:
             ema.load_state_dict(averaged or weights)
     except (RuntimeError, ValueError, KeyError) as error:
@@ -468,16 +474,16 @@ def evaluate_only(args, accelerator, model, run_eval, log):
     network = accelerator.prepare(model)
     results = {"result": run_eval(network)}
     if averaged:
-        model.load_state_dict(averaged)
+        sharding.load_model(model, averaged)
         results["result of the EMA"] = run_eval(network)
     for title, r in results.items():
         log.say(f"{title}: top-1 {r['acc1']:.5f} %, top-5 {r['acc5']:.5f} %, loss {r['loss']:.6f}, {r['images']} images")
     accelerator.end_training()
 
 
-def export(accelerator, output_dir, name, network, config):
-    """Write the weights that `network` holds now for timm to open."""
-    weights = accelerator.get_state_dict(network)
+def export(accelerator, output_dir, name, model, config):
+    """Write the weights that `model` holds now for timm to open."""
+    weights = sharding.gather(model.state_dict())
     if accelerator.is_main_process:
         checkpoint.export_weights(os.path.join(output_dir, name), weights, config)
 

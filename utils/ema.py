@@ -4,6 +4,8 @@ import contextlib
 
 import torch
 
+from utils.sharding import shard_like
+
 
 class EMA:
     """Shadow of the parameters and buffers of `model`; make it after `accelerator.prepare`, when all processes agree.
@@ -52,4 +54,4 @@ class EMA:
     @torch.no_grad()
     def load_state_dict(self, state):
         for name, shadow in zip(self.names, self.shadow, strict=True):
-            shadow.copy_(state[name])
+            shadow.copy_(shard_like(state[name], shadow))
