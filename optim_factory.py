@@ -289,7 +289,9 @@ def create_optimizer(args, model, get_num_layer=None, get_layer_scale=None, filt
     """The optimizer `args.opt`, over the groups of `get_parameter_groups` (or over all parameters as they are).
 
     args: has opt, lr, weight_decay, momentum, opt_eps and opt_betas (None: the optimizer's own), and may have `fused`
-    (True: torch's fused kernels, where the device of the parameters has them).
+    (True: torch's fused kernels, where the device of the parameters has them) and `weight_decay_filter` (what is free
+    of weight decay; it stands before `filter_bias_and_bn`): norm_bias, see `get_parameter_groups`; bn_names, see
+    `get_no_bn_wd_groups`; none.
     opt: sgd and nesterov (both with Nesterov momentum), momentum, adam, adamw, adadelta, rmsprop; nadam, radam,
     adamp, sgdp, adafactor, adahessian, rmsproptf, nvnovograd and any other name of timm's registry; `fused` before
     sgd, momentum, adam, adamw; `lookahead_` before any.
@@ -297,11 +299,18 @@ def create_optimizer(args, model, get_num_layer=None, get_layer_scale=None, filt
     Source: ConvNeXt and ConvNeXt-V2, optim_factory.py, function of the same name.
     """
     weight_decay = args.weight_decay
-    if filter_bias_and_bn:
+    free = getattr(args, "weight_decay_filter", None) or ("norm_bias" if filter_bias_and_bn else "none")
+    if free != "norm_bias" and get_num_layer is not None and hasattr(args, "weight_decay_filter"):
+        raise ValueError(f"weight_decay_filter {free} knows no layers: use norm_bias, or no layer decay")
+    if free == "norm_bias":
         if skip_list is None:
             skip_list = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
         parameters = get_parameter_groups(model, weight_decay, skip_list, get_num_layer, get_layer_scale)
         weight_decay = 0.0
+    elif free == "bn_names":
+        parameters = get_no_bn_wd_groups(model, weight_decay)
+    elif free != "none":
+        raise ValueError(f"weight_decay_filter is '{free}': expected norm_bias, bn_names or none")
     else:
         parameters = [param for param in model.parameters() if param.requires_grad]
 
@@ -404,19 +413,21 @@ def _unwrap(model):
 # --- the table ------------------------------------------------------------------------------------------------------
 
 
-def group_table(model, weight_decay, layer_decay, layer_decay_type="single"):
-    """Rows of dicts, one per parameter group: id, lr_scale, weight_decay, tensors, parameters, first, last."""
-    assigner = layer_decay_assigner(model, layer_decay, layer_decay_type)
+def group_table(model, groups, get_num_layer=None):
+    """Rows of dicts, one per parameter group: id, lr_scale, weight_decay, tensors, parameters, first, last name.
+
+    groups: of `get_parameter_groups`, or an optimizer's; get_num_layer: name -> layer id, or None.
+    """
     names = {param: name for name, param in model.named_parameters()}
-    skip_list = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
-    by_layer = (assigner.get_layer_id, assigner.get_scale) if assigner else (None, None)
     rows = []
-    for group in get_parameter_groups(model, weight_decay, skip_list, *by_layer):
+    for group in groups:
+        if not group["params"]:
+            continue
         first, last = names[group["params"][0]], names[group["params"][-1]]
         rows.append(
             {
-                "id": assigner.get_layer_id(first) if assigner else 0,
-                "lr_scale": group["lr_scale"],
+                "id": get_num_layer(first) if get_num_layer else 0,
+                "lr_scale": group.get("lr_scale", 1.0),
                 "weight_decay": group["weight_decay"],
                 "tensors": len(group["params"]),
                 "parameters": sum(param.numel() for param in group["params"]),
@@ -469,7 +480,11 @@ def main():
     try:
         with torch.device("meta"):
             model = timm.create_model(args.model)
-        print(format_group_table(group_table(model, args.weight_decay, args.layer_decay, args.layer_decay_type)))
+        assigner = layer_decay_assigner(model, args.layer_decay, args.layer_decay_type)
+        by_layer = (assigner.get_layer_id, assigner.get_scale) if assigner else (None, None)
+        skip_list = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+        groups = get_parameter_groups(model, args.weight_decay, skip_list, *by_layer)
+        print(format_group_table(group_table(model, groups, by_layer[0])))
     except ValueError as error:
         print(f"optim_factory.py: error: {error}", file=sys.stderr)
         sys.exit(2)

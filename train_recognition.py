@@ -6,16 +6,15 @@
         --model convnext_tiny --data_path imagenet --total_batch_size 4096 --lr 4e-3        # eight GPUs
 """
 
-import contextlib
 import functools
+import json
 import math
 import os
-import sys
 import time
 import warnings
 
 from utils import flags
-from utils.arguments import InputError, Parser, add_switch, derive_batch, first_line, key_value, number, whole
+from utils.arguments import InputError, Parser, add_switch, input_errors, key_value, number, run_script, whole
 
 # What suits 1,438 digits of 8x8 pixels. Holds where neither --data_path nor --dataset is given; a flag on the line wins.
 DIGITS = {
@@ -34,6 +33,8 @@ def parse_args(argv=None):
     add("--drop_path", type=number(0, 0.99), default=0.0, help="stochastic depth rate")
     add("--head_init_scale", type=number(above=0), default=1.0, help="multiplies the weights of the new head")
     add("--layer_scale_init_value", type=number(0), help="of ConvNeXt; none: the model's own")
+    add_switch(group, "--last_gamma", None, "of ResNet and ResNeSt: start each block's last norm at 0; none: the model's own")
+    add("--drop_block", type=number(0, 0.99), default=0.0, help="of ResNet and ResNeSt: DropBlock's rate")
     flags.add_start_flags(parser)
 
     group = parser.add_argument_group("data: the built-in digits unless --data_path or --dataset is given")
@@ -49,13 +50,15 @@ def parse_args(argv=None):
 
     group = parser.add_argument_group("augmentation")
     add = group.add_argument
+    add("--transforms", choices=("timm", "encoding"), default="timm", help="ConvNeXt's over timm, or PyTorch-Encoding's")
     add("--input_size", type=whole(8), default=224, help="pixels; up to 32 a padded random crop, from 384 warped in eval")
     add("--scale", type=number(above=0, maximum=1), nargs=2, default=(0.08, 1.0), help="share of the image in a random crop")
     add("--ratio", type=number(above=0), nargs=2, default=(0.75, 4 / 3), help="aspect ratio of a random crop")
     add("--hflip", type=number(0, 1), default=0.5, help="probability of a horizontal flip")
     add("--vflip", type=number(0, 1), default=0.0, help="probability of a vertical flip")
-    add("--color_jitter", type=number(0), help="strength; only without --aa")
-    add("--aa", default="rand-m9-mstd0.5-inc1", help="RandAugment, AutoAugment or AugMix in timm's words; none: off")
+    add("--color_jitter", type=number(0), help="strength; with timm's transforms only where --aa is none")
+    add("--aa", default="rand-m9-mstd0.5-inc1", help="RandAugment, AutoAugment or AugMix in timm's words, with the encoding "
+        "transforms rand-nN-mM; none: off")  # fmt: skip
     add("--train_interpolation", choices=("bicubic", "bilinear", "random"), default="bicubic", help="of random crops")
     add("--crop_pct", type=number(above=0, maximum=1), help="of evaluation below 384 pixels; none: 224 / 256")
     add("--reprob", type=number(0, 1), default=0.25, help="probability of random erasing")
@@ -98,30 +101,45 @@ def parse_args(argv=None):
 
 if __name__ == "__main__":  # before the heavy imports, so that --help, a wrong flag and the first line come at once
     args = parse_args()
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" and args.dry_run != "json":
         print(f"train_recognition: {args.model} on {args.data_path or args.dataset or 'built-in digits'}", flush=True)
 
-import accelerate
 import torch
 from timm.data import constants as normalisation
 
 from lr_sched import make_schedule
-from optim_factory import create_optimizer, layer_decay_assigner
-from utils import checkpoint, machine, recognition_data, run_folder, sharding
+from optim_factory import create_optimizer, format_group_table, group_table, layer_decay_assigner
+from utils import (
+    checkpoint,
+    dry_run,
+    encoding_transforms,
+    machine,
+    recognition_data,
+    recognition_transforms,
+    run_folder,
+    run_state,
+    sharding,
+)
+from utils.download import fetch, is_remote
 from utils.ema import EMA
 from utils.losses import BinaryCrossEntropy, CrossEntropy
 from utils.mixup import Mixup
 from utils.recognition_model import build_model, timm_config
-from utils.recognition_transforms import eval_geometry, eval_transform, train_transform
 from utils.run_log import RunLog, clock
+from utils.run_state import NonFiniteLoss
 from utils.sampling import MIX, MODEL, EvalBatches, TrainBatches, stream_seed
 from utils.weights import load_weights
 
 
 def main(args):
     # processes and the arithmetic of the batch
-    accelerator, threads = start_processes(args)
-    log = RunLog(None, accelerator.is_main_process)
+    threads = machine.use_all_cores()
+    accelerator, args.batch_size, args.update_freq = machine.start_processes(
+        args.batch_size, args.update_freq, args.total_batch_size, args.use_amp
+    )
+    saves = args.save_ckpt and not (args.eval or args.dry_run)
+    machine.check_support(accelerator, sync_bn=args.sync_bn, ema=args.model_ema, states=saves)
+    log = RunLog(None, accelerator.is_main_process and not args.dry_run)
     device, processes = accelerator.device, accelerator.num_processes
     on = f"{threads} CPU threads" if device.type == "cpu" else f"one {device.type}"
     log.say(f"processes: {processes}, each with {on}; precision {accelerator.mixed_precision}")
@@ -130,7 +148,7 @@ def main(args):
     torch.manual_seed(args.seed)
 
     # data
-    train_set, val_set, norm = build_data(args, check=accelerator.is_main_process)
+    train_set, val_set, geometry = build_data(args, check=accelerator.is_main_process)
     classes = train_set.source.classes
     share = (accelerator.process_index, processes)
     batches = TrainBatches(len(train_set), args.batch_size, args.update_freq, *share, args.seed)
@@ -146,34 +164,38 @@ def main(args):
     log.say(f"data: {len(train_set)} training and {len(val_set)} validation images, {len(classes)} classes")
 
     # model; which weights win: 1. --resume (below)  2. --finetune  3. --pretrained  4. from scratch
-    model = build_model(
-        args.model, classes, input_size=args.input_size, pretrained=args.pretrained, model_kwargs=args.model_kwargs,
-        drop_path=args.drop_path, layer_scale_init_value=args.layer_scale_init_value, head_init_scale=args.head_init_scale,
-    )  # fmt: skip
-    if args.finetune:
-        for line in load_weights(model, args.finetune, model_key=args.model_key, model_prefix=args.model_prefix):
-            log.say(line)
+    weights = args.finetune
+    if args.eval and args.resume and not checkpoint.is_state(args.resume):
+        weights, args.resume = args.resume, ""  # as published: --eval true --resume WEIGHTS
+    with torch.device("meta" if args.dry_run else "cpu"):
+        model = build_model(
+            args.model, classes, input_size=args.input_size, pretrained=args.pretrained and not args.dry_run,
+            model_kwargs=args.model_kwargs, drop_path=args.drop_path, drop_block=args.drop_block, last_gamma=args.last_gamma,
+            layer_scale_init_value=args.layer_scale_init_value, head_init_scale=args.head_init_scale,
+        )  # fmt: skip
+    origin = [args.resume or weights or ("timm's pretrained weights" if args.pretrained else "from scratch")]
+    if weights and not (args.dry_run and is_remote(weights)):
+        with accelerator.local_main_process_first():
+            path = fetch(weights)  # one process of a machine downloads, the others find it in the cache
+        origin = load_weights(model, path, model_key=args.model_key, model_prefix=args.model_prefix)
     n_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    origin = args.resume or args.finetune or ("timm's pretrained weights" if args.pretrained else "scratch")
-    log.say(f"model: {args.model}, {n_parameters:,} parameters, {args.input_size} pixels, from {origin}")
-    crop_pct, crop_mode = eval_geometry(args.input_size, args.crop_pct)
-    config = timm_config(
-        model, args.model, classes, input_size=args.input_size, mean=norm[0], std=norm[1], crop_pct=crop_pct,
-        crop_mode=crop_mode, model_kwargs=args.model_kwargs,
-    )  # fmt: skip
+    log.say(f"model: {args.model}, {n_parameters:,} parameters, {args.input_size} pixels")
+    for line in origin:
+        log.say(f"weights: {line}")
+    config = timm_config(model, args.model, classes, input_size=args.input_size, model_kwargs=args.model_kwargs, **geometry)
     if args.grad_checkpointing:
         model.set_grad_checkpointing(True)
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if args.sync_bn and processes > 1:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    run_eval = functools.partial(evaluate, accelerator, loader=val_loader, channels_last=args.channels_last)
-    if args.eval:
+    run_eval = functools.partial(evaluate, accelerator, loader=val_loader, channels_last=args.channels_last, flip=args.tta_flip)
+    if args.eval and not args.dry_run:
         return evaluate_only(args, accelerator, model, run_eval, log)
 
     # optimizer and schedule
     args.lr = args.blr * total_batch / 256 if args.lr is None else args.lr
-    optimizer = build_optimizer(args, model, log)
+    optimizer, get_layer_id = build_optimizer(args, model, log)
     with input_errors():
         schedule = make_schedule(
             optimizer, batches.updates, weight_decay=args.weight_decay, weight_decay_end=args.weight_decay_end,
@@ -188,12 +210,17 @@ def main(args):
             len(classes), args.mixup, args.cutmix, args.cutmix_minmax, args.mixup_prob, args.mixup_switch_prob,
             args.mixup_mode, args.smoothing,
         )  # fmt: skip
+    if args.dry_run:
+        return show_dry_run(args, accelerator, model, train_set, val_set, batches, origin, optimizer, get_layer_id, schedule)
     log.say(f"updates: {args.epochs} epochs x {batches.updates}, of {total_batch} images ({recipe}); peak lr {args.lr:.3g}")
 
     # output, and the run to go on with
     settings = {flag: value for flag, value in vars(args).items() if flag not in flags.FREE}
     settings.update(total_batch=total_batch, train_images=len(train_set), val_images=len(val_set), classes=len(classes))
-    args.output_dir, resume_from = open_output(args, accelerator, settings, log)
+    args.output_dir, resume_from = run_folder.open_together(
+        accelerator, args.output_dir, "train_recognition", settings, vars(args), resume=args.resume,
+        auto_resume=args.auto_resume, say=log.say,
+    )  # fmt: skip
     log = RunLog(args.output_dir, accelerator.is_main_process)
     log.say(f"output: {args.output_dir}")
     network, optimizer = accelerator.prepare(model, optimizer)
@@ -202,9 +229,12 @@ def main(args):
     ema = EMA(model, args.model_ema_decay, args.model_ema_warmup) if args.model_ema else None  # after prepare: equal everywhere
     state = {"epoch": 0, "update": 0, "loss_sum": 0.0, "best": {}}
     if resume_from:
-        state = load_training(resume_from, accelerator, model, optimizer, ema, settings, log)
+        state = run_state.load(resume_from, accelerator, model, optimizer, ema, settings, log.say)
     log.cut(state["epoch"], state["update"])
-    save = functools.partial(save_training, args, accelerator, model, optimizer, ema, state, settings)
+    save = functools.partial(
+        run_state.save, accelerator, args.output_dir, model, optimizer, ema, state, settings, args.save_ckpt_num
+    )
+    keep_weights = functools.partial(run_state.export, accelerator, model, config, args.output_dir)
 
     # train
     start = time.perf_counter()
@@ -223,13 +253,13 @@ def main(args):
             result = run_eval(network)
             record.update({f"test_{name}": value for name, value in result.items()})
             if improves(state["best"], "test_acc1", result["acc1"]):
-                export(accelerator, args.output_dir, "best", model, config)
+                keep_weights("best")
         if ema and args.model_ema_eval and not args.disable_eval:
             with ema.in_model():
                 result = run_eval(network)
                 record.update({f"test_{name}_ema": value for name, value in result.items()})
                 if improves(state["best"], "test_acc1_ema", result["acc1"]):
-                    export(accelerator, args.output_dir, "best_ema", model, config)
+                    keep_weights("best_ema")
         record["n_parameters"] = n_parameters
         log.epoch(record)
         log.say(describe(record, args.epochs, state["best"]) + f", {speed:.0f} images/s, {clock(time.perf_counter() - start)}")
@@ -238,7 +268,7 @@ def main(args):
             save()
 
     # result
-    export(accelerator, args.output_dir, "last", model, config)
+    keep_weights("last")
     if accelerator.is_main_process:
         run_folder.mark_finished(args.output_dir, state["best"])
     best = ", ".join(f"best {name} {value:.3f}" for name, value in state["best"].items()) or "not evaluated"
@@ -271,7 +301,8 @@ def train_one_epoch(
         log.updates(records)
         for record in records:
             if not math.isfinite(record["loss"]) and accelerator.scaler is None:
-                raise NonFiniteLoss(f"the loss is {record['loss']} at update {record['update']} (epoch {state['epoch']})")
+                where = f"at update {record['update']} (epoch {state['epoch']})"
+                raise NonFiniteLoss(f"the loss is {record['loss']} {where}", log.folder)
             state["loss_sum"] += record["loss"]
         log.progress(values[-1], rates[-1])
         losses.clear(), norms.clear(), rates.clear()
@@ -311,16 +342,20 @@ def train_one_epoch(
 
 
 @torch.no_grad()
-def evaluate(accelerator, model, loader, channels_last=False):
+def evaluate(accelerator, model, loader, channels_last=False, flip=False):
     """Top-1 and top-5 in per cent, cross-entropy, and the number of images, each counted once on any number of processes.
 
+    flip: the logits are the mean of those of the image and of its mirror image.
     Per-image values are gathered and summed exactly (fsum), so that the order of the images does not matter.
     """
     model.eval()
     layout = torch.channels_last if channels_last else torch.preserve_format
     rows = []
     for images, labels in loader:
-        logits = model(images.to(accelerator.device, non_blocking=True, memory_format=layout)).float()  # (B, classes)
+        images = images.to(accelerator.device, non_blocking=True, memory_format=layout)
+        logits = model(images).float()  # (B, classes)
+        if flip:
+            logits = (logits + model(images.flip(-1)).float()) / 2
         labels = labels.to(accelerator.device, non_blocking=True)  # (B,) int64, -1 where an image does not count
         loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
         correct = logits.topk(min(5, logits.shape[1])).indices == labels.unsqueeze(1)  # (B, 5)
@@ -336,41 +371,17 @@ def evaluate(accelerator, model, loader, channels_last=False):
 # --- what main is made of -------------------------------------------------------------------------------------------
 
 
-class NonFiniteLoss(InputError):
-    """The loss, or a weight, is no number any more."""
-
-
-def start_processes(args):
-    """(Accelerator, CPU threads of this process); makes `args.batch_size` and `args.update_freq` final."""
-    threads = machine.use_all_cores()
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    args.batch_size, args.update_freq = derive_batch(args.batch_size, args.update_freq, args.total_batch_size, world, 64)
-    precision = None
-    if args.use_amp and "ACCELERATE_MIXED_PRECISION" not in os.environ:
-        precision = "fp16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else "bf16"
-    # Without cpu=True several processes on a machine without GPU would each believe to be alone.
-    accelerator = accelerate.Accelerator(
-        cpu=not machine.has_accelerator(), mixed_precision=precision, gradient_accumulation_steps=args.update_freq
-    )
-    if world != accelerator.num_processes:
-        raise InputError(
-            f"the launcher started {world} processes, but Accelerate sees {accelerator.num_processes}: launch with torchrun "
-            "or with a config of accelerate_configs/"
-        )
-    if accelerator.distributed_type == "DEEPSPEED" and (args.model_ema or (args.save_ckpt and not args.eval)):
-        raise InputError(
-            "DeepSpeed keeps weights and moments where our states and averages cannot reach them: give --save_ckpt false and "
-            "no --model_ema, or shard with accelerate_configs/fsdp2.yaml, which can do both"
-        )
-    if args.sync_bn and world > 1 and accelerator.device.type == "cpu":
-        raise InputError("--sync_bn: torch synchronises batch norm on GPUs only; leave it out on the CPU")
-    return accelerator, threads
-
-
 def build_data(args, check):
-    """(training set, validation set, (mean, std)); with `check`, headers of image files are read for broken ones."""
-    if args.data_path:
-        train, val = recognition_data.folders(args.data_path, args.eval_data_path, args.val_split, args.seed)
+    """(training set, validation set, geometry); with `check`, headers of image files are read for broken ones.
+
+    geometry: mean, std, crop_pct and crop_mode, as the saved weights tell them to timm.
+    """
+    if args.data_path and args.dry_run and not os.path.isdir(args.data_path):
+        train, val = recognition_data.imagenet_sizes(args.data_path, args.nb_classes)
+    elif args.data_path:
+        train, val = recognition_data.folders(
+            args.data_path, args.eval_data_path, args.val_split, args.seed, need_val=args.eval or not args.disable_eval
+        )
     elif args.dataset:
         columns = (args.image_column, args.label_column)
         train, val = recognition_data.hub_table(args.dataset, *columns, args.val_split, args.seed)
@@ -384,23 +395,24 @@ def build_data(args, check):
     if check:
         recognition_data.check_headers(train)
         recognition_data.check_headers(val)
-    norm = (normalisation.IMAGENET_INCEPTION_MEAN, normalisation.IMAGENET_INCEPTION_STD)
+    norm = {"mean": normalisation.IMAGENET_INCEPTION_MEAN, "std": normalisation.IMAGENET_INCEPTION_STD}
     if args.imagenet_default_mean_and_std:
-        norm = (normalisation.IMAGENET_DEFAULT_MEAN, normalisation.IMAGENET_DEFAULT_STD)
+        norm = {"mean": normalisation.IMAGENET_DEFAULT_MEAN, "std": normalisation.IMAGENET_DEFAULT_STD}
+    kind = encoding_transforms if args.transforms == "encoding" else recognition_transforms
     with input_errors(f"--aa {args.aa}: "):
-        augment = train_transform(
+        augment = kind.train_transform(
             args.input_size, scale=args.scale, ratio=args.ratio, hflip=args.hflip, vflip=args.vflip,
             color_jitter=args.color_jitter, aa=None if args.aa.lower() in ("", "none") else args.aa,
-            interpolation=args.train_interpolation, reprob=args.reprob, remode=args.remode, recount=args.recount,
-            mean=norm[0], std=norm[1],
+            interpolation=args.train_interpolation, reprob=args.reprob, remode=args.remode, recount=args.recount, **norm,
         )  # fmt: skip
-    plain = eval_transform(args.input_size, crop_pct=args.crop_pct, mean=norm[0], std=norm[1])
+    plain = kind.eval_transform(args.input_size, crop_pct=args.crop_pct, **norm)
+    crop_pct, crop_mode = kind.eval_geometry(args.input_size, args.crop_pct)
     dataset = recognition_data.RecognitionDataset
-    return dataset(train, augment, args.seed), dataset(val, plain), norm
+    return dataset(train, augment, args.seed), dataset(val, plain), {**norm, "crop_pct": crop_pct, "crop_mode": crop_mode}
 
 
 def build_optimizer(args, model, log):
-    """create_optimizer with layer decay, in torch's fused form where the device has it."""
+    """(create_optimizer with layer decay, in torch's fused form where the device has it; name -> layer id or None)."""
     with input_errors(), warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         assigner = layer_decay_assigner(model, args.layer_decay, args.layer_decay_type)
@@ -411,58 +423,38 @@ def build_optimizer(args, model, log):
         optimizer = create_optimizer(wanted, model, *by_layer)
     for note in notes:
         log.say(f"note: {note.message}")
-    return optimizer
+    return optimizer, by_layer[0]
 
 
-def open_output(args, accelerator, settings, log):
-    """(folder, state to resume from or None): found by the main process, told to all, an error too, so that none waits."""
-    found = [None, None, None]
+def show_dry_run(args, accelerator, model, train_set, val_set, batches, origin, optimizer, get_layer_id, schedule):
+    """Print what the run would do."""
+    updates = args.epochs * batches.updates
+    warmup = args.warmup_steps if args.warmup_steps > 0 else round(args.warmup_epochs * batches.updates)
+    groups = group_table(model, optimizer.param_groups, get_layer_id)
+    run = {
+        "model": args.model,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "multiply_adds": dry_run.multiply_adds(model, args.input_size),
+        "input_size": args.input_size,
+        "weights": origin,
+        "data": train_set.source.title,
+        "train_images": len(train_set),
+        "val_images": len(val_set),
+        "classes": len(train_set.source.classes),
+        "processes": accelerator.num_processes,
+        "batch_size": args.batch_size,
+        "update_freq": args.update_freq,
+        "total_batch_size": args.batch_size * args.update_freq * accelerator.num_processes,
+        "epochs": args.epochs,
+        "updates_per_epoch": batches.updates,
+        "updates": updates,
+        "warmup_updates": warmup,
+        "lr": {"peak": args.lr, **dry_run.learning_rates(schedule, updates, warmup)},
+        "groups": groups,
+        "args": {flag: value for flag, value in vars(args).items() if flag != "dry_run"},
+    }
     if accelerator.is_main_process:
-        try:
-            found[:2] = run_folder.open_folder(
-                args.output_dir, "train_recognition", settings, vars(args), resume=args.resume,
-                auto_resume=args.auto_resume, say=log.say,
-            )  # fmt: skip
-        except InputError as error:
-            found[2] = str(error)
-    accelerate.utils.broadcast_object_list(found)
-    if found[2]:
-        raise InputError(found[2])
-    return found[:2]
-
-
-def save_training(args, accelerator, model, optimizer, ema, state, settings):
-    """Save what a run needs to go on. The random numbers need no saving: they are keyed by the update."""
-    weights, averaged = sharding.gather(model.state_dict()), ema and sharding.gather(ema.state_dict())
-    optimizer_state = sharding.gather(optimizer.optimizer.state_dict())
-    if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
-        raise NonFiniteLoss(f"the weights are not finite any more after update {state['update'] - 1}")
-    if accelerator.is_main_process:
-        scaler = accelerator.scaler and accelerator.scaler.state_dict()
-        checkpoint.save_state(
-            os.path.join(args.output_dir, "checkpoints"), state["update"], weights, optimizer_state, averaged,
-            {**state, "settings": settings, "scaler": scaler}, keep=args.save_ckpt_num,
-        )  # fmt: skip
-    accelerator.wait_for_everyone()
-
-
-def load_training(path, accelerator, model, optimizer, ema, settings, log):
-    """Put the state at `path` into place; returns its counters."""
-    weights, optimizer_state, averaged, state = checkpoint.load_state(path)
-    if differ := run_folder.differences(state.pop("settings"), settings):
-        log.say(f"note: this state was saved with other settings: {differ}")
-    try:
-        sharding.load_model(model, weights)
-        sharding.load_optimizer(optimizer.optimizer, optimizer_state)
-        if ema:
-            ema.load_state_dict(averaged or weights)
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise InputError(f"--resume {path} does not fit this run: {first_line(error)}") from None
-    scaler = state.pop("scaler")
-    if accelerator.scaler and scaler:
-        accelerator.scaler.load_state_dict(scaler)
-    log.say(f"resumed: {path}, epoch {state['epoch'] + 1}, after {state['update']} updates")
-    return state
+        print(json.dumps(run, indent=1) if args.dry_run == "json" else dry_run.as_text(run, format_group_table(groups)))
 
 
 def evaluate_only(args, accelerator, model, run_eval, log):
@@ -472,20 +464,16 @@ def evaluate_only(args, accelerator, model, run_eval, log):
         weights, _, averaged, _ = checkpoint.load_state(args.resume)
         model.load_state_dict(weights)
     network = accelerator.prepare(model)
+    start = time.perf_counter()
     results = {"result": run_eval(network)}
+    seconds = time.perf_counter() - start
     if averaged:
         sharding.load_model(model, averaged)
         results["result of the EMA"] = run_eval(network)
     for title, r in results.items():
         log.say(f"{title}: top-1 {r['acc1']:.5f} %, top-5 {r['acc5']:.5f} %, loss {r['loss']:.6f}, {r['images']} images")
+    log.say(f"throughput: {results['result']['images'] / seconds:.0f} images/s")
     accelerator.end_training()
-
-
-def export(accelerator, output_dir, name, model, config):
-    """Write the weights that `model` holds now for timm to open."""
-    weights = sharding.gather(model.state_dict())
-    if accelerator.is_main_process:
-        checkpoint.export_weights(os.path.join(output_dir, name), weights, config)
 
 
 def improves(best, name, value):
@@ -505,24 +493,5 @@ def describe(record, epochs, best):
     return text
 
 
-@contextlib.contextmanager
-def input_errors(flag=""):
-    """Within this, a ValueError of a library is the user's to put right, and shown as one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (ValueError, AssertionError, RuntimeError) as error:
-        raise InputError(f"{flag}{first_line(error)}") from None
-
-
 if __name__ == "__main__":
-    try:
-        main(args)
-    except InputError as error:
-        message = str(error).rpartition("InputError: ")[2].strip()  # one from a loader worker carries its traceback along
-        if isinstance(error, NonFiniteLoss):
-            good = checkpoint.states(os.path.join(args.output_dir, "checkpoints"))
-            message += f"; the last good checkpoint is {good[-1] if good else 'none yet'}; try a smaller --lr or --clip_grad 1"
-        print(f"train_recognition.py: error: {message}", file=sys.stderr, flush=True)
-        sys.exit(1)
+    run_script("train_recognition.py", main, args)

@@ -5,6 +5,7 @@ Standard library only, so that `--help` and a wrong flag answer before torch is 
 
 import argparse
 import ast
+import contextlib
 import difflib
 import math
 import os
@@ -15,6 +16,27 @@ import sys
 
 class InputError(ValueError):
     """Something the user can put right: shown as one line, without a traceback."""
+
+
+@contextlib.contextmanager
+def input_errors(flag=""):
+    """Within this, a ValueError of a library is the user's to put right, and shown as one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise InputError(f"{flag}{first_line(error)}") from None
+
+
+def run_script(script, main, args):
+    """main(args); an InputError ends the process with one line and exit code 1."""
+    try:
+        main(args)
+    except InputError as error:
+        message = str(error).rpartition("InputError: ")[2].strip()  # one from a loader worker carries its traceback along
+        print(f"{script}: error: {message}", file=sys.stderr, flush=True)
+        sys.exit(1)
 
 
 def first_line(error):

@@ -52,6 +52,11 @@ def states(folder):
     return sorted(pathlib.Path(folder).glob("update_*"))
 
 
+def is_state(path):
+    """Whether there is a state at `path`, whole or not."""
+    return (pathlib.Path(path) / MANIFEST).is_file()
+
+
 def newest_state(folder, say=print):
     """The newest state below `folder` that is whole, or None; broken ones are named and passed over."""
     for path in reversed(states(folder)):
@@ -79,8 +84,11 @@ def find_fault(path):
 def load_state(path):
     """(model, optimizer, ema or None, state) of a state folder. Raises InputError where it is broken or none."""
     path = pathlib.Path(path)
-    if not (path / MANIFEST).is_file():
-        raise InputError(f"--resume {path}: found no {MANIFEST}; expected a folder such as RUN/checkpoints/update_00000100")
+    if not is_state(path):
+        raise InputError(
+            f"--resume {path}: found no {MANIFEST}; expected a folder such as RUN/checkpoints/update_00000100. Weights alone "
+            "are started from with --finetune"
+        )
     if fault := find_fault(path):
         raise InputError(f"--resume {path}: broken checkpoint ({fault}); choose another one")
     ema = load_file(path / "ema.safetensors") if (path / "ema.safetensors").exists() else None

@@ -7,7 +7,8 @@ from utils.arguments import add_switch, number, whole
 def add_start_flags(parser):
     group = parser.add_argument_group("weights to start from: --resume before --finetune before --pretrained")
     add_switch(group, "--pretrained", False, "timm's pretrained weights of this model")
-    group.add_argument("--finetune", default="", metavar="FILE_OR_FOLDER", help="these weights")
+    add = group.add_argument
+    add("--finetune", default="", metavar="WEIGHTS", help="a file, a folder, https://…, hf-hub:USER/NAME or timm/NAME")
     group.add_argument("--model_key", default="model|module", help="where a .pth holds them; model_ema for averaged ones")
     group.add_argument("--model_prefix", default="", help="put before every name in the file")
 
@@ -25,9 +26,11 @@ def add_optimizer_flags(parser, layer_decay_types):
     add("--opt_eps", type=number(above=0), help="none: the optimizer's own")
     add("--opt_betas", type=number(0, 1), nargs="+", help="none: the optimizer's own")
     add("--momentum", type=number(0, 1), default=0.9, help="of SGD and its kin")
-    add("--weight_decay", type=number(0), default=0.05, help="not on norms, biases, GRN and layer scale")
+    add("--weight_decay", type=number(0), default=0.05, help="see --weight_decay_filter")
     add("--weight_decay_end", type=number(0), help="cosine from --weight_decay to this; none: constant")
     add("--clip_grad", type=number(above=0), help="largest norm of the gradient; none: no clipping")
+    add("--weight_decay_filter", choices=("norm_bias", "bn_names", "none"), default="norm_bias", help="what is free of weight "
+        "decay: norms and biases; names with bn or bias in them (PyTorch-Encoding's --no-bn-wd); nothing")  # fmt: skip
     add("--layer_decay", type=number(above=0, maximum=1), default=1.0, help="lr multiplier from each layer to the one before")
     add("--layer_decay_type", choices=layer_decay_types, default=layer_decay_types[0], help="how layers are numbered")
 
@@ -71,6 +74,7 @@ def add_evaluation_flags(parser):
     add_switch(group, "--eval", False, "evaluate the weights and stop")
     add_switch(group, "--disable_eval", False, "train without evaluating")
     add_switch(group, "--dist_eval", True, "share the evaluation among the processes; exact either way")
+    add_switch(group, "--tta_flip", False, "average the logits of each image and its mirror image")
 
 
 def add_output_flags(parser, script):
@@ -84,6 +88,7 @@ def add_output_flags(parser, script):
     add("--save_ckpt_updates", type=whole(1), help="updates between states, within epochs too")
     add("--save_ckpt_num", type=whole(1), default=3, help="states to keep")
     add("--log_every", type=whole(1), default=50, help="updates between looks at the loss")
+    add("--dry_run", nargs="?", const="text", choices=("text", "json"), help="print what the run would do, and stop")
     add("--seed", type=whole(0), default=0, help="of weights, data order and augmentation")
 
 
@@ -99,6 +104,7 @@ FREE = frozenset(
         "save_ckpt_updates",
         "save_ckpt_num",
         "log_every",
+        "dry_run",
         "num_workers",
         "pin_mem",
         "dist_eval",

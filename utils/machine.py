@@ -1,8 +1,45 @@
-"""What the machine offers to this process."""
+"""The processes of a run, and what the machine offers to each."""
 
 import os
 
+import accelerate
 import torch
+
+from utils.arguments import InputError, derive_batch
+
+
+def start_processes(batch_size, update_freq, total_batch_size, use_amp=False, default_batch_size=64):
+    """(Accelerator, batch_size, update_freq): joins the processes that the launcher started.
+
+    batch_size, update_freq and total_batch_size: see `derive_batch`. use_amp: bf16 (fp16 where a GPU has no bf16) if
+    the launcher chose no precision. Raises InputError where launcher and Accelerate disagree on the processes.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    batch_size, update_freq = derive_batch(batch_size, update_freq, total_batch_size, world, default_batch_size)
+    precision = None
+    if use_amp and "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        precision = "fp16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else "bf16"
+    # Without cpu=True several processes on a machine without GPU would each believe to be alone.
+    accelerator = accelerate.Accelerator(
+        cpu=not has_accelerator(), mixed_precision=precision, gradient_accumulation_steps=update_freq
+    )
+    if world != accelerator.num_processes:
+        raise InputError(
+            f"the launcher started {world} processes, but Accelerate sees {accelerator.num_processes}: launch with torchrun "
+            "or with a config of accelerate_configs/"
+        )
+    return accelerator, batch_size, update_freq
+
+
+def check_support(accelerator, *, sync_bn, ema, states):
+    """InputError for what the kind of processes cannot do."""
+    if sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cpu":
+        raise InputError("--sync_bn: torch synchronises batch norm on GPUs only; leave it out on the CPU")
+    if accelerator.distributed_type == "DEEPSPEED" and (ema or states):
+        raise InputError(
+            "DeepSpeed keeps weights and moments where our states and averages cannot reach them: give --save_ckpt false and "
+            "no --model_ema, or shard with accelerate_configs/fsdp2.yaml, which can do both"
+        )
 
 
 def has_accelerator():

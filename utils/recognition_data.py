@@ -1,6 +1,7 @@
 """Where images and labels come from: the built-in digits, class folders, and the library `datasets`.
 
-A source has `read(index)` -> PIL image in RGB, `labels` (N,) int64 array, `classes` list of names, `name(index)`.
+A source has `read(index)` -> PIL image in RGB, `labels` (N,) int64 array, `classes` list of names, `name(index)`, and
+`title`, which says what it is.
 """
 
 import difflib
@@ -44,6 +45,8 @@ class RecognitionDataset(torch.utils.data.Dataset):
 class Digits:
     """scikit-learn's handwritten digits: real 8x8 scans (UCI, optdigits), ten classes, shown as RGB."""
 
+    title = "built-in digits"
+
     def __init__(self, indices):
         from sklearn.datasets import load_digits
 
@@ -63,7 +66,7 @@ class Folder:
     """One folder per class, images at any depth below it, in any format that Pillow reads."""
 
     def __init__(self, root, paths, labels, classes):
-        self.root, self.paths = root, StringList(paths)
+        self.root, self.paths, self.title = root, StringList(paths), root
         self.labels, self.classes = np.asarray(labels, dtype=np.int64), classes
 
     def read(self, index):
@@ -76,8 +79,8 @@ class Folder:
 class TableOfImages:
     """A split of the library `datasets` with an image and a label column."""
 
-    def __init__(self, table, image_column, labels, classes, rows=None):
-        self.table, self.image_column, self.rows = table, image_column, rows
+    def __init__(self, table, image_column, labels, classes, title, rows=None):
+        self.table, self.image_column, self.rows, self.title = table, image_column, rows, title
         self.labels, self.classes = np.asarray(labels, dtype=np.int64), classes
 
     def _row(self, index):
@@ -93,6 +96,29 @@ class TableOfImages:
         return f"row {self._row(index)}, column '{self.image_column}'"
 
 
+class Counted:
+    """Stands in for images that are not here, where only their number matters."""
+
+    def __init__(self, title, images, classes):
+        self.title, self.labels = title, np.zeros(images, dtype=np.int64)
+        self.classes = [str(number) for number in range(classes)]
+
+
+# classes -> name, training and validation images. 22K: the fall 2011 release, which ConvNeXt trains on whole.
+IMAGENET = {1000: ("ImageNet-1K", 1_281_167, 50_000), 21_841: ("ImageNet-22K", 14_197_122, 0)}
+
+
+def imagenet_sizes(data_path, nb_classes):
+    """(train, val) in the sizes of ImageNet with so many classes, for a dry run without the images."""
+    if nb_classes not in IMAGENET:
+        raise InputError(
+            f"--data_path {data_path}: no such folder; to count without it, give --nb_classes {' or '.join(map(str, IMAGENET))}"
+        )
+    name, train, val = IMAGENET[nb_classes]
+    title = f"{name} by its published size ({data_path} is not here)"
+    return Counted(title, train, nb_classes), Counted(title, val, nb_classes)
+
+
 def digits():
     """(train, val): the fixed, stratified 80/20 split of the digits, the same for every seed."""
     from sklearn.datasets import load_digits
@@ -101,10 +127,11 @@ def digits():
     return Digits(train), Digits(val)
 
 
-def folders(data_path, eval_data_path=None, val_split=None, seed=0):
+def folders(data_path, eval_data_path=None, val_split=None, seed=0, need_val=True):
     """(train, val) from `data_path` with train/ and val/, from two trees, or from one tree and `val_split`.
 
-    Raises InputError for a folder that is missing or empty and for classes in val that train lacks.
+    Without `need_val`, val may be missing and has no images then. Raises InputError for a folder that is missing or
+    empty and for classes in val that train lacks.
     """
     root = pathlib.Path(data_path)
     if not root.is_dir():
@@ -122,6 +149,9 @@ def folders(data_path, eval_data_path=None, val_split=None, seed=0):
     if not val_root.is_dir():
         if eval_data_path:
             raise InputError(f"--eval_data_path {val_root}: no such folder")
+        if not need_val:
+            train = scan_folder(train_root)
+            return train, Folder(train.root, [], [], train.classes)
         found = ", ".join(sorted(entry.name for entry in root.iterdir() if entry.is_dir())[:5]) or "no folders"
         raise InputError(
             f"--data_path {root}: found {found}; expected train/ and val/ with one folder per class in each, "
@@ -206,14 +236,14 @@ def hub_table(name, image_column=None, label_column=None, val_split=None, seed=0
     if val_split is not None:
         train, val = stratified_split(labels, val_split, seed)
         table = table.cast_column(image_column, datasets.Image())
-        return tuple(TableOfImages(table, image_column, labels[rows], classes, rows) for rows in (train, val))
+        return tuple(TableOfImages(table, image_column, labels[rows], classes, name, rows) for rows in (train, val))
     val_table = splits[held_out]
     for column in (image_column, label_column):
         if column not in val_table.column_names:
             raise InputError(f"--dataset {name}: split {held_out} has no column '{column}', as train has")
     val_labels, _ = _labels(val_table, label_column, classes)
     return tuple(
-        TableOfImages(part.cast_column(image_column, datasets.Image()), image_column, part_labels, classes)
+        TableOfImages(part.cast_column(image_column, datasets.Image()), image_column, part_labels, classes, name)
         for part, part_labels in ((table, labels), (val_table, val_labels))
     )
 

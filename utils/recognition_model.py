@@ -14,6 +14,8 @@ def build_model(
     pretrained=False,
     model_kwargs=(),
     drop_path=0.0,
+    drop_block=0.0,
+    last_gamma=None,
     layer_scale_init_value=None,
     head_init_scale=1.0,
 ):
@@ -28,6 +30,10 @@ def build_model(
     kwargs = dict(model_kwargs)
     if layer_scale_init_value is not None:
         kwargs["ls_init_value"] = layer_scale_init_value
+    if last_gamma is not None:
+        kwargs["zero_init_last"] = last_gamma
+    if drop_block:
+        kwargs["drop_block_rate"] = drop_block
     known = timm.models.get_pretrained_cfg(name) if by_name else None
     if known is not None and known.fixed_input_size:
         kwargs.setdefault("img_size", input_size)
@@ -36,7 +42,7 @@ def build_model(
             name, pretrained=pretrained, num_classes=len(classes), drop_path_rate=drop_path or None, **kwargs
         )
     except TypeError as error:
-        raise InputError(f"--model {name} does not take one of --model_kwargs, --drop_path: {error}") from None
+        raise InputError(f"--model {name} does not take one of the flags given for it: {error}") from None
     except (RuntimeError, OSError, ValueError) as error:
         raise InputError(f"--model {name} cannot be made: {first_line(error)}") from None
     if head_init_scale != 1.0:

@@ -6,6 +6,8 @@ import os
 import pathlib
 import sys
 
+import accelerate
+
 from utils import run_log
 from utils.arguments import InputError
 from utils.checkpoint import newest_state
@@ -48,6 +50,20 @@ def open_folder(folder, script, settings, args, *, resume="", auto_resume=True, 
     except OSError as error:
         raise InputError(f"--output_dir {folder} cannot be written ({error.strerror}): choose another folder") from None
     return str(folder), resume_from and str(resume_from)
+
+
+def open_together(accelerator, *words, say, **settings):
+    """`open_folder` by the main process; all processes learn what it found, an error too, so that none waits for ever."""
+    found = [None, None, None]
+    if accelerator.is_main_process:
+        try:
+            found[:2] = open_folder(*words, say=say, **settings)
+        except InputError as error:
+            found[2] = str(error)
+    accelerate.utils.broadcast_object_list(found)
+    if found[2]:
+        raise InputError(found[2])
+    return found[:2]
 
 
 def mark_finished(folder, best):

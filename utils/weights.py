@@ -1,19 +1,23 @@
 """Reading published and own weights into a timm model, with an exact account of the keys; no code is unpickled.
 
-Read: safetensors files; folders with model.safetensors; .pth and .pt files of tensors, as ConvNeXt, ConvNeXt-V2 and
-timm write them, with the original ConvNeXt names or timm's.
+Read: safetensors files and folders with model.safetensors (timm, the Hub, this project); .pth, .pt and .bin files of
+tensors as ConvNeXt, ConvNeXt-V2, PyTorch-Encoding, timm and torchvision write them, dense or, for FCMAE, in the sparse
+layout; a .zip that holds one such file.
 """
 
 import argparse
+import io
+import math
 import pathlib
 import pickle
 import re
+import zipfile
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from utils.arguments import InputError, first_line
+from utils.download import fetch
 
 _TO_TIMM = (  # original ConvNeXt name -> timm's, in this order
     (r"^downsample_layers\.0\.", "stem."),
@@ -26,6 +30,10 @@ _TO_TIMM = (  # original ConvNeXt name -> timm's, in this order
     (r"^norm\.", "head.norm."),
     (r"^head\.(weight|bias)$", r"head.fc.\1"),
 )
+_PRETRAINING = re.compile(r"^(?:mask_token$|proj\.|pred\.|decoder\.)")  # what FCMAE has beside the encoder
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
 
 
 def read_tensors(path, model_key="model|module"):
@@ -45,56 +53,70 @@ def read_tensors(path, model_key="model|module"):
         if path.suffix == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(_unpack(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         blocked = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:global|class) ([\w.]+)", str(error))
         what = f"it asks for {blocked[1] or blocked[2]}" if blocked else "it is damaged or holds more than tensors"
         raise InputError(f"weights {path}: not loaded, for {what}; nothing of it was run") from None
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # damaged files make the readers raise any kind, from EOFError to UnicodeDecodeError
         raise InputError(f"weights {path}: damaged or not a weights file ({first_line(error)})") from None
     for key in (*model_key.split("|"), "model", "module", "state_dict", "model_state"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
+    named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    if not named or not content or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
         found = ", ".join(map(str, list(content)[:8])) if isinstance(content, dict) else type(content).__name__
         raise InputError(f"weights {path}: expected tensors by name under one of {model_key}; found {found}")
     return content
 
 
-def load_weights(model, path, *, model_key="model|module", model_prefix=""):
-    """Load `path` into the timm `model`; returns lines that say what was done.
+def _unpack(path):
+    """`path`, or the one weights file in it where it is a .zip archive that is none itself (PyTorch-Encoding's)."""
+    if not zipfile.is_zipfile(path):
+        return path
+    with zipfile.ZipFile(path) as archive:
+        inside = [name for name in archive.namelist() if not name.endswith("/")]
+        if any(name.endswith("data.pkl") for name in inside):
+            return path
+        weights = [name for name in inside if name.endswith((".pth", ".pt", ".bin"))]
+        if len(weights) != 1:
+            raise InputError(f"weights {path}: expected one .pth file in the archive, found {', '.join(inside[:5]) or 'none'}")
+        return io.BytesIO(archive.read(weights[0]))
 
-    A classifier of another size is left as it is and that is said; any other missing, unexpected or misshapen tensor
-    is an InputError that names them.
-    """
-    tensors = read_tensors(path, model_key)
-    while all(name.startswith(("module.", "_orig_mod.")) for name in tensors):
+
+# --- names and layouts ----------------------------------------------------------------------------------------------
+
+
+def to_timm(tensors):
+    """({timm name: tensor}, what the layout was, names left out) of a published state dict."""
+    while tensors and all(name.startswith(("module.", "_orig_mod.")) for name in tensors):
         tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
-    tensors = {model_prefix + name: tensor for name, tensor in tensors.items()}
-    layout = "timm names"
+    if any(name.startswith(("decode_head.", "auxiliary_head.", "auxlayer.")) for name in tensors):
+        raise InputError("this is a segmentation network; expected an image recognition model")
+    layout, left_out = [], []
+    if any(name.startswith("encoder.") for name in tensors) and any(map(_PRETRAINING.match, tensors)):
+        left_out = [name for name in tensors if _PRETRAINING.match(name)]
+        tensors = {name.removeprefix("encoder."): t for name, t in tensors.items() if name not in left_out}
+        layout.append("FCMAE checkpoint")
+    if any(name.endswith(".kernel") for name in tensors):
+        tensors = dict(_to_dense(name, tensor) for name, tensor in tensors.items())
+        layout.append("sparse layout")
+    family = "ConvNeXt V2" if any(".grn." in name for name in tensors) else "ConvNeXt"
     if any(name.startswith("downsample_layers.") for name in tensors):
-        tensors, layout = {to_timm_name(name): tensor for name, tensor in tensors.items()}, "original ConvNeXt names"
-
-    wanted = model.state_dict()
-    head = {n for n in wanted if n.startswith(tuple(f"{c}." for c in _classifiers(model)))}
-    new_head = any(n not in tensors or tensors[n].numel() != wanted[n].numel() for n in head)
-    if new_head:
-        tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
-    missing = [name for name in wanted if name not in tensors and not (new_head and name in head)]
-    unexpected = [name for name in tensors if name not in wanted]
-    # 1x1 convolutions and linear layers, and both forms of GRN, hold the same numbers in other shapes
-    misshapen = [name for name in tensors if name in wanted and not _same_but_for_ones(tensors[name], wanted[name])]
-    if missing or unexpected or misshapen:
-        raise InputError(
-            f"weights {path} do not fit the model: missing {_some(missing)}; unexpected {_some(unexpected)}; "
-            f"of another shape {_some(misshapen)}"
-        )
-    model.load_state_dict({n: t.reshape(wanted[n].shape) for n, t in tensors.items()}, strict=False)
-    lines = [f"weights: {path}, {layout}, {len(tensors)} tensors loaded"]
-    if new_head:
-        lines.append(f"weights: the head has another size there and starts anew here ({', '.join(sorted(head))})")
-    return lines
+        tensors = {to_timm_name(name): tensor for name, tensor in tensors.items()}
+        layout = [f"{family} {layout[0]}" if left_out else f"{family} checkpoint", *layout[bool(left_out) :]]
+        layout += [] if "sparse layout" in layout else ["original names"]
+    elif any(".conv_dw." in name and name.startswith("stages.") for name in tensors):
+        layout.append(f"{family} checkpoint, timm names")
+    elif any(name.startswith("layer1.") for name in tensors):
+        nest = any(re.match(r"layer1\.0\.conv2\.(fc1|conv)\.", name) for name in tensors)
+        layout.append("ResNeSt checkpoint" if nest else "ResNet checkpoint")
+    else:
+        layout.append("timm names")
+    return tensors, ", ".join(layout), left_out
 
 
 def to_timm_name(name):
@@ -102,6 +124,68 @@ def to_timm_name(name):
     for pattern, replacement in _TO_TIMM:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def _to_dense(name, tensor):
+    """Dense (name, tensor) of one of FCMAE's encoder as MinkowskiEngine holds it.
+
+    A kernel is (positions, C) if depthwise, (positions, C_in, C_out) otherwise, its positions column by column; biases
+    and GRN are (1, C). Source: ConvNeXt-V2, utils.py, remap_checkpoint_keys.
+    """
+    if name.endswith(".kernel"):
+        side = math.isqrt(tensor.shape[0])
+        axes = (1, 0) if tensor.ndim == 2 else (2, 1, 0)
+        kernel = tensor.permute(axes).unflatten(-1, (side, side)).transpose(-1, -2)  # (C_out, [C_in,] rows, columns)
+        return name.removesuffix("kernel") + "weight", (kernel.unsqueeze(1) if tensor.ndim == 2 else kernel).contiguous()
+    name = re.sub(r"\.(?:ln|linear)\.", ".", name)
+    return name, tensor.flatten() if name.endswith(".bias") or ".grn." in name else tensor
+
+
+# --- loading --------------------------------------------------------------------------------------------------------
+
+
+def load_weights(model, source, *, model_key="model|module", model_prefix=""):
+    """Load `source` (see `fetch`) into the timm `model`; returns lines that say what was done.
+
+    A classifier of another size is left as it is, and so is the final norm after FCMAE, which has none; that is said.
+    Any other missing, unexpected or misshapen tensor is an InputError that names them, and the model stays untouched.
+    """
+    tensors = {model_prefix + name: tensor for name, tensor in read_tensors(fetch(source), model_key).items()}
+    try:
+        tensors, layout, left_out = to_timm(tensors)
+    except (RuntimeError, IndexError) as error:  # kernels of no square side, say
+        raise InputError(f"weights {source}: the tensors do not have the expected shapes ({first_line(error)})") from None
+    except InputError as error:
+        raise InputError(f"weights {source}: {error}") from None
+
+    wanted = model.state_dict()
+    head = {n for n in wanted if n.startswith(tuple(f"{c}." for c in _classifiers(model)))}
+    new = {n for n in wanted if n.endswith("num_batches_tracked") and n not in tensors}  # older torch had no such buffer
+    if head and any(n not in tensors or not _same_but_for_ones(tensors[n], wanted[n]) for n in head):
+        new |= head
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
+    if left_out:
+        new |= {n for n in wanted if re.match(r"(?:head\.)?norm(?:_pre)?\.", n) and n not in tensors}
+    missing = [name for name in wanted if name not in tensors and name not in new]
+    unexpected = [name for name in tensors if name not in wanted]
+    if not head:  # a model without classifier takes the weights of one that has it
+        unexpected = [name for name in unexpected if not re.match(r"(?:head\.fc|fc|head|classifier)\.(?:weight|bias)$", name)]
+        left_out += [name for name in tensors if name not in wanted and name not in unexpected]
+    # 1x1 convolutions and linear layers, and both forms of GRN, hold the same numbers in other shapes
+    misshapen = [name for name in tensors if name in wanted and not _same_but_for_ones(tensors[name], wanted[name])]
+    if missing or unexpected or misshapen:
+        raise InputError(
+            f"weights {source} ({layout}) do not fit the model: missing {_some(missing)}; unexpected {_some(unexpected)}; "
+            f"of another shape {_some(misshapen)}"
+        )
+    fitting = {name: tensor.reshape(wanted[name].shape) for name, tensor in tensors.items() if name in wanted}
+    model.load_state_dict(fitting, strict=False)
+    parts = ["decoder left out"] * any(map(_PRETRAINING.match, left_out)) + ["head new"] * bool(head & new)
+    return [
+        f"weights: {source}",
+        f"weights: {layout}" + "".join(f"; {', '.join(parts)}" if parts else ""),
+        f"weights: {len(fitting)} tensors loaded; left out {_some(left_out)}; new {_some(sorted(new))}",
+    ]
 
 
 def _classifiers(model):
