@@ -51,8 +51,9 @@ def expected_fields(row):
     if row["family"] == "pytorch_encoding_recognition":
         total = flags["batch_size"] * flags["world_size"] * GPUS_PER_NODE
         return fields | {
-            "total_batch_size": total, "lr": effective["lr_per_256_images"] * total / 256, "smoothing": flags["label_smoothing"],
-            "momentum": flags["momentum"], "opt": "momentum", "last_gamma": flags["last_gamma"], "cutmix": 0.0, "sched": "cosine",
+            "total_batch_size": total, "lr": effective["lr_per_256_images"] * total / 256, "sched": "cosine", "cutmix": 0.0,
+            "smoothing": flags["label_smoothing"], "momentum": flags["momentum"], "opt": "momentum",
+            "last_gamma": flags["last_gamma"],
             "weight_decay_filter": "bn_names" if flags["no_bn_wd"] else "none", "transforms": "encoding", "min_lr": 0.0,
             "aa": "rand-n2-m12" if flags["rand_aug"] else "none", "reprob": 0.0, "scale": [0.1, 1.0], "model_ema": False,
             "layer_decay": 1.0, "drop_path": 0.0, "drop_block": flags["dropblock_prob"],

@@ -26,6 +26,7 @@ def fetch(source):
 
     Raises InputError where it cannot be had. A download that breaks off leaves nothing behind.
     """
+    source = os.fspath(source)
     if re.match(r"https?://", source):
         return _download(source)
     if is_remote(source):

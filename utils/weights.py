@@ -163,8 +163,9 @@ def load_weights(model, source, *, model_key="model|module", model_prefix=""):
     new = {n for n in wanted if n.endswith("num_batches_tracked") and n not in tensors}  # older torch had no such buffer
     if head and any(n not in tensors or not _same_but_for_ones(tensors[n], wanted[n]) for n in head):
         new |= head
+        left_out += [name for name in tensors if name in head]
         tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
-    if left_out:
+    if any(map(_PRETRAINING.match, left_out)):
         new |= {n for n in wanted if re.match(r"(?:head\.)?norm(?:_pre)?\.", n) and n not in tensors}
     missing = [name for name in wanted if name not in tensors and name not in new]
     unexpected = [name for name in tensors if name not in wanted]
@@ -179,12 +180,13 @@ def load_weights(model, source, *, model_key="model|module", model_prefix=""):
             f"of another shape {_some(misshapen)}"
         )
     fitting = {name: tensor.reshape(wanted[name].shape) for name, tensor in tensors.items() if name in wanted}
-    model.load_state_dict(fitting, strict=False)
+    if not next(iter(wanted.values())).is_meta:  # of a dry run, which only compares
+        model.load_state_dict(fitting, strict=False)
     parts = ["decoder left out"] * any(map(_PRETRAINING.match, left_out)) + ["head new"] * bool(head & new)
     return [
-        f"weights: {source}",
-        f"weights: {layout}" + "".join(f"; {', '.join(parts)}" if parts else ""),
-        f"weights: {len(fitting)} tensors loaded; left out {_some(left_out)}; new {_some(sorted(new))}",
+        str(source),
+        layout + (f"; {', '.join(parts)}" if parts else ""),
+        f"{len(fitting)} tensors loaded; left out {_some(left_out)}; new {_some(sorted(new))}",
     ]
 
 
