@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import runpy
 
 import pytest
 from accelerate.state import AcceleratorState
@@ -129,3 +131,19 @@ def test_a_dry_run_counts_the_groups_and_names_the_weights(capsys, tmp_path, mon
     assert "--layer_decay 0.6" in text and "28 groups" in text and "88,717,800 parameters" in text
     assert "64 x update_freq 16 x 1 processes = 1024 images per update" in text
     assert not list(tmp_path.iterdir())
+
+
+def test_the_tables_of_the_readme_are_in_step():
+    make_tables = runpy.run_path(str(ROOT / "recipes" / "make_tables.py"))
+    readme = (ROOT / "README.md").read_text()
+    assert make_tables["with_tables"](readme) == readme, "run python recipes/make_tables.py"
+    table = make_tables["table"]("recognition")
+    assert len(table.splitlines()) == 2 + len(RECIPES)
+    assert "| ConvNeXt-T | ImageNet-1K | 224 | 82.1 % top-1 |  | scratch | [convnext_tiny_in1k_224](" in table
+
+
+def test_every_flag_that_the_readme_maps_exists():
+    known = train_recognition.parse_args([])
+    mapped = re.search(r"\| PyTorch-Encoding \| timm \| here \|\n(.*?)\n\n", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    flags = {flag for line in mapped.splitlines()[1:] for flag in re.findall(r"--(\w+)", line.split("|")[3])}
+    assert len(flags) > 20 and flags - set(vars(known)) == {"mixed_precision"}  # which is Accelerate's

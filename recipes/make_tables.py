@@ -1,0 +1,48 @@
+"""Write the tables of the README from the recipes' headers: python recipes/make_tables.py (a test keeps them in step).
+
+A header's lines: what is trained (model, data, resolution, how), Expected, Measured (where somebody did), Start, Source.
+"""
+
+import pathlib
+import re
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+COLUMNS = ("model", "data", "pixels", "published", "measured", "start", "recipe")
+
+
+def row(path):
+    """The cells of one recipe, in the order of COLUMNS."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    fields = dict(re.findall(r"^# (Expected|Measured|Start): (.*?)\.?$", "\n".join(lines), re.MULTILINE))
+    model, data, pixels = re.fullmatch(r"# ([^,]+), (.+), (\d+) pixels, .*", lines[0]).groups()
+    score = re.match(r"([\d.]+ %[^,]*?) on ", fields["Expected"])
+    scored_at = re.search(r" at (\d+) pixels", fields["Expected"])
+    if scored_at and scored_at[1] != pixels:
+        pixels += f", scored at {scored_at[1]}"
+    start = fields["Start"].rpartition("/")
+    return (
+        model,
+        data.replace(", then ", " → "),
+        pixels,
+        score[1] if score else "none",
+        fields.get("Measured", ""),
+        f"[{start[2]}]({fields['Start']})" if start[0] else start[2],
+        f"[{path.stem}]({path.relative_to(ROOT).as_posix()})",
+    )
+
+
+def table(folder):
+    """Markdown table of the recipes below recipes/`folder`."""
+    rows = [row(path) for path in sorted((ROOT / "recipes" / folder).glob("*.args"))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows))
+
+
+def with_tables(readme):
+    """The text of the README with each `<!-- recipes: FOLDER -->` … `<!-- end -->` filled in."""
+    block = re.compile(r"(<!-- recipes: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    return block.sub(lambda found: f"{found[1]}{table(found[2])}\n{found[3]}", readme)
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
