@@ -104,7 +104,13 @@ def test_every_flag_is_read():
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "args"
     }
-    read |= {"opt", "opt_eps", "opt_betas", "momentum"}  # read by create_optimizer, see test_optim_factory.py
+    read |= {
+        "opt",
+        "opt_eps",
+        "opt_betas",
+        "momentum",
+        "weight_decay_filter",
+    }  # read by create_optimizer, see test_optim_factory.py
     read |= {"data_set"}  # only checked: both of its values mean class folders
     assert set(vars(parse_args([]))) <= read
 
