@@ -11,7 +11,7 @@ The one word it shares with optim_factory.py is `lr_scale`, the multiplier that 
 
 import math
 
-SCHEDULES = ("cosine", "cosine_v1", "poly", "step", "constant", "wsd")
+SCHEDULES = ("cosine", "cosine_v1", "poly", "poly_mmseg", "step", "constant", "wsd")
 
 
 def set_learning_rate(optimizer, lr):
@@ -70,25 +70,29 @@ def learning_rate(
     step_rate=0.1,
     decay_epochs=None,
 ):
-    """The rate of update number `update` (0 is the first) of `epochs * updates_per_epoch`.
+    """The rate of update number `update` (0 is the first) of `epochs * updates_per_epoch` (epochs may be a fraction).
 
     Every schedule starts with a linear warm-up from 0 over `warmup_epochs` (or over `warmup_steps` updates, if > 0):
       cosine     half cycle down to `min_lr` (ConvNeXt V2, MAE; PyTorch-Encoding's `cos` with min_lr 0)
       cosine_v1  the values of `cosine_scheduler` (ConvNeXt)
       poly       lr * (1 - progress) ** power, not below `min_lr` (PyTorch-Encoding, mmsegmentation)
+      poly_mmseg the same curve over the whole run, which the warm-up multiplies from 1e-6 on (mmsegmentation)
       step       lr * step_rate ** (epoch // step_epochs), epochs counted from the start of the run
       constant   lr
       wsd        warm-up, stable, then a straight line to `min_lr` over the last `decay_epochs` (default: a tenth)
 
     Raises ValueError for an unknown schedule, an empty run and a warm-up that is longer than the run.
     """
-    total = epochs * updates_per_epoch
+    total = round(epochs * updates_per_epoch)
     warmup = _warmup_updates(warmup_epochs, warmup_steps, updates_per_epoch, total)
     if sched == "cosine_v1":
         return _cosine_v1(update, total, lr, min_lr, warmup, 0.0)
     if warmup_steps > 0:
         warmup_epochs = warmup_steps / updates_per_epoch
     epoch = update / updates_per_epoch
+    if sched == "poly_mmseg":
+        curve = (lr - min_lr) * max(1 - update / total, 0.0) ** power + min_lr
+        return curve * (1 - (1 - update / warmup) * (1 - 1e-6)) if update < warmup else curve
     if sched == "cosine":
         return _half_cosine(epoch, lr, min_lr, epochs, warmup_epochs)
     if epoch < warmup_epochs:
@@ -117,7 +121,7 @@ def make_schedule(optimizer, updates_per_epoch, *, weight_decay=None, weight_dec
     learning_rate(0, updates_per_epoch, **settings)
     decays = None
     if weight_decay_end is not None:
-        decays = cosine_scheduler(weight_decay, weight_decay_end, settings["epochs"], updates_per_epoch)
+        decays = cosine_scheduler(weight_decay, weight_decay_end, 1, round(settings["epochs"] * updates_per_epoch))
     # by number, for loading a state (and Accelerate's prepare) puts new dicts in the place of the groups
     decaying = [i for i, group in enumerate(optimizer.param_groups) if group["weight_decay"] > 0]
 

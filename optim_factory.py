@@ -300,12 +300,15 @@ def create_optimizer(args, model, get_num_layer=None, get_layer_scale=None, filt
     """
     weight_decay = args.weight_decay
     free = getattr(args, "weight_decay_filter", None) or ("norm_bias" if filter_bias_and_bn else "none")
-    if free != "norm_bias" and get_num_layer is not None and hasattr(args, "weight_decay_filter"):
-        raise ValueError(f"weight_decay_filter {free} knows no layers: use norm_bias, or no layer decay")
-    if free == "norm_bias":
+    by_layer = get_num_layer is not None and hasattr(args, "weight_decay_filter")
+    if free == "bn_names" and by_layer:
+        raise ValueError("weight_decay_filter bn_names knows no layers: use norm_bias or none, or no layer decay")
+    if free == "norm_bias" or (free == "none" and by_layer):
         if skip_list is None:
             skip_list = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
         parameters = get_parameter_groups(model, weight_decay, skip_list, get_num_layer, get_layer_scale)
+        for group in parameters if free == "none" else ():
+            group["weight_decay"] = weight_decay
         weight_decay = 0.0
     elif free == "bn_names":
         parameters = get_no_bn_wd_groups(model, weight_decay)

@@ -80,7 +80,8 @@ def parse_args(argv=None):
     flags.add_optimizer_flags(parser, layer_decay_types=("single", "group"))
     flags.add_schedule_flags(parser)
     flags.add_ema_flags(parser)
-    flags.add_evaluation_flags(parser)
+    group = flags.add_evaluation_flags(parser)
+    add_switch(group, "--tta_flip", False, "average the logits of each image and its mirror image")
     flags.add_speed_flags(parser)
     flags.add_output_flags(parser, "train_recognition")
 
@@ -126,7 +127,6 @@ from utils.losses import BinaryCrossEntropy, CrossEntropy
 from utils.mixup import Mixup
 from utils.recognition_model import build_model, timm_config
 from utils.run_log import RunLog, clock
-from utils.run_state import NonFiniteLoss
 from utils.sampling import MIX, MODEL, EvalBatches, TrainBatches, stream_seed
 from utils.weights import load_weights
 
@@ -174,7 +174,7 @@ def main(args):
             layer_scale_init_value=args.layer_scale_init_value, head_init_scale=args.head_init_scale,
         )  # fmt: skip
     origin = [args.resume or weights or ("timm's pretrained weights" if args.pretrained else "from scratch")]
-    if weights and not (args.dry_run and is_remote(weights)):
+    if weights and not (args.dry_run and (is_remote(weights) or not os.path.exists(weights))):
         with accelerator.local_main_process_first():
             path = fetch(weights)  # one process of a machine downloads, the others find it in the cache
         origin = load_weights(model, path, model_key=args.model_key, model_prefix=args.model_prefix)
@@ -252,13 +252,13 @@ def main(args):
         if not args.disable_eval:
             result = run_eval(network)
             record.update({f"test_{name}": value for name, value in result.items()})
-            if improves(state["best"], "test_acc1", result["acc1"]):
+            if run_state.improves(state["best"], "test_acc1", result["acc1"]):
                 keep_weights("best")
         if ema and args.model_ema_eval and not args.disable_eval:
             with ema.in_model():
                 result = run_eval(network)
                 record.update({f"test_{name}_ema": value for name, value in result.items()})
-                if improves(state["best"], "test_acc1_ema", result["acc1"]):
+                if run_state.improves(state["best"], "test_acc1_ema", result["acc1"]):
                     keep_weights("best_ema")
         record["n_parameters"] = n_parameters
         log.epoch(record)
@@ -294,16 +294,7 @@ def train_one_epoch(
 
     def look():
         values = accelerator.reduce(torch.stack(losses).float().view(len(rates), -1).mean(1), "mean").tolist()
-        first = state["update"] - len(rates)
-        records = [{"update": first + i, "epoch": state["epoch"], "loss": v, "lr": rates[i]} for i, v in enumerate(values)]
-        for record, norm in zip(records, norms, strict=False):  # norms is empty without clipping
-            record["grad_norm"] = float(norm)
-        log.updates(records)
-        for record in records:
-            if not math.isfinite(record["loss"]) and accelerator.scaler is None:
-                where = f"at update {record['update']} (epoch {state['epoch']})"
-                raise NonFiniteLoss(f"the loss is {record['loss']} {where}", log.folder)
-            state["loss_sum"] += record["loss"]
+        state["loss_sum"] += run_state.log_updates(log, state, values, rates, norms, scaled=accelerator.scaler is not None)
         log.progress(values[-1], rates[-1])
         losses.clear(), norms.clear(), rates.clear()
 
@@ -474,14 +465,6 @@ def evaluate_only(args, accelerator, model, run_eval, log):
         log.say(f"{title}: top-1 {r['acc1']:.5f} %, top-5 {r['acc5']:.5f} %, loss {r['loss']:.6f}, {r['images']} images")
     log.say(f"throughput: {results['result']['images'] / seconds:.0f} images/s")
     accelerator.end_training()
-
-
-def improves(best, name, value):
-    """Whether `value` is the best of its name so far; if so it is noted."""
-    if value <= best.get(name, -1.0):
-        return False
-    best[name] = value
-    return True
 
 
 def describe(record, epochs, best):

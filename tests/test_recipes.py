@@ -10,8 +10,10 @@ from accelerate.state import AcceleratorState
 from conftest import GOLDEN, ROOT
 
 import train_recognition
+import train_segmentation
 
 RECIPES = sorted((ROOT / "recipes" / "recognition").glob("*.args"))
+SEGMENTATION = sorted((ROOT / "recipes" / "segmentation").glob("*.args"))
 # the published name -> timm's, where they differ
 TIMM = {"resnest50": "resnest50d", "resnest101": "resnest101e", "resnest200": "resnest200e", "resnest269": "resnest269e"}
 GPUS_PER_NODE = 8  # PyTorch-Encoding does not state them; its recipes say that they assume eight
@@ -31,9 +33,9 @@ def fresh_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def resolve(recipe, capsys, *more):
+def resolve(recipe, capsys, script=train_recognition):
     """What `--dry_run json` prints for a recipe."""
-    train_recognition.main(train_recognition.parse_args([f"@{recipe}", "--dry_run", "json", *more]))
+    script.main(script.parse_args([f"@{recipe}", "--dry_run", "json"]))
     return json.loads(capsys.readouterr().out)
 
 
@@ -114,6 +116,86 @@ def test_recipe_equals_the_published_settings(recipe, capsys, golden):
     assert f"# Start: {run['args']['finetune'] or 'scratch'}\n" in text and f"row {row['id']}." in text
     assert (row["expected"]["published_as"] + " % top-1" if row["expected"] else "none published") in text
     assert "total_batch_size" in text and "--batch_size" not in text
+
+
+# --- segmentation
+
+SIZES = {"ade20k": (20_210, 150), "pcontext": (4_998, 59), "pascal_voc": (1_464 + 1_449, 21), "pascal_aug": (8_498, 21)}
+
+
+def published_segmentation_rows():
+    rows = json.loads((GOLDEN / "published_settings.json").read_text()) if GOLDEN.is_dir() else []
+    return {row["id"]: row for row in rows if row["task"] == "segmentation"}
+
+
+def expected_segmentation_fields(row):
+    """{field of our dry run: published value}."""
+    settings, effective = row["settings"], row["effective"]
+    fields = {"total_batch_size": effective["total_batch_size"], "lr": effective["lr_absolute"]}
+    if row["kind"] == "config":
+        optimizer, schedule = settings["optimizer"], settings["lr_config"]
+        base = row["defaults"]["_base_/models/upernet_convnext.py"]
+        head, aux, side = base["decode_head"], base["auxiliary_head"], settings["crop_size"][0]
+        external = row["defaults"]["external_base_configs"]
+        return fields | {
+            "model": "upernet", "backbone": "convnext_" + row["id"].split("_")[2], "classes": settings["num_classes"],
+            "crop_size": side, "base_size": side, "opt": optimizer["type"].lower(), "weight_decay": optimizer["weight_decay"],
+            "layer_decay": optimizer["paramwise_cfg"]["decay_rate"], "sched": "poly_mmseg", "power": schedule["power"],
+            "layer_decay_type": optimizer["paramwise_cfg"]["decay_type"], "warmup_steps": schedule["warmup_iters"],
+            "min_lr": schedule["min_lr"], "max_updates": effective["iterations"], "aux": True, "head_lr_scale": 1.0,
+            "aux_weight": aux["loss_decode"]["loss_weight"], "aux_channels": aux["channels"], "dropout": head["dropout_ratio"],
+            "drop_path": settings["backbone"]["drop_path_rate"], "transforms": "mmseg", "clip_grad": settings["grad_clip"],
+            "ratio_range": external["ratio_range"], "cat_max_ratio": external["cat_max_ratio"], "sync_bn": True,
+            "eval_mode": settings["test_cfg"]["ss"]["mode"], "use_amp": settings["use_fp16"], "data_set": settings["dataset"],
+            "backbone_kwargs": [["ls_init_value", settings["backbone"]["layer_scale_init_value"]]],
+            "weight_decay_filter": "norm_bias",
+        }  # fmt: skip
+    flags = {**row["defaults"], **settings}
+    backbone = flags["backbone"] if row["id"] != "encnet_resnet101s_voc_stage1_aug" else "resnet101"  # see its header
+    data = settings["dataset"].lower()
+    return fields | {
+        "model": flags.get("model", "encnet").lower(), "backbone": TIMM.get(backbone, f"{backbone}.tv_in1k"), "data_set": data,
+        "classes": SIZES[data][1], "crop_size": flags["crop_size"], "base_size": flags["base_size"], "opt": "momentum",
+        "momentum": flags["momentum"], "weight_decay": flags["weight_decay"], "sched": flags["lr_scheduler"], "power": 0.9,
+        "epochs": effective["epochs"], "warmup_epochs": 0, "aux": flags["aux"], "aux_weight": flags["aux_weight"],
+        "se_loss": flags["se_loss"], "se_weight": flags["se_weight"], "lateral": flags.get("lateral", False), "min_lr": 0.0,
+        "head_lr_scale": effective["lr_head"] / effective["lr_absolute"], "output_stride": 8, "transforms": "encoding",
+        "ratio_range": [0.5, 2.0], "weight_decay_filter": "none", "layer_decay": 1.0, "sync_bn": True, "model_ema": False,
+    }  # fmt: skip
+
+
+def test_there_is_a_recipe_for_every_segmentation_row(golden):
+    assert len(SEGMENTATION) == 26 and {path.stem for path in SEGMENTATION} == set(published_segmentation_rows())
+
+
+@pytest.mark.parametrize("recipe", SEGMENTATION, ids=lambda path: path.stem)
+def test_segmentation_recipe_equals_the_published_settings(recipe, capsys, golden):
+    row = published_segmentation_rows()[recipe.stem]
+    run = resolve(recipe, capsys, train_segmentation)
+    ours = {**run["args"], **{name: run[name] for name in ("classes", "total_batch_size")}}
+    expected = expected_segmentation_fields(row)
+    assert len(expected) >= 25
+    differ = {name: (ours[name], value) for name, value in expected.items() if not _equal(ours[name], value)}
+    assert not differ, f"(ours, published): {differ}"
+
+    images, _ = SIZES[expected["data_set"]]
+    assert run["train_images"] == images and run["updates_per_epoch"] == images // 16
+    assert run["updates"] == (row["effective"]["iterations"] or row["effective"]["epochs"] * (images // 16))
+    scales = {round(group["lr_scale"], 6) for group in run["groups"] if group["first"].startswith("backbone.")}
+    if row["kind"] == "config":
+        published = row["effective"]["lr_scale_by_group"]
+        assert scales == {value for name, value in published.items() if not name.startswith("backbone norm")}
+        assert run["lr"]["start"] == pytest.approx(1e-6 * expected["lr"], rel=1e-9)
+        assert run["lr"]["middle"] == pytest.approx(expected["lr"] / 2, rel=1e-9)
+    else:
+        assert scales == {1.0} and {group["lr_scale"] for group in run["groups"]} == {1.0, 10.0}
+        assert run["lr"]["middle"] == pytest.approx(expected["lr"] * 0.5**0.9, rel=1e-3)
+    text = recipe.read_text()
+    assert f"row {row['id']}." in text and "total_batch_size" in text and "--batch_size" not in text
+    if row["init"].get("url"):
+        assert run["args"]["finetune"] == row["init"]["url"] and f"# Start: {row['init']['url']}\n" in text
+    score = row["expected"] and row["expected"]["published_as"][0 if row["kind"] == "config" else 1].rstrip("%")
+    assert f"# Expected: {score} % mIoU" in text if score else "# Expected: none published." in text
 
 
 def _equal(ours, published):

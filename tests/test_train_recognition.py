@@ -347,7 +347,7 @@ def test_finetune_starts_a_new_head_for_new_classes(main, finished, tmp_path):
         ("--last_gamma true", "unexpected keyword argument 'zero_init_last'"),
         ("--drop_block 0.1", "unexpected keyword argument 'drop_block_rate'"),
         ("--transforms encoding --aa rand-m9", "--aa rand-m9: found 'rand-m9', expected none or rand-nN-mM"),
-        ("--weight_decay_filter none --layer_decay 0.7", "weight_decay_filter none knows no layers"),
+        ("--weight_decay_filter bn_names --layer_decay 0.7", "weight_decay_filter bn_names knows no layers"),
         ("--data_path nowhere --dry_run", "give --nb_classes 1000 or 21841"),
         ("--resume pyproject.toml", "Weights alone are started from with --finetune"),
         ("--total_batch_size 100 --batch_size 64", "--total_batch_size 100 cannot be made of 1 process x --batch_size 64"),

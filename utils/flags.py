@@ -21,7 +21,8 @@ def add_batch_flags(parser):
 
 
 def add_optimizer_flags(parser, layer_decay_types):
-    add = parser.add_argument_group("optimizer").add_argument
+    group = parser.add_argument_group("optimizer")
+    add = group.add_argument
     add("--opt", default="adamw", help="sgd, momentum, adam, adamw, or any of timm's; lookahead_ before it")
     add("--opt_eps", type=number(above=0), help="none: the optimizer's own")
     add("--opt_betas", type=number(0, 1), nargs="+", help="none: the optimizer's own")
@@ -33,10 +34,12 @@ def add_optimizer_flags(parser, layer_decay_types):
         "decay: norms and biases; names with bn or bias in them (PyTorch-Encoding's --no-bn-wd); nothing")  # fmt: skip
     add("--layer_decay", type=number(above=0, maximum=1), default=1.0, help="lr multiplier from each layer to the one before")
     add("--layer_decay_type", choices=layer_decay_types, default=layer_decay_types[0], help="how layers are numbered")
+    return group
 
 
 def add_schedule_flags(parser):
-    add = parser.add_argument_group("schedule, per update").add_argument
+    group = parser.add_argument_group("schedule, per update")
+    add = group.add_argument
     add("--epochs", type=whole(1), default=100, help="passes over the data")
     add("--lr", type=number(0), help="peak learning rate; none: --blr x images per update / 256")
     add("--blr", type=number(0), default=5e-4, help="base learning rate")
@@ -48,6 +51,7 @@ def add_schedule_flags(parser):
     add("--step_epochs", type=whole(1), default=30, help="of step: epochs between drops")
     add("--step_rate", type=number(above=0, maximum=1), default=0.1, help="of step: factor of a drop")
     add("--decay_epochs", type=number(above=0), help="of wsd: length of the last leg; none: a tenth of the run")
+    return group
 
 
 def add_ema_flags(parser):
@@ -74,7 +78,7 @@ def add_evaluation_flags(parser):
     add_switch(group, "--eval", False, "evaluate the weights and stop")
     add_switch(group, "--disable_eval", False, "train without evaluating")
     add_switch(group, "--dist_eval", True, "share the evaluation among the processes; exact either way")
-    add_switch(group, "--tta_flip", False, "average the logits of each image and its mirror image")
+    return group
 
 
 def add_output_flags(parser, script):

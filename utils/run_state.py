@@ -3,6 +3,7 @@
 Random states are not among it: the numbers are keyed by seed and update (see sampling.py).
 """
 
+import math
 import os
 import pathlib
 
@@ -19,6 +20,35 @@ class NonFiniteLoss(InputError):
         good = checkpoint.states(pathlib.Path(folder, "checkpoints")) if folder else []
         last = good[-1] if good else "none yet"
         super().__init__(f"{what}; the last good checkpoint is {last}; try a smaller --lr or --clip_grad 1")
+
+
+def log_updates(log, state, losses, rates, norms, scaled):
+    """Append the last updates to updates.txt; returns the sum of their losses.
+
+    losses, rates: floats, one per update up to state["update"]; norms: of the gradients, empty without clipping;
+    scaled: whether a loss scaler skips bad updates. Otherwise NonFiniteLoss names the first update with a bad loss.
+    """
+    first = state["update"] - len(rates)
+    records = [
+        {"update": first + i, "epoch": state["epoch"], "loss": loss, "lr": lr}
+        for i, (loss, lr) in enumerate(zip(losses, rates, strict=True))
+    ]
+    for record, norm in zip(records, norms, strict=False):
+        record["grad_norm"] = float(norm)
+    log.updates(records)
+    bad = next((record for record in records if not math.isfinite(record["loss"])), None)
+    if bad and not scaled:
+        where = f"at update {bad['update']} (epoch {state['epoch']})"
+        raise NonFiniteLoss(f"the loss is {bad['loss']} {where}", log.folder)
+    return sum(losses)
+
+
+def improves(best, name, value):
+    """Whether `value` is the best of its name so far; if so it is noted."""
+    if value <= best.get(name, -1.0):
+        return False
+    best[name] = value
+    return True
 
 
 def save(accelerator, folder, model, optimizer, ema, state, settings, keep):

@@ -48,14 +48,15 @@ class TrainBatches:
 
     An epoch is floor(batches / update_freq) updates; the ragged tail is left out. One update is the same set of
     samples on any number of processes at the same total batch: the processes take turns within it.
-    Set `epoch` and `first_update` before iterating; a resumed run sets `first_update` to where it stopped.
+    Set `epoch` and `first_update` before iterating; a resumed run sets `first_update` to where it stopped, and a run of
+    so many updates sets `last_update` where its last epoch ends early.
     """
 
     def __init__(self, samples, batch_size, update_freq=1, process=0, processes=1, seed=0):
         self.samples, self.batch_size, self.update_freq = samples, batch_size, update_freq
         self.process, self.processes, self.seed = process, processes, seed
         self.updates = samples // (batch_size * processes) // update_freq
-        self.epoch = self.first_update = 0
+        self.epoch, self.first_update, self.last_update = 0, 0, self.updates
 
     def __len__(self):
         """Batches of this process in a whole epoch."""
@@ -63,7 +64,7 @@ class TrainBatches:
 
     def __iter__(self):
         order = epoch_order(self.samples, self.seed, self.epoch)
-        for batch in range(self.first_update * self.update_freq, len(self)):
+        for batch in range(self.first_update * self.update_freq, self.last_update * self.update_freq):
             start = (batch * self.processes + self.process) * self.batch_size
             yield [Key(index, self.epoch) for index in order[start : start + self.batch_size].tolist()]
 

@@ -94,8 +94,6 @@ def to_timm(tensors):
     """({timm name: tensor}, what the layout was, names left out) of a published state dict."""
     while tensors and all(name.startswith(("module.", "_orig_mod.")) for name in tensors):
         tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
-    if any(name.startswith(("decode_head.", "auxiliary_head.", "auxlayer.")) for name in tensors):
-        raise InputError("this is a segmentation network; expected an image recognition model")
     layout, left_out = [], []
     if any(name.startswith("encoder.") for name in tensors) and any(map(_PRETRAINING.match, tensors)):
         left_out = [name for name in tensors if _PRETRAINING.match(name)]
@@ -155,13 +153,13 @@ def load_weights(model, source, *, model_key="model|module", model_prefix=""):
         tensors, layout, left_out = to_timm(tensors)
     except (RuntimeError, IndexError) as error:  # kernels of no square side, say
         raise InputError(f"weights {source}: the tensors do not have the expected shapes ({first_line(error)})") from None
-    except InputError as error:
-        raise InputError(f"weights {source}: {error}") from None
+    if any(name.startswith(("decode_head.", "auxiliary_head.", "auxlayer.")) for name in tensors):
+        raise InputError(f"weights {source}: this is a segmentation network; expected an image recognition model")
 
     wanted = model.state_dict()
     head = {n for n in wanted if n.startswith(tuple(f"{c}." for c in _classifiers(model)))}
     new = {n for n in wanted if n.endswith("num_batches_tracked") and n not in tensors}  # older torch had no such buffer
-    if head and any(n not in tensors or not _same_but_for_ones(tensors[n], wanted[n]) for n in head):
+    if head and any(n not in tensors or not same_but_for_ones(tensors[n], wanted[n]) for n in head):
         new |= head
         left_out += [name for name in tensors if name in head]
         tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
@@ -173,11 +171,11 @@ def load_weights(model, source, *, model_key="model|module", model_prefix=""):
         unexpected = [name for name in unexpected if not re.match(r"(?:head\.fc|fc|head|classifier)\.(?:weight|bias)$", name)]
         left_out += [name for name in tensors if name not in wanted and name not in unexpected]
     # 1x1 convolutions and linear layers, and both forms of GRN, hold the same numbers in other shapes
-    misshapen = [name for name in tensors if name in wanted and not _same_but_for_ones(tensors[name], wanted[name])]
+    misshapen = [name for name in tensors if name in wanted and not same_but_for_ones(tensors[name], wanted[name])]
     if missing or unexpected or misshapen:
         raise InputError(
-            f"weights {source} ({layout}) do not fit the model: missing {_some(missing)}; unexpected {_some(unexpected)}; "
-            f"of another shape {_some(misshapen)}"
+            f"weights {source} ({layout}) do not fit the model: missing {some_names(missing)}; unexpected {some_names(unexpected)}; "
+            f"of another shape {some_names(misshapen)}"
         )
     fitting = {name: tensor.reshape(wanted[name].shape) for name, tensor in tensors.items() if name in wanted}
     if not next(iter(wanted.values())).is_meta:  # of a dry run, which only compares
@@ -186,7 +184,7 @@ def load_weights(model, source, *, model_key="model|module", model_prefix=""):
     return [
         str(source),
         layout + (f"; {', '.join(parts)}" if parts else ""),
-        f"{len(fitting)} tensors loaded; left out {_some(left_out)}; new {_some(sorted(new))}",
+        f"{len(fitting)} tensors loaded; left out {some_names(left_out)}; new {some_names(sorted(new))}",
     ]
 
 
@@ -195,9 +193,9 @@ def _classifiers(model):
     return (classifier,) if isinstance(classifier, str) else tuple(classifier)
 
 
-def _same_but_for_ones(a, b):
+def same_but_for_ones(a, b):
     return [n for n in a.shape if n != 1] == [n for n in b.shape if n != 1]
 
 
-def _some(names):
+def some_names(names):
     return f"{len(names)} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})" if names else "none"

@@ -1,0 +1,50 @@
+"""UPerNet (arXiv 1807.10221), in one class for UPerNet-ConvNeXt and for PyTorch-Encoding."""
+
+from torch import nn
+
+from segmentation_networks.fpn import FPNHead
+from segmentation_networks.psp import PyramidPooling
+
+
+class UPerNetHead(FPNHead):
+    """A feature pyramid network whose coarsest map went through pyramid pooling first.
+
+    The defaults are UPerNet-ConvNeXt's (ConvNeXt, semantic_segmentation/configs/_base_/models/upernet_convnext.py):
+    `channels` 512 in the pyramid network, in each branch of the pooling (pyramid_channels) and in the last 3x3
+    convolution (fusion_channels). PyTorch-Encoding's (encoding/models/sseg/upernet.py): channels 256, pyramid_channels
+    a quarter of the last stage's width, fusion_channels 512, align_corners True.
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        classes,
+        *,
+        channels=None,
+        dropout=0.1,
+        norm=nn.BatchNorm2d,
+        align_corners=False,
+        pyramid_channels=None,
+        fusion_channels=None,
+        pool_scales=(1, 2, 3, 6),
+    ):
+        channels = channels or 512
+        *finer, coarsest = in_channels
+        pyramid = PyramidPooling(
+            coarsest, pyramid_channels or channels, pool_scales=pool_scales, norm=norm, align_corners=align_corners
+        )
+        super().__init__(
+            [*finer, pyramid.out_channels],
+            classes,
+            channels=channels,
+            dropout=dropout,
+            norm=norm,
+            align_corners=align_corners,
+            fusion_channels=fusion_channels or channels,
+        )
+        self.conv5[3] = nn.Dropout2d(dropout)  # whole channels, as in mmsegmentation
+        self.extramodule = pyramid
+
+    def forward(self, features):
+        *finer, coarsest = features
+        return super().forward([*finer, self.extramodule(coarsest)])
