@@ -20,9 +20,9 @@ from utils.arguments import InputError, Parser, add_switch, input_errors, key_va
 HEADS = ("fcn", "psp", "deeplab", "encnet", "upernet", "fpn")
 # What suits the built-in scenes of digits. Holds where neither --data_path nor --dataset is given; a flag on the line wins.
 SCENES = {
-    "crop_size": 96, "base_size": 96, "model": "upernet", "channels": 64, "opt": "adamw", "blr": 8e-3, "weight_decay": 0.05,
-    "weight_decay_filter": "norm_bias", "head_lr_scale": 1.0, "epochs": 12, "warmup_epochs": 1, "batch_size": 16,
-    "eval_batch_size": 16, "transforms": "none", "num_workers": 0,
+    "crop_size": 96, "base_size": 96, "backbone": "resnet10t", "channels": 48, "opt": "adamw", "blr": 0.128,
+    "weight_decay": 0.05, "weight_decay_filter": "norm_bias", "head_lr_scale": 1.0, "epochs": 12, "warmup_epochs": 1,
+    "batch_size": 8, "eval_batch_size": 16, "transforms": "none", "num_workers": 0,
 }  # fmt: skip
 # Epochs and learning rate (for each 256 images of SGD's batch) of PyTorch-Encoding, experiments/segmentation/train.py.
 PUBLISHED = {
@@ -54,7 +54,7 @@ def parse_args(argv=None):
         "--atrous_rates",
         type=whole(1),
         nargs=3,
-        help="of deeplab; none: 12 24 36 at output stride 8, half at 16, a quarter at 32",
+        help="of deeplab; none: 12 24 36 at output stride 8, half at 16",
     )
     flags.add_start_flags(parser)
 
@@ -120,8 +120,8 @@ def parse_args(argv=None):
             parser.error(f"--{flag} needs {other} too")
     if args.se_loss and args.model != "encnet":
         parser.error(f"--se_loss is for --model encnet; found {args.model}")
-    if args.predict and not args.output_dir:
-        parser.error("--predict needs --output_dir, where masks and overlays go")
+    if args.predict and not (args.output_dir and args.finetune):
+        parser.error("--predict needs --finetune RUN/best, and --output_dir, where masks and overlays go")
     defaults = PUBLISHED.get(args.data_set, {}) if args.data_path or args.dataset else SCENES
     parser.set_defaults(**defaults)  # and read once more, so that what is on the line wins
     return parser.parse_args(argv) if defaults else args
@@ -133,6 +133,7 @@ if __name__ == "__main__":  # before the heavy imports, so that --help, a wrong 
         on = args.data_path or args.dataset or "built-in scenes"
         print(f"train_segmentation: {args.model} on {args.backbone}, {on}", flush=True)
 
+import numpy as np
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -148,7 +149,7 @@ from utils.segmentation_inference import evaluated_region, predict
 from utils.segmentation_losses import SegmentationLoss
 from utils.segmentation_metrics import ConfusionMatrix, scores
 from utils.segmentation_pictures import predict_folder
-from utils.segmentation_weights import load_segmentation_weights
+from utils.segmentation_weights import load_segmentation_weights, open_network, read_config
 
 NORM = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
 
@@ -159,7 +160,7 @@ def main(args):
     accelerator, args.batch_size, args.update_freq = machine.start_processes(
         args.batch_size, args.update_freq, args.total_batch_size, args.use_amp, default_batch_size=16
     )
-    saves = args.save_ckpt and not (args.eval or args.dry_run or args.predict)
+    saves = args.save_ckpt and not (args.eval or args.predict or args.dry_run)
     machine.check_support(accelerator, sync_bn=args.sync_bn, ema=args.model_ema, states=saves)
     log = RunLog(None, accelerator.is_main_process and not args.dry_run)
     device, processes = accelerator.device, accelerator.num_processes
@@ -168,13 +169,15 @@ def main(args):
     total_batch = args.batch_size * args.update_freq * processes
     recipe = f"batch size {args.batch_size} x update_freq {args.update_freq} x {processes} processes"
     torch.manual_seed(args.seed)
+    if args.predict:
+        return predict_only(args, accelerator, log)
 
     # data
     train_set, val_set = build_data(args, check=accelerator.is_main_process)
     classes, palette = train_set.source.classes, train_set.source.palette
     share = (accelerator.process_index, processes)
     batches = TrainBatches(len(train_set), args.batch_size, args.update_freq, *share, args.seed)
-    if batches.updates == 0 and not (args.eval or args.predict):
+    if batches.updates == 0 and not args.eval:
         raise InputError(f"{len(train_set)} training images are less than one update needs, {total_batch} ({recipe})")
     updates = args.max_updates or args.epochs * batches.updates
     epochs = math.ceil(updates / batches.updates) if batches.updates else args.epochs
@@ -190,16 +193,21 @@ def main(args):
 
     # network; which weights win: 1. --resume (below)  2. --finetune  3. --pretrained  4. from scratch
     weights = args.finetune
-    if (args.eval or args.predict) and args.resume and not checkpoint.is_state(args.resume):
+    if args.eval and args.resume and not checkpoint.is_state(args.resume):
         weights, args.resume = args.resume, ""
-    recipe_of_network = {
+    network_settings = {
         "backbone": args.backbone, "head": args.model, "classes": len(classes), "output_stride": args.output_stride,
         "channels": args.channels, "dropout": args.dropout, "aux": args.aux, "aux_channels": args.aux_channels,
         "se_loss": args.se_loss, "lateral": args.lateral, "codewords": args.codewords, "with_global": args.with_global,
         "atrous_rates": args.atrous_rates, "backbone_kwargs": dict(args.backbone_kwargs),
     }  # fmt: skip
+    if args.eval and (config := read_config(weights)):
+        network_settings = {**config["network"], "classes": len(classes)}  # as it was trained, whatever the flags
     with torch.device("meta" if args.dry_run else "cpu"):
-        model = build_network(**recipe_of_network, drop_path=args.drop_path, pretrained=args.pretrained and not args.dry_run)
+        model = build_network(
+            **network_settings, input_size=args.crop_size, drop_path=args.drop_path,
+            pretrained=args.pretrained and not args.dry_run,
+        )  # fmt: skip
     origin = [args.resume or weights or ("timm's pretrained weights" if args.pretrained else "from scratch")]
     if weights and not (args.dry_run and (is_remote(weights) or not os.path.exists(weights))):
         with accelerator.local_main_process_first():
@@ -210,8 +218,8 @@ def main(args):
     for line in origin:
         log.say(f"weights: {line}")
     config = {
-        "network": recipe_of_network, "classes": classes, "palette": palette.tolist(), "crop_size": args.crop_size,
-        "base_size": args.base_size, **NORM,
+        "network": network_settings, "classes": classes, "palette": palette.tolist(), "crop_size": args.crop_size,
+        "base_size": args.base_size, "transforms": args.transforms, **NORM,
     }  # fmt: skip
     if args.grad_checkpointing:
         model.set_grad_checkpointing(True)
@@ -221,8 +229,8 @@ def main(args):
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     scores_of = functools.partial(predict, **evaluation_settings(args, len(classes)))
     run_eval = functools.partial(evaluate, accelerator, model, val_loader, len(classes), scores_of)
-    if (args.eval or args.predict) and not args.dry_run:
-        return evaluate_only(args, accelerator, model, run_eval, scores_of, classes, palette, log)
+    if args.eval and not args.dry_run:
+        return evaluate_only(args, accelerator, model, run_eval, classes, log)
 
     # optimizer and schedule
     args.lr = args.blr * total_batch / 256 if args.lr is None else args.lr
@@ -487,20 +495,31 @@ def show_dry_run(args, accelerator, model, train_set, val_set, per_epoch, update
         print(json.dumps(run, indent=1) if args.dry_run == "json" else dry_run.as_text(run, format_group_table(groups)))
 
 
-def evaluate_only(args, accelerator, model, run_eval, scores_of, classes, palette, log):
-    """Evaluate --resume, --finetune or --pretrained weights, and the average if the state has one; or --predict."""
+def predict_only(args, accelerator, log):
+    """Masks and overlays of the images in --predict, by the network in the folder --finetune."""
+    with accelerator.local_main_process_first():
+        folder = fetch(args.finetune)
+    model, config = open_network(folder)
+    log.say(f"network: {config['network']['head']} on {config['network']['backbone']}, from {folder}")
+    accelerator.prepare(model)
+    for name in ("transforms", "crop_size", "base_size"):  # as it was trained, whatever the flags
+        setattr(args, name, config[name])
+    predict_folder(
+        model, pathlib.Path(args.predict), pathlib.Path(args.output_dir),
+        functools.partial(predict, **evaluation_settings(args, len(config["classes"]))), config["classes"],
+        np.array(config["palette"], np.uint8), accelerator.device, NORM,
+        share=(accelerator.process_index, accelerator.num_processes), say=log.say,
+    )  # fmt: skip
+    accelerator.end_training()
+
+
+def evaluate_only(args, accelerator, model, run_eval, classes, log):
+    """Evaluate --resume, --finetune or --pretrained weights, and the average if the state has one."""
     averaged = None
     if args.resume:
         weights, _, averaged, _ = checkpoint.load_state(args.resume)
         model.load_state_dict(weights)
     accelerator.prepare(model)
-    if args.predict:
-        share = (accelerator.process_index, accelerator.num_processes)
-        predict_folder(
-            model.eval(), pathlib.Path(args.predict), pathlib.Path(args.output_dir), scores_of, classes, palette,
-            accelerator.device, NORM, share, log.say,
-        )  # fmt: skip
-        return accelerator.end_training()
     start = time.perf_counter()
     results = {"result": run_eval()}
     seconds = time.perf_counter() - start

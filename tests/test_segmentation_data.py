@@ -238,25 +238,25 @@ def test_missing_data_sets_say_how_to_get_them(tmp_path, name):
 def test_files_without_a_counterpart_are_named(tmp_path):
     base = make_ade20k(tmp_path / "ade")
     (base / "annotations/training/ADE_train_2.png").unlink()
-    with pytest.raises(InputError, match=r"1 images have no mask: .*ADE_train_2.jpg"):
+    with pytest.raises(InputError, match=r"no mask for 1 of \d images: .*ADE_train_2.jpg"):
         DATASETS["ade20k"](tmp_path / "ade")
     (base / "images/training/ADE_train_2.jpg").unlink()
     mask(base / "annotations/training/odd.png", 1)
-    with pytest.raises(InputError, match=r"1 masks have no image: .*odd.png"):
+    with pytest.raises(InputError, match=r"no image for 1 of \d masks: .*odd.png"):
         DATASETS["ade20k"](tmp_path / "ade")
     base = make_voc(tmp_path / "voc")
     (base / "ImageSets/Segmentation/train.txt").write_text("2007_1\n2007_4\n2007_9\n")
-    with pytest.raises(InputError, match=r"1 images have no mask: .*2007_4.jpg"):
+    with pytest.raises(InputError, match=r"no mask for 1 of \d images: .*2007_4.jpg"):
         DATASETS["pascal_voc"](tmp_path / "voc")
     (base / "ImageSets/Segmentation/train.txt").write_text("2007_1\n2007_9\n")
-    with pytest.raises(InputError, match=r"1 names in .*train.txt have no image: 2007_9"):
+    with pytest.raises(InputError, match=r"no image for 1 of 2 names in .*train.txt: 2007_9"):
         DATASETS["pascal_voc"](tmp_path / "voc")
     (base / "ImageSets/Segmentation/train.txt").write_text("\n")
     with pytest.raises(InputError, match=r"train.txt: no names in it"):
         DATASETS["pascal_voc"](tmp_path / "voc")
     make_cityscapes(tmp_path / "city")
     (tmp_path / "city/gtFine/val/munster/munster_000000_000019_gtFine_labelIds.png").unlink()
-    with pytest.raises(InputError, match=r"1 images have no mask: .*munster_000000_000019_leftImg8bit.png"):
+    with pytest.raises(InputError, match=r"no mask for 1 of \d images: .*munster_000000_000019_leftImg8bit.png"):
         DATASETS["citys"](tmp_path / "city")
     make_coco(tmp_path / "coco")
     (tmp_path / "coco/images/train2017/3.jpg").unlink()
@@ -405,8 +405,8 @@ def test_masks_of_0_and_255_are_explained(tmp_path):
         ("none", "nothing in it; expected images/train, images/val, masks/train, masks/val"),
         ("no val", "found images, masks; expected images/train"),
         ("empty", "masks/val: no such files in it; expected images such as .jpg or .png"),
-        ("no mask", r"1 images have no mask: .*train/1.jpg"),
-        ("no image", r"1 masks have no image: .*val/0.png"),
+        ("no mask", r"no mask for 1 of \d images: .*train/1.jpg"),
+        ("no image", r"no image for 1 of \d masks: .*val/0.png"),
         ("twice", r"0.(jpg|png) and .*0.(jpg|png) have the same name"),
     ],
 )

@@ -103,6 +103,17 @@ def test_windows_moved_inwards():
     assert scores[0, 0, 0].tolist() == pytest.approx([1 / (1 + math.exp(-x)) for x in logits])
 
 
+def test_scales_are_summed_or_averaged():
+    image, how = (
+        torch.full((1, 3, 20, 30), 0.5),
+        {"classes": 2, "crop_size": 16, "scales": (0.5, 1.0, 1.5), "flip": True, **NORM},
+    )
+    logits = pixelwise(image)
+    torch.testing.assert_close(predict(pixelwise, image, edge="shift", **how), 3 * (2 * logits).exp())
+    softmax = predict(pixelwise, image, edge="shift", combine="softmax", **how)
+    torch.testing.assert_close(softmax, logits.softmax(1))
+
+
 def test_mirroring():
     def left_to_right(images):
         return torch.arange(3.0).expand(len(images), 1, 1, 3)
@@ -175,14 +186,17 @@ def test_centre_crop(size):
     torch.testing.assert_close(scores, expected, equal_nan=True)
 
 
-def test_centre_crop_of_another_size():
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("crop_size, tolerance", [(64, 0.01), (16, 0.05)])
+def test_centre_crop_of_another_size(crop_size, tolerance, align_corners):
     """A ramp stays a ramp, resized there and back, up to the border of the crop."""
-    ramp = torch.linspace(-1, 1, 61).expand(1, 3, 37, 61)
-    rows, columns = evaluated_region(37, 61, "crop", 64)
-    scores = predict(lambda x: x[:, :1], ramp, classes=1, mode="crop", crop_size=64, **NORM)
-    assert columns.stop - columns.start >= 36 and scores.shape == (1, 1, 37, 61)
-    torch.testing.assert_close(scores[:, :, rows, columns].log(), ramp[:, :1, rows, columns], rtol=0, atol=5e-3)
-    assert scores.isnan().sum() == 37 * 61 - 37 * (columns.stop - columns.start)
+    ramp = torch.linspace(2, 4, 61).expand(1, 3, 37, 61)
+    rows, columns = evaluated_region(37, 61, "crop", crop_size)
+    how = {"mode": "crop", "crop_size": crop_size, "align_corners": align_corners, **NORM}
+    scores = predict(lambda x: x[:, :1], ramp, classes=1, **how)
+    assert columns.stop - columns.start >= 35 and scores.shape == (1, 1, 37, 61)
+    torch.testing.assert_close(scores[:, :, rows, columns].log(), ramp[:, :1, rows, columns], rtol=0, atol=tolerance)
+    assert scores.isnan().sum() == 37 * (61 - (columns.stop - columns.start))
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_output_folder(finished):
         assert any(key.startswith("decode_head.") for key in load_file(finished / name / "model.safetensors"))
 
 
-def test_it_learns_and_evaluates_the_same_on_one_and_two_processes(main, data, tmp_path):
+def test_it_learns_and_evaluates_the_same_on_one_and_two_processes(main, data, tmp_path, capsys):
     main("--data_path", data, "--epochs", 12, "--lr", 0.01, "--output_dir", tmp_path / "run")
     log = lines(tmp_path / "run" / "log.txt")
     assert log[-1]["test_miou"] > 60 and log[-1]["test_miou"] > log[0]["test_miou"]
@@ -104,8 +104,10 @@ def test_it_learns_and_evaluates_the_same_on_one_and_two_processes(main, data, t
     assert "result: mIoU" in out and "  green: " in out and "throughput: " in out
     assert "result: mIoU" in main(*words, "--eval_mode", "crop")
 
-    out = main("--finetune", tmp_path / "run" / "last", "--data_path", data, "--predict", data / "images" / "val",
-               "--output_dir", tmp_path / "out")  # fmt: skip
+    words = ("--predict", data / "images" / "val", "--output_dir", tmp_path / "out", "--finetune", tmp_path / "run" / "last")
+    train_segmentation.main(train_segmentation.parse_args(list(map(str, words))))  # no flag of the training is needed
+    AcceleratorState._reset_state(reset_partial_state=True)
+    out = capsys.readouterr().out
     assert "predicted: 7 images" in out
     for i in range(7):
         mask, image = Image.open(tmp_path / f"out/masks/{i}.png"), Image.open(data / f"images/val/{i}.png")
@@ -202,7 +204,7 @@ def test_head_lr_scale_and_layer_decay_reach_their_groups(main, data, tmp_path):
         ("--backbone convnextv3", "convnextv2"),
         ("--nb_classes 11 --crop_size 32", "--nb_classes 11: the data has"),
         ("--resume nothing --eval", "no such file"),
-        ("--predict nowhere --output_dir out", "--predict nowhere: no such folder"),
+        ("--predict nowhere --output_dir out --finetune nothing", "nothing: found no config.json of a segmentation network"),
         ("--total_batch_size 7", "--total_batch_size 7 cannot be made of"),
     ],
 )

@@ -488,12 +488,12 @@ def match(images, masks, names=None, where=None):
 
     All of them, and then each name must occur in both; or the `names` that the list file `where` asks for.
     """
-    wanted = sorted(images) if names is None else names
-    if no_mask := [name for name in wanted if name in images and name not in masks]:
-        raise InputError(f"{len(no_mask)} images have no mask: {_some([images[name] for name in no_mask])}")
-    if no_image := [name for name in (sorted(masks) if names is None else names) if name not in images]:
+    wanted, named = (sorted(images), sorted(masks)) if names is None else (names, names)
+    if missing := [images[name] for name in wanted if name in images and name not in masks]:
+        raise InputError(f"no mask for {len(missing)} of {len(wanted)} images: {_some(missing)}")
+    if missing := [masks.get(name, name) for name in named if name not in images]:
         what = "masks" if names is None else f"names in {where}"
-        raise InputError(f"{len(no_image)} {what} have no image: {_some([masks.get(name, name) for name in no_image])}")
+        raise InputError(f"no image for {len(missing)} of {len(named)} {what}: {_some(missing)}")
     return [images[name] for name in wanted], [masks[name] for name in wanted]
 
 

@@ -63,17 +63,16 @@ class SegmentationLoss(torch.nn.Module):
             )
         losses = F.cross_entropy(_wide(logits), target, ignore_index=self.ignore_index, reduction="none")  # (B, H, W)
         labelled = target != self.ignore_index
-        counted = labelled if self.ohem is None else labelled & self._hard(losses.detach(), labelled)
+        counted = labelled if self.ohem is None else labelled & self._hard(losses.detach())
         weights = counted.to(losses.dtype)
         if self.class_weights is not None:
             weights = weights * self.class_weights[target.where(labelled, 0)]
         total = weights.sum()
         return (losses * weights).sum() / total.where(total > 0, 1)
 
-    def _hard(self, losses, labelled):
-        """The pixels (B, H, W) that OHEM keeps; a small probability is a large loss."""
+    def _hard(self, losses):
+        """The pixels (B, H, W) that OHEM keeps: a small probability is a large loss, an ignored pixel has loss 0."""
         threshold, min_kept = self.ohem
-        losses = losses.where(labelled, -1)  # below every loss of a labelled pixel
         kept = min(min_kept * len(losses), losses.numel())
         last_kept = losses.flatten().topk(kept, sorted=False).values.amin()
         probabilities = (-losses).exp()

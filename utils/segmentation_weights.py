@@ -4,12 +4,14 @@ Read: this project's own; PyTorch-Encoding's; UPerNet-ConvNeXt's as mmsegmentati
 model that utils/weights.py reads, for the backbone alone.
 """
 
+import json
+import pathlib
 import re
 
-from segmentation_networks.network import classifier_prefixes
+from segmentation_networks.network import build_network, classifier_prefixes
 from utils.arguments import InputError, first_line
 from utils.download import fetch
-from utils.weights import read_tensors, same_but_for_ones, some_names, to_timm, to_timm_name
+from utils.weights import check_fit, read_tensors, same_but_for_ones, some_names, to_timm, to_timm_name
 
 _FROM_ENCODING = (  # PyTorch-Encoding's name -> ours; its heads' names are ours
     (r"^pretrained\.", "backbone."),
@@ -33,6 +35,29 @@ _AFTER_BACKBONE = re.compile(  # what timm's recognition models have after their
     r"conv_head|bn2|final_conv|final_layer|downsamp_modules)\."
 )
 _TRAINING_ONLY = ("auxiliary_head.", "decode_head.encmodule.selayer.")
+
+
+def read_config(folder):
+    """config.json of a folder that this project's training wrote (network, classes, palette, sizes), or None."""
+    path = pathlib.Path(folder, "config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:
+        raise InputError(f"{path}: {first_line(error)}; expected JSON as training writes it") from None
+    return config if isinstance(config, dict) and "network" in config else None
+
+
+def open_network(folder):
+    """(SegmentationNetwork with its weights, in evaluation mode; its config) of a folder such as RUN/best.
+
+    Raises InputError where there is no network, and for weights that do not fit it.
+    """
+    config = read_config(folder)
+    if config is None:
+        raise InputError(f"{folder}: found no config.json of a segmentation network; expected a folder such as RUN/best")
+    network = build_network(**config["network"], input_size=config["crop_size"])
+    load_segmentation_weights(network, folder)
+    return network.eval(), config
 
 
 def load_segmentation_weights(network, source, *, model_key="model|module", model_prefix=""):
@@ -74,11 +99,7 @@ def load_segmentation_weights(network, source, *, model_key="model|module", mode
     unexpected = [name for name in tensors if name not in wanted]
     # 1x1 convolutions and linear layers, and both forms of GRN, hold the same numbers in other shapes
     misshapen = [name for name in tensors if name in wanted and not same_but_for_ones(tensors[name], wanted[name])]
-    if missing or unexpected or misshapen:
-        raise InputError(
-            f"weights {source} ({layout}) do not fit the network: missing {some_names(missing)}; unexpected {some_names(unexpected)}; "
-            f"of another shape {some_names(misshapen)}"
-        )
+    check_fit(f"weights {source} ({layout}) do not fit the network", missing, unexpected, misshapen)
     if not next(iter(wanted.values())).is_meta:  # of a dry run, which only compares
         fitting = {name: tensor.reshape(wanted[name].shape) for name, tensor in tensors.items()}
         network.load_state_dict(fitting, strict=False)

@@ -172,11 +172,7 @@ def load_weights(model, source, *, model_key="model|module", model_prefix=""):
         left_out += [name for name in tensors if name not in wanted and name not in unexpected]
     # 1x1 convolutions and linear layers, and both forms of GRN, hold the same numbers in other shapes
     misshapen = [name for name in tensors if name in wanted and not same_but_for_ones(tensors[name], wanted[name])]
-    if missing or unexpected or misshapen:
-        raise InputError(
-            f"weights {source} ({layout}) do not fit the model: missing {some_names(missing)}; unexpected {some_names(unexpected)}; "
-            f"of another shape {some_names(misshapen)}"
-        )
+    check_fit(f"weights {source} ({layout}) do not fit the model", missing, unexpected, misshapen)
     fitting = {name: tensor.reshape(wanted[name].shape) for name, tensor in tensors.items() if name in wanted}
     if not next(iter(wanted.values())).is_meta:  # of a dry run, which only compares
         model.load_state_dict(fitting, strict=False)
@@ -191,6 +187,13 @@ def load_weights(model, source, *, model_key="model|module", model_prefix=""):
 def _classifiers(model):
     classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head.fc"
     return (classifier,) if isinstance(classifier, str) else tuple(classifier)
+
+
+def check_fit(what, missing, unexpected, misshapen):
+    """InputError that names the tensors, if there are any."""
+    if missing or unexpected or misshapen:
+        found = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+        raise InputError(f"{what}: " + "; ".join(f"{fault} {some_names(names)}" for fault, names in found.items()))
 
 
 def same_but_for_ones(a, b):
