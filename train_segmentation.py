@@ -20,7 +20,7 @@ from utils.arguments import InputError, Parser, add_switch, input_errors, key_va
 HEADS = ("fcn", "psp", "deeplab", "encnet", "upernet", "fpn")
 # What suits the built-in scenes of digits. Holds where neither --data_path nor --dataset is given; a flag on the line wins.
 SCENES = {
-    "crop_size": 96, "base_size": 96, "backbone": "resnet10t", "channels": 48, "opt": "adamw", "blr": 0.128,
+    "crop_size": 96, "base_size": 96, "backbone": "resnet10t", "channels": 48, "opt": "adamw", "lr": 4e-3,
     "weight_decay": 0.05, "weight_decay_filter": "norm_bias", "head_lr_scale": 1.0, "epochs": 12, "warmup_epochs": 1,
     "batch_size": 8, "eval_batch_size": 16, "transforms": "none", "num_workers": 0,
 }  # fmt: skip

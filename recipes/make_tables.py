@@ -15,18 +15,18 @@ def row(path):
     lines = path.read_text(encoding="utf-8").splitlines()
     fields = dict(re.findall(r"^# (Expected|Measured|Start): (.*?)\.?$", "\n".join(lines), re.MULTILINE))
     model, data, pixels = re.fullmatch(r"# ([^,]+), (.+), (\d+) pixels, .*", lines[0]).groups()
-    score = re.match(r"([\d.]+ %[^,]*?) on ", fields["Expected"])
+    score = re.match(r"([\d.]+ %[^,;]*?) on ", fields["Expected"])
     scored_at = re.search(r" at (\d+) pixels", fields["Expected"])
     if scored_at and scored_at[1] != pixels:
         pixels += f", scored at {scored_at[1]}"
-    start = fields["Start"].rpartition("/")
+    start = fields["Start"]
     return (
         model,
         data.replace(", then ", " → "),
         pixels,
         score[1] if score else "none",
         fields.get("Measured", ""),
-        f"[{start[2]}]({fields['Start']})" if start[0] else start[2],
+        f"[{start.rpartition('/')[2]}]({start})" if start.startswith("http") else start,
         f"[{path.stem}]({path.relative_to(ROOT).as_posix()})",
     )
 

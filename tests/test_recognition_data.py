@@ -7,7 +7,8 @@ from conftest import make_folder
 from PIL import Image
 
 from utils.arguments import InputError
-from utils.recognition_data import check_headers, digits, folders, hub_table, read_image, scan_folder, stratified_split
+from utils.images import read_image
+from utils.recognition_data import check_headers, digits, folders, hub_table, scan_folder, stratified_split
 from utils.recognition_transforms import eval_geometry, eval_transform, train_transform
 from utils.string_list import StringList
 

@@ -11,9 +11,11 @@ import re
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from utils.arguments import InputError, first_line
+from utils.arguments import InputError
+from utils.hub_tables import find_column, holds_images, load_splits
+from utils.images import is_image, read_image, to_rgb
 from utils.sampling import AUGMENT, Key, seed_everything, stream_seed
 from utils.string_list import StringList
 
@@ -166,7 +168,7 @@ def scan_folder(root, classes=None):
     root = str(root)
     found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     if not found:
-        images = sum(_is_image(name) for name in os.listdir(root))
+        images = sum(is_image(name) for name in os.listdir(root))
         raise InputError(f"{root} has {images} images and no folders: expected one folder per class")
     if classes is not None and (extra := sorted(set(found) - set(classes))):
         raise InputError(
@@ -196,12 +198,8 @@ def _image_files(root, below):
         path = os.path.join(below, entry.name)
         if entry.is_dir():
             yield from _image_files(root, path)
-        elif _is_image(entry.name):
+        elif is_image(entry.name):
             yield path
-
-
-def _is_image(name):
-    return Image.registered_extensions().get(os.path.splitext(name)[1].lower()) in Image.OPEN
 
 
 def hub_table(name, image_column=None, label_column=None, val_split=None, seed=0):
@@ -211,25 +209,10 @@ def hub_table(name, image_column=None, label_column=None, val_split=None, seed=0
     """
     import datasets
 
-    try:
-        local = os.path.isdir(name)
-        saved = local and ({"dataset_dict.json", "state.json"} & set(os.listdir(name)))
-        splits = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
-    except Exception as error:  # the library raises a dozen kinds, from missing files to no network
-        raise InputError(f"--dataset {name}: the library datasets cannot load it ({first_line(error)})") from None
-    if isinstance(splits, datasets.Dataset):
-        splits = {"train": splits}
-    if "train" not in splits:
-        raise InputError(f"--dataset {name}: found the splits {', '.join(splits)}; expected one named train")
-    held_out = next((split for split in ("validation", "val", "valid", "test") if split in splits), None)
-    if val_split is not None and held_out:
-        raise InputError(f"--val_split {val_split}: the data set has a split '{held_out}' already; leave it out")
-    if val_split is None and held_out is None:
-        raise InputError(f"--dataset {name}: found only the split train; give --val_split 0.1 to hold out a part of it")
-
+    splits, held_out = load_splits(name, val_split)
     table = splits["train"]
-    image_column = _find_column(table, image_column, "image", _holds_images, ("image", "img", "images", "jpg", "png"))
-    label_column = _find_column(
+    image_column = find_column(table, image_column, "image", holds_images, ("image", "img", "images", "jpg", "png"))
+    label_column = find_column(
         table, label_column, "label", _holds_labels, ("label", "labels", "class", "target", "fine_label", "cls")
     )
     labels, classes = _labels(table, label_column)
@@ -248,34 +231,10 @@ def hub_table(name, image_column=None, label_column=None, val_split=None, seed=0
     )
 
 
-def _find_column(table, wanted, what, fits, usual):
-    columns = ", ".join(f"{name} ({_type_name(feature)})" for name, feature in table.features.items())
-    if wanted:
-        if wanted not in table.column_names:
-            raise InputError(f"--{what}_column {wanted}: no such column; found {columns}")
-        return wanted
-    fitting = [name for name, feature in table.features.items() if fits(feature)]
-    usual = [name for name in usual if name in fitting]
-    if usual or len(fitting) == 1:
-        return (usual or fitting)[0]
-    raise InputError(f"which column holds the {what}s? found {columns}; name it with --{what}_column")
-
-
-def _holds_images(feature):
-    import datasets
-
-    is_bytes = isinstance(feature, dict) and "bytes" in feature  # how Parquet without metadata shows an image
-    return isinstance(feature, datasets.Image) or is_bytes or getattr(feature, "dtype", "") in ("binary", "large_binary")
-
-
 def _holds_labels(feature):
     import datasets
 
     return isinstance(feature, datasets.ClassLabel) or re.fullmatch(r"u?int\d+|string", getattr(feature, "dtype", ""))
-
-
-def _type_name(feature):
-    return "struct" if isinstance(feature, dict) else getattr(feature, "dtype", type(feature).__name__)
 
 
 def _labels(table, column, classes=None):
@@ -320,28 +279,6 @@ def stratified_split(labels, val_split, seed):
     if len(val) == 0:
         raise InputError(f"--val_split {val_split}: {len(labels)} images leave none for validation; add images")
     return np.setdiff1d(np.arange(len(labels)), val), val
-
-
-def read_image(path):
-    """The image file at `path` as RGB, upright by its EXIF orientation. Raises InputError naming the file."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError:
-        raise InputError(f"{path} is no image: expected a file that Pillow can read; remove or replace it") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as an image ({error}); remove or replace it") from None
-
-
-def to_rgb(image):
-    """Any mode of Pillow's as RGB; 16-bit greys keep their upper 8 bits, which Pillow would clip to white."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).clip(0, 255).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def check_headers(source, count=2000):

@@ -17,7 +17,8 @@ from PIL import Image
 
 from utils import class_names, palettes
 from utils.arguments import InputError, choose_one, first_line
-from utils.recognition_data import _find_column, _holds_images, read_image, to_rgb
+from utils.hub_tables import find_column, holds_images, load_splits
+from utils.images import is_image, read_image, to_rgb
 from utils.sampling import AUGMENT, Key, seed_everything, stream_seed
 from utils.segmentation_masks import IGNORE, class_table, draw_instances, mask_values, read_values, to_classes
 from utils.segmentation_scenes import Scenes
@@ -373,16 +374,11 @@ def hub_table(name, image_column=None, mask_column=None, val_split=None, seed=0)
     The two columns of images are found by their usual names where they are not given; masks are as for `folder`, their
     classes without names. val_split: hold out this share of the rows, fixed by `seed`, where there is no such split.
     """
-    splits = _load_splits(name)
-    held_out = next((split for split in ("validation", "val", "valid", "test") if split in splits), None)
-    if val_split is not None and held_out:
-        raise InputError(f"--val_split {val_split}: the data set has a split '{held_out}' already; leave it out")
-    if val_split is None and held_out is None:
-        raise InputError(f"--dataset {name}: found only the split train; give --val_split 0.1 to hold out a part of it")
+    splits, held_out = load_splits(name, val_split)
     table = splits["train"]
-    image_column = _find_column(table, image_column, "image", _holds_images, ("image", "img", "pixel_values", "images"))
+    image_column = find_column(table, image_column, "image", holds_images, ("image", "img", "pixel_values", "images"))
     usual = "mask label annotation segmentation_map ground_truth segmentation masks labels annotations".split()
-    mask_column = _find_column(table.remove_columns(image_column), mask_column, "mask", _holds_images, usual)
+    mask_column = find_column(table.remove_columns(image_column), mask_column, "mask", holds_images, usual)
     if held_out:
         val_table = splits[held_out]
         parts = [(table, np.arange(len(table))), (val_table, np.arange(len(val_table)))]
@@ -398,21 +394,6 @@ def hub_table(name, image_column=None, mask_column=None, val_split=None, seed=0)
     for source in (train, val):
         source.set_classes(classes)
     return train, val
-
-
-def _load_splits(name):
-    import datasets
-
-    try:
-        saved = os.path.isdir(name) and ({"dataset_dict.json", "state.json"} & set(os.listdir(name)))
-        splits = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
-    except Exception as error:  # the library raises a dozen kinds, from missing files to no network
-        raise InputError(f"--dataset {name}: the library datasets cannot load it ({first_line(error)})") from None
-    if isinstance(splits, datasets.Dataset):
-        splits = {"train": splits}
-    if "train" not in splits:
-        raise InputError(f"--dataset {name}: found the splits {', '.join(splits)}; expected one named train")
-    return splits
 
 
 def _unnamed_classes(values_of, sample, where):
@@ -503,7 +484,7 @@ def _scan(folder, ending=None, need=True):
     for below, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
         for file in sorted(files):
-            if file.startswith(".") or not (file.endswith(ending) if ending else _is_image(file)):
+            if file.startswith(".") or not (file.endswith(ending) if ending else is_image(file)):
                 continue
             path = os.path.join(below, file)
             name = os.path.relpath(path, folder).removesuffix(ending or os.path.splitext(file)[1])
@@ -513,10 +494,6 @@ def _scan(folder, ending=None, need=True):
     if need and not found:
         raise InputError(f"{folder}: no such files in it; expected {f'*{ending}' if ending else 'images such as .jpg or .png'}")
     return found
-
-
-def _is_image(file):
-    return Image.registered_extensions().get(os.path.splitext(file)[1].lower()) in Image.OPEN
 
 
 def _candidates(root, below):

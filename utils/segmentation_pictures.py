@@ -9,7 +9,7 @@ from torchvision.transforms import functional as F
 from tqdm import tqdm
 
 from utils.arguments import InputError
-from utils.recognition_data import read_image
+from utils.images import is_image, read_image
 
 OPACITY = 0.55  # of the class colours in an overlay
 
@@ -46,8 +46,7 @@ def legend(classes, palette, columns=None):
 
 def picture_files(folder):
     """Paths of the images below `folder`, sorted. Raises InputError where there is none."""
-    known = Image.registered_extensions()
-    files = [path for path in sorted(pathlib.Path(folder).rglob("*")) if known.get(path.suffix.lower()) in Image.OPEN]
+    files = [path for path in sorted(pathlib.Path(folder).rglob("*")) if is_image(path.name)]
     if not files:
         what = "no images in it" if pathlib.Path(folder).is_dir() else "no such folder"
         raise InputError(f"--predict {folder}: {what}; expected a folder of .jpg, .png or other images")
