@@ -136,6 +136,7 @@ if __name__ == "__main__":  # before the heavy imports, so that --help, a wrong 
 import numpy as np
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from tqdm import tqdm
 
 from lr_sched import make_schedule
 from optim_factory import create_optimizer, format_group_table, group_table, layer_decay_assigner
@@ -162,6 +163,8 @@ def main(args):
     )
     saves = args.save_ckpt and not (args.eval or args.predict or args.dry_run)
     machine.check_support(accelerator, sync_bn=args.sync_bn, ema=args.model_ema, states=saves)
+    if accelerator.distributed_type == "FSDP" and args.eval_mode == "slide" and not args.disable_eval:
+        raise InputError("--eval_mode slide with FSDP: the processes would wait for each other's windows; use whole or crop")
     log = RunLog(None, accelerator.is_main_process and not args.dry_run)
     device, processes = accelerator.device, accelerator.num_processes
     on = f"{threads} CPU threads" if device.type == "cpu" else f"one {device.type}"
@@ -426,8 +429,9 @@ def build_data(args, check):
             f"({', '.join(train.classes[:5])}{', …' if len(train.classes) > 5 else ''}); leave the flag out"
         )
     if check and not args.dry_run:
+        bar = functools.partial(tqdm, desc="check_data", unit="sample") if args.check_data else None
         for source in (train, val):
-            segmentation_data.check_files(source, everything=args.check_data)
+            segmentation_data.check_files(source, everything=args.check_data, progress=bar)
     plain = segmentation_transforms.eval_transform(**NORM)
     if args.transforms == "encoding":
         augment = segmentation_transforms.encoding_transform(

@@ -91,6 +91,8 @@ def test_nothing_labelled():
 def test_predicted_classes():
     logits = random_batch(9)[0].round()  # many equals
     assert predicted_classes(logits).tolist() == np.argmax(logits.numpy(), 1).tolist()
+    logits[0, :, 3] = torch.nan  # of a network that diverged: any class, but a class
+    assert predicted_classes(logits).min() >= 0 and predicted_classes(logits).max() < 9
 
 
 @pytest.mark.parametrize("label", [5, 255, -2])

@@ -116,6 +116,18 @@ def test_it_learns_and_evaluates_the_same_on_one_and_two_processes(main, data, t
         assert (np.asarray(mask) == truth)[truth != 255].mean() > 0.6
 
 
+def test_a_class_that_does_not_occur_is_null_in_the_log(main, data, tmp_path):
+    import shutil
+
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "classes.txt").write_text("red\ngreen\nblue\nunseen\n")
+    main("--data_path", tmp_path / "data", "--epochs", 1, "--output_dir", tmp_path / "run")
+    text = (tmp_path / "run" / "log.txt").read_text()
+    (record,) = lines(tmp_path / "run" / "log.txt")
+    assert "NaN" not in text and len(record["test_iou"]) == 4
+    assert (record["test_iou"][3] is None) == (record["test_classes"] == 3)
+
+
 @pytest.mark.parametrize("update", [1, 3, 5])
 def test_resume_at_any_update_ends_with_the_same_bits(finished, data, tmp_path, main, update):
     import shutil

