@@ -419,31 +419,12 @@ def build_optimizer(args, model, log):
 
 def show_dry_run(args, accelerator, model, train_set, val_set, batches, origin, optimizer, get_layer_id, schedule):
     """Print what the run would do."""
-    updates = args.epochs * batches.updates
-    warmup = args.warmup_steps if args.warmup_steps > 0 else round(args.warmup_epochs * batches.updates)
     groups = group_table(model, optimizer.param_groups, get_layer_id)
-    run = {
-        "model": args.model,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "multiply_adds": dry_run.multiply_adds(model, args.input_size),
-        "input_size": args.input_size,
-        "weights": origin,
-        "data": train_set.source.title,
-        "train_images": len(train_set),
-        "val_images": len(val_set),
-        "classes": len(train_set.source.classes),
-        "processes": accelerator.num_processes,
-        "batch_size": args.batch_size,
-        "update_freq": args.update_freq,
-        "total_batch_size": args.batch_size * args.update_freq * accelerator.num_processes,
-        "epochs": args.epochs,
-        "updates_per_epoch": batches.updates,
-        "updates": updates,
-        "warmup_updates": warmup,
-        "lr": {"peak": args.lr, **dry_run.learning_rates(schedule, updates, warmup)},
-        "groups": groups,
-        "args": {flag: value for flag, value in vars(args).items() if flag != "dry_run"},
-    }
+    run = dry_run.describe(
+        vars(args), model=model, name=args.model, input_size=args.input_size, train_set=train_set, val_set=val_set,
+        processes=accelerator.num_processes, epochs=args.epochs, per_epoch=batches.updates,
+        updates=args.epochs * batches.updates, weights=origin, groups=groups, schedule=schedule,
+    )  # fmt: skip
     if accelerator.is_main_process:
         print(json.dumps(run, indent=1) if args.dry_run == "json" else dry_run.as_text(run, format_group_table(groups)))
 

@@ -50,12 +50,7 @@ def parse_args(argv=None):
     add_switch(group, "--lateral", False, "of encnet: use the second and third stage too")
     add("--codewords", type=whole(1), help="of encnet; none: 32")
     add_switch(group, "--with_global", False, "of fcn: concatenate the global average")
-    add(
-        "--atrous_rates",
-        type=whole(1),
-        nargs=3,
-        help="of deeplab; none: 12 24 36 at output stride 8, half at 16",
-    )
+    add("--atrous_rates", type=whole(1), nargs=3, help="of deeplab; none: 12 24 36 at output stride 8, half at 16")
     flags.add_start_flags(parser)
 
     group = parser.add_argument_group("data: built-in scenes of digits unless --data_path or --dataset is given")
@@ -76,12 +71,7 @@ def parse_args(argv=None):
     add("--crop_size", type=whole(16), default=480, help="pixels of a training crop and of an evaluation window")
     add("--base_size", type=whole(16), default=520, help="pixels of the long side (encoding) or short side (mmseg) at scale 1")
     add("--ratio_range", type=number(above=0), nargs=2, default=(0.5, 2.0), help="random scale of a training image")
-    add(
-        "--cat_max_ratio",
-        type=number(above=0, maximum=1),
-        default=0.75,
-        help="of mmseg: most that one class may fill of a crop",
-    )
+    add("--cat_max_ratio", type=number(above=0, maximum=1), default=0.75, help="of mmseg: most of a crop in one class")
 
     group = parser.add_argument_group("loss")
     add = group.add_argument
@@ -204,7 +194,7 @@ def main(args):
         "se_loss": args.se_loss, "lateral": args.lateral, "codewords": args.codewords, "with_global": args.with_global,
         "atrous_rates": args.atrous_rates, "backbone_kwargs": dict(args.backbone_kwargs),
     }  # fmt: skip
-    if args.eval and (config := read_config(weights)):
+    if args.eval and weights and (config := read_config(weights)):
         network_settings = {**config["network"], "classes": len(classes)}  # as it was trained, whatever the flags
     with torch.device("meta" if args.dry_run else "cpu"):
         model = build_network(
@@ -217,7 +207,7 @@ def main(args):
             path = fetch(weights)  # one process of a machine downloads, the others find it in the cache
         origin = load_segmentation_weights(model, path, model_key=args.model_key, model_prefix=args.model_prefix)
     n_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    log.say(f"network: {args.model} on {args.backbone}, {n_parameters:,} parameters")
+    log.say(f"network: {network_settings['head']} on {network_settings['backbone']}, {n_parameters:,} parameters")
     for line in origin:
         log.say(f"weights: {line}")
     config = {
@@ -471,30 +461,12 @@ def build_optimizer(args, model, log):
 
 def show_dry_run(args, accelerator, model, train_set, val_set, per_epoch, updates, origin, optimizer, get_layer_id, schedule):
     """Print what the run would do."""
-    warmup = args.warmup_steps if args.warmup_steps > 0 else round(args.warmup_epochs * per_epoch)
     groups = group_table(model, optimizer.param_groups, get_layer_id)
-    run = {
-        "model": f"{args.model} on {args.backbone}",
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "multiply_adds": dry_run.multiply_adds(model, args.crop_size),
-        "input_size": args.crop_size,
-        "weights": origin,
-        "data": train_set.source.title,
-        "train_images": len(train_set),
-        "val_images": len(val_set),
-        "classes": len(train_set.source.classes),
-        "processes": accelerator.num_processes,
-        "batch_size": args.batch_size,
-        "update_freq": args.update_freq,
-        "total_batch_size": args.batch_size * args.update_freq * accelerator.num_processes,
-        "epochs": updates / per_epoch if args.max_updates else args.epochs,
-        "updates_per_epoch": per_epoch,
-        "updates": updates,
-        "warmup_updates": warmup,
-        "lr": {"peak": args.lr, **dry_run.learning_rates(schedule, updates, warmup)},
-        "groups": groups,
-        "args": {flag: value for flag, value in vars(args).items() if flag != "dry_run"},
-    }
+    run = dry_run.describe(
+        vars(args), model=model, name=f"{args.model} on {args.backbone}", input_size=args.crop_size, train_set=train_set,
+        val_set=val_set, processes=accelerator.num_processes, epochs=updates / per_epoch if args.max_updates else args.epochs,
+        per_epoch=per_epoch, updates=updates, weights=origin, groups=groups, schedule=schedule,
+    )  # fmt: skip
     if accelerator.is_main_process:
         print(json.dumps(run, indent=1) if args.dry_run == "json" else dry_run.as_text(run, format_group_table(groups)))
 
@@ -534,7 +506,7 @@ def evaluate_only(args, accelerator, model, run_eval, classes, log):
         log.say(f"{title}: mIoU {r['miou']:.4f} % of {r['classes']} classes, pixel accuracy {r['pixacc']:.4f} %, "
                 f"mean accuracy {r['macc']:.4f} %")  # fmt: skip
         for name, iou in zip(classes, r["iou"], strict=True):
-            log.say(f"  {name}: " + (f"{iou:.2f}" if iou == iou else "does not occur"))
+            log.say(f"  {name}: " + (f"{iou:.2f}" if not math.isnan(iou) else "does not occur"))
     log.say(f"throughput: {len(run_eval.args[2].dataset) / seconds:.1f} images/s")
     accelerator.end_training()
 

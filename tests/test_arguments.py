@@ -5,6 +5,7 @@ import ast
 import pytest
 from conftest import ROOT, run
 
+import train_segmentation
 from train_recognition import DIGITS, parse_args
 from utils.arguments import InputError, derive_batch, expand_recipes
 
@@ -96,9 +97,10 @@ def test_a_total_that_does_not_divide_names_the_numbers(numbers):
     assert f"--total_batch_size {numbers[2]} cannot be made of {numbers[3]} process" in str(error.value)
 
 
-def test_every_flag_is_read():
+@pytest.mark.parametrize(("script", "parse"), [("recognition", parse_args), ("segmentation", train_segmentation.parse_args)])
+def test_every_flag_is_read(script, parse):
     """Every option takes effect: its name occurs as args.NAME (or among those compared on resume) outside the parser."""
-    tree = ast.parse((ROOT / "train_recognition.py").read_text())
+    tree = ast.parse((ROOT / f"train_{script}.py").read_text())
     read = {
         node.attr
         for node in ast.walk(tree)
@@ -112,7 +114,7 @@ def test_every_flag_is_read():
         "weight_decay_filter",
     }  # read by create_optimizer, see test_optim_factory.py
     read |= {"data_set"}  # only checked: both of its values mean class folders
-    assert set(vars(parse_args([]))) <= read
+    assert set(vars(parse([]))) <= read
 
 
 def test_help_and_errors_answer_before_torch_is_imported():

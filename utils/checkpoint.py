@@ -100,7 +100,7 @@ def load_state(path):
 
 
 def export_weights(folder, model, config):
-    """Write model.safetensors and config.json so that `timm.create_model("local-dir:FOLDER")` opens them.
+    """Write model.safetensors and config.json, which timm ("local-dir:FOLDER") or open_network opens, by the config.
 
     Each file is replaced in one step; the old one stays until then.
     """

@@ -18,6 +18,39 @@ def multiply_adds(model, input_size):
     return counter.get_total_flops() // 2
 
 
+def describe(
+    args, *, model, name, input_size, train_set, val_set, processes, epochs, per_epoch, updates, weights, groups, schedule
+):
+    """The run as a dict that JSON can hold.
+
+    args: every flag by its name; weights: lines that say where they come from; groups: rows of optim_factory's
+    group_table; per_epoch, updates: numbers of updates; schedule: sets the rates for an update and returns the rate.
+    """
+    warmup = args["warmup_steps"] if args["warmup_steps"] > 0 else round(args["warmup_epochs"] * per_epoch)
+    return {
+        "model": name,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "multiply_adds": multiply_adds(model, input_size),
+        "input_size": input_size,
+        "weights": weights,
+        "data": train_set.source.title,
+        "train_images": len(train_set),
+        "val_images": len(val_set),
+        "classes": len(train_set.source.classes),
+        "processes": processes,
+        "batch_size": args["batch_size"],
+        "update_freq": args["update_freq"],
+        "total_batch_size": args["batch_size"] * args["update_freq"] * processes,
+        "epochs": epochs,
+        "updates_per_epoch": per_epoch,
+        "updates": updates,
+        "warmup_updates": warmup,
+        "lr": {"peak": args["lr"], **learning_rates(schedule, updates, warmup)},
+        "groups": groups,
+        "args": {flag: value for flag, value in args.items() if flag != "dry_run"},
+    }
+
+
 def learning_rates(schedule, updates, warmup_updates):
     """Learning rate at the start, after the warm-up, in the middle and at the last update."""
     moments = {"start": 0, "after_warmup": warmup_updates, "middle": updates // 2, "end": updates - 1}
@@ -25,7 +58,7 @@ def learning_rates(schedule, updates, warmup_updates):
 
 
 def as_text(run, table):
-    """The dict of a dry run as lines; `table`: its parameter groups, already laid out."""
+    """What `describe` gives, as lines; `table`: its parameter groups, already laid out."""
     lr, args = run["lr"], run["args"]
     flags = " ".join(f"--{flag} {_flag_text(value)}" for flag, value in args.items() if value not in (None, "", []))
     lines = [

@@ -109,6 +109,8 @@ FREE = frozenset(
         "save_ckpt_num",
         "log_every",
         "dry_run",
+        "check_data",
+        "eval_batch_size",
         "num_workers",
         "pin_mem",
         "dist_eval",

@@ -89,7 +89,7 @@ def load(path, accelerator, model, optimizer, ema, settings, say):
 
 
 def export(accelerator, model, config, output_dir, name):
-    """Write the weights that `model` holds now to output_dir/name, for timm to open; all processes call it together."""
+    """Write the weights that `model` holds now, and `config`, to output_dir/name; all processes call it together."""
     weights = sharding.gather(model.state_dict())
     if accelerator.is_main_process:
         checkpoint.export_weights(os.path.join(output_dir, name), weights, config)
