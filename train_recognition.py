@@ -47,6 +47,7 @@ def parse_args(argv=None):
     add("--label_column", help="of --dataset, where it cannot be found")
     add("--val_split", type=number(above=0, maximum=0.9), help="hold out this share of each class, fixed by the seed")
     add("--nb_classes", type=whole(1), help="must agree with the data; none: as many as the data has")
+    flags.add_bad_sample_flags(group)
 
     group = parser.add_argument_group("augmentation")
     add = group.add_argument
@@ -121,6 +122,7 @@ from utils import (
     run_state,
     sharding,
 )
+from utils.bad_samples import BadSamples, check_data
 from utils.download import fetch, is_remote
 from utils.ema import EMA
 from utils.losses import BinaryCrossEntropy, CrossEntropy
@@ -128,6 +130,8 @@ from utils.mixup import Mixup
 from utils.recognition_model import build_model, timm_config
 from utils.run_log import RunLog, clock
 from utils.sampling import MIX, MODEL, EvalBatches, TrainBatches, stream_seed
+from utils.save_points import SavePoints, in_worker
+from utils.state_checks import check_tensors
 from utils.weights import load_weights
 
 
@@ -156,8 +160,9 @@ def main(args):
         raise InputError(f"{len(train_set)} training images are less than one update needs, {total_batch} ({recipe})")
     workers = min(10, machine.cores_per_process()) if args.num_workers is None else args.num_workers
     loader = functools.partial(
-        torch.utils.data.DataLoader, num_workers=workers, pin_memory=args.pin_mem and device.type == "cuda"
-    )
+        torch.utils.data.DataLoader, num_workers=workers, pin_memory=args.pin_mem and device.type == "cuda",
+        worker_init_fn=in_worker,
+    )  # fmt: skip
     train_loader = loader(train_set, batch_sampler=batches, persistent_workers=workers > 0)
     eval_share = share if args.dist_eval else (0, 1)
     val_loader = loader(val_set, batch_sampler=EvalBatches(len(val_set), args.batch_size, *eval_share))
@@ -227,50 +232,58 @@ def main(args):
     if args.torchcompile:
         model.compile()  # in place, so that parameters keep their names
     ema = EMA(model, args.model_ema_decay, args.model_ema_warmup) if args.model_ema else None  # after prepare: equal everywhere
-    state = {"epoch": 0, "update": 0, "loss_sum": 0.0, "best": {}}
+    state = run_state.new_state(recipe)
     if resume_from:
-        state = run_state.load(resume_from, accelerator, model, optimizer, ema, settings, log.say)
+        state = run_state.load(resume_from, accelerator, model, optimizer, ema, settings, recipe, log.say)
     log.cut(state["epoch"], state["update"])
+    bad_samples = BadSamples(train_set.source.name, len(train_set), args.max_bad_samples, state["bad_samples"])
+    if args.check_data:
+        check_data(accelerator, bad_samples, train_set.source, val_set.source, log)
+        state["bad_samples"] = bad_samples.indices
     save = functools.partial(
-        run_state.save, accelerator, args.output_dir, model, optimizer, ema, state, settings, args.save_ckpt_num
+        run_state.save, accelerator, log, args.output_dir, model, optimizer, ema, state, settings, args.save_ckpt_num
     )
-    keep_weights = functools.partial(run_state.export, accelerator, model, config, args.output_dir)
+    keep_weights = functools.partial(run_state.export, accelerator, log, model, config, args.output_dir)
 
-    # train
+    # train; a signal is heard between two updates, and in evaluation
     start = time.perf_counter()
-    for epoch in range(state["epoch"], args.epochs):
-        batches.epoch, batches.first_update = epoch, state["update"] - epoch * batches.updates
-        log.start_epoch(epoch, args.epochs, batches.first_update, batches.updates, total_batch)
-        mixing = mixup if epoch < (args.mixup_off_epoch or args.epochs) else None
-        train_one_epoch(
-            accelerator, network, criterion, train_loader, optimizer, schedule, state, log, mixup=mixing, ema=ema,
-            clip_grad=args.clip_grad, seed=args.seed, log_every=args.log_every, channels_last=args.channels_last,
-            save=save, save_every=args.save_ckpt_updates if args.save_ckpt else None,
-        )  # fmt: skip
-        speed = log.end_epoch()
-        record = {"epoch": epoch, "train_loss": state["loss_sum"] / batches.updates, "train_lr": schedule(state["update"] - 1)}
-        if not args.disable_eval:
-            result = run_eval(network)
-            record.update({f"test_{name}": value for name, value in result.items()})
-            if run_state.improves(state["best"], "test_acc1", result["acc1"]):
-                keep_weights("best")
-        if ema and args.model_ema_eval and not args.disable_eval:
-            with ema.in_model():
-                result = run_eval(network)
-                record.update({f"test_{name}_ema": value for name, value in result.items()})
-                if run_state.improves(state["best"], "test_acc1_ema", result["acc1"]):
-                    keep_weights("best_ema")
-        record["n_parameters"] = n_parameters
-        log.epoch(record)
-        log.say(describe(record, args.epochs, state["best"]) + f", {speed:.0f} images/s, {clock(time.perf_counter() - start)}")
-        state.update(epoch=epoch + 1, loss_sum=0.0)
-        if args.save_ckpt and ((epoch + 1) % args.save_ckpt_freq == 0 or epoch + 1 == args.epochs):
-            save()
+    save_points = SavePoints(
+        save if args.save_ckpt else None, args.output_dir, is_main=accelerator.is_main_process, processes=processes,
+        updates=args.save_ckpt_updates, minutes=args.save_ckpt_minutes,
+    )  # fmt: skip
+    with save_points:
+        for epoch in range(state["epoch"], args.epochs):
+            batches.epoch, batches.first_update = epoch, state["update"] - epoch * batches.updates
+            log.start_epoch(epoch, args.epochs, batches.first_update, batches.updates, total_batch)
+            mixing = mixup if epoch < (args.mixup_off_epoch or args.epochs) else None
+            train_one_epoch(
+                accelerator, network, criterion, train_loader, optimizer, schedule, state, log, mixup=mixing, ema=ema,
+                clip_grad=args.clip_grad, seed=args.seed, log_every=args.log_every, channels_last=args.channels_last,
+                bad_samples=bad_samples, skip_nonfinite=args.skip_nonfinite, save_points=save_points,
+            )  # fmt: skip
+            speed = log.end_epoch()
+            record = {"epoch": epoch, "train_loss": state["loss_sum"] / max(state["losses"], 1)}
+            record["train_lr"] = schedule(state["update"] - 1)
+            if not args.disable_eval:
+                result = run_eval(network, check=save_points.stop_if_asked)
+                record.update({f"test_{name}": value for name, value in result.items()})
+                run_state.keep_best(state["best"], "test_acc1", result["acc1"], lambda: keep_weights("best"))
+            if ema and args.model_ema_eval and not args.disable_eval:
+                with ema.in_model():
+                    result = run_eval(network, check=save_points.stop_if_asked)
+                    record.update({f"test_{name}_ema": value for name, value in result.items()})
+                    run_state.keep_best(state["best"], "test_acc1_ema", result["acc1"], lambda: keep_weights("best_ema"))
+            record.update(bad_samples=bad_samples.total, skipped_updates=state["skipped"], n_parameters=n_parameters)
+            log.epoch(record)
+            passed = clock(time.perf_counter() - start)
+            log.say(f"{describe(record, args.epochs, state['best'])}, {speed:.0f} images/s, {passed}")
+            state.update(epoch=epoch + 1, loss_sum=0.0, losses=0)
+            if args.save_ckpt and ((epoch + 1) % args.save_ckpt_freq == 0 or epoch + 1 == args.epochs):
+                save_points.save()
 
     # result
-    keep_weights("last")
-    if accelerator.is_main_process:
-        run_folder.mark_finished(args.output_dir, state["best"])
+    fault = keep_weights("last") or save_points.fault
+    run_state.end(accelerator, log, args.output_dir, state["best"], fault)
     best = ", ".join(f"best {name} {value:.3f}" for name, value in state["best"].items()) or "not evaluated"
     folder = os.path.join(args.output_dir, "best" if state["best"] else "last")
     log.say(f"done in {clock(time.perf_counter() - start)}: {best}; timm opens the weights as local-dir:{folder}")
@@ -279,29 +292,23 @@ def main(args):
 
 def train_one_epoch(
     accelerator, model, criterion, loader, optimizer, schedule, state, log, *, mixup=None, ema=None, clip_grad=None,
-    seed=0, log_every=50, channels_last=False, save=None, save_every=None,
+    seed=0, log_every=50, channels_last=False, bad_samples=None, skip_nonfinite=0, save_points=None,
 ):  # fmt: skip
     """Train on the batches of `loader`, (images (B, 3, H, W), labels (B,) int64), in whole windows of accumulation.
 
-    schedule: sets the rates for an update by its number and returns the learning rate. state: "update" and "loss_sum"
-    are carried on. Losses stay on the device; every `log_every` updates, and before a save, they are averaged over the
-    processes, logged, and checked: NonFiniteLoss names the first update that was not finite.
+    A third element (B,) int64 tells which broken samples were replaced (see `bad_samples`). schedule: sets the rates for an
+    update by its number and returns the learning rate. state: the run's counters, carried on. Losses stay on the device;
+    every `log_every` updates, and before a save, they are averaged over the processes, logged, and checked (`Watch`).
     """
     model.train()
     layout = torch.channels_last if channels_last else torch.preserve_format
     backward = {"create_graph": True} if getattr(optimizer.optimizer, "is_second_order", False) else {}
-    losses, norms, rates, step = [], [], [], 0
-
-    def look():
-        values = accelerator.reduce(torch.stack(losses).float().view(len(rates), -1).mean(1), "mean").tolist()
-        state["loss_sum"] += run_state.log_updates(log, state, values, rates, norms, scaled=accelerator.scaler is not None)
-        log.progress(values[-1], rates[-1])
-        losses.clear(), norms.clear(), rates.clear()
-
-    for images, labels in loader:
-        if step == 0:
-            rates.append(schedule(state["update"]))
-        position = (state["update"], step, accelerator.process_index)
+    watch = run_state.Watch(accelerator, state, log, bad_samples, skip_nonfinite)
+    steps = 0
+    for images, labels, *replaced in loader:
+        if steps == 0:
+            rate = schedule(state["update"])
+        position = (state["update"], steps, accelerator.process_index)
         images = images.to(accelerator.device, non_blocking=True, memory_format=layout)
         targets = labels.to(accelerator.device, non_blocking=True)
         if mixup is not None:
@@ -310,33 +317,38 @@ def train_one_epoch(
         with accelerator.accumulate(model):
             loss = criterion(model(images), targets)
             accelerator.backward(loss, **backward)
-            losses.append(loss.detach())
-            if clip_grad and accelerator.sync_gradients:
-                norms.append(accelerator.clip_grad_norm_(model.parameters(), clip_grad))
-            optimizer.step()
+            watch.step(loss, *replaced)
+            steps += 1
+            norm, left_out = None, False
+            if accelerator.sync_gradients:
+                if clip_grad or watch.skip_nonfinite:
+                    norm = accelerator.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
+                left_out = watch.skip_nonfinite and watch.leaves_out(steps, norm)
+            if not left_out:
+                optimizer.step()
             optimizer.zero_grad()
-        step += 1
         if not accelerator.sync_gradients:
             continue
-        if ema is not None and not accelerator.optimizer_step_was_skipped:
+        if ema is not None and not (left_out or accelerator.optimizer_step_was_skipped):
             ema.update(state["update"])
+        watch.end_update(rate, norm)
         state["update"] += 1
-        step = 0
+        steps = 0
         log.advance()
-        due = save_every and state["update"] % save_every == 0
-        if due or len(rates) == log_every:
-            look()
+        due = save_points is not None and save_points.due(state["update"])
+        if due or len(watch) == log_every:
+            watch.look()
         if due:
-            save()
-    if rates:
-        look()
+            save_points.act()
+    if len(watch):
+        watch.look()
 
 
 @torch.no_grad()
-def evaluate(accelerator, model, loader, channels_last=False, flip=False):
+def evaluate(accelerator, model, loader, channels_last=False, flip=False, check=None):
     """Top-1 and top-5 in per cent, cross-entropy, and the number of images, each counted once on any number of processes.
 
-    flip: the logits are the mean of those of the image and of its mirror image.
+    flip: the logits are the mean of those of the image and of its mirror image. check: called after each batch.
     Per-image values are gathered and summed exactly (fsum), so that the order of the images does not matter.
     """
     model.eval()
@@ -351,6 +363,8 @@ def evaluate(accelerator, model, loader, channels_last=False, flip=False):
         loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
         correct = logits.topk(min(5, logits.shape[1])).indices == labels.unsqueeze(1)  # (B, 5)
         rows.append(torch.stack([correct[:, 0].float(), correct.any(1).float(), loss, (labels >= 0).float()], dim=1))
+        if check is not None:
+            check()
     rows = torch.cat(rows)
     if loader.batch_sampler.processes > 1:
         rows = accelerator.gather(rows)
@@ -363,7 +377,7 @@ def evaluate(accelerator, model, loader, channels_last=False, flip=False):
 
 
 def build_data(args, check):
-    """(training set, validation set, geometry); with `check`, headers of image files are read for broken ones.
+    """(training set, validation set, geometry); with `check`, headers of validation images are read for broken ones.
 
     geometry: mean, std, crop_pct and crop_mode, as the saved weights tell them to timm.
     """
@@ -384,7 +398,6 @@ def build_data(args, check):
             f"({', '.join(train.classes[:5])}{', …' if len(train.classes) > 5 else ''}); leave the flag out"
         )
     if check:
-        recognition_data.check_headers(train)
         recognition_data.check_headers(val)
     norm = {"mean": normalisation.IMAGENET_INCEPTION_MEAN, "std": normalisation.IMAGENET_INCEPTION_STD}
     if args.imagenet_default_mean_and_std:
@@ -434,6 +447,8 @@ def evaluate_only(args, accelerator, model, run_eval, log):
     averaged = None
     if args.resume:
         weights, _, averaged, _ = checkpoint.load_state(args.resume)
+        for tensors in (weights, averaged or weights):
+            check_tensors(f"--resume {args.resume}", tensors, model.state_dict())
         model.load_state_dict(weights)
     network = accelerator.prepare(model)
     start = time.perf_counter()
@@ -451,9 +466,9 @@ def evaluate_only(args, accelerator, model, run_eval, log):
 def describe(record, epochs, best):
     text = f"epoch {record['epoch'] + 1}/{epochs}: train loss {record['train_loss']:.4f}"
     if "test_acc1" in record:
-        text += f", top-1 {record['test_acc1']:.2f} % (best {best['test_acc1']:.2f})"
+        text += f", top-1 {record['test_acc1']:.2f} % (best {best.get('test_acc1', 0):.2f})"
     if "test_acc1_ema" in record:
-        text += f", EMA {record['test_acc1_ema']:.2f} % (best {best['test_acc1_ema']:.2f})"
+        text += f", EMA {record['test_acc1_ema']:.2f} % (best {best.get('test_acc1_ema', 0):.2f})"
     return text
 
 

@@ -63,7 +63,7 @@ def parse_args(argv=None):
     add("--mask_column", help="of --dataset, where it cannot be found")
     add("--val_split", type=number(above=0, maximum=0.9), help="of --dataset: hold out this share, fixed by the seed")
     add("--nb_classes", type=whole(2), help="must agree with the data; none: as many as the data has")
-    add_switch(group, "--check_data", False, "read every image and mask before training, not a sample only")
+    flags.add_bad_sample_flags(group)
 
     group = parser.add_argument_group("augmentation")
     add = group.add_argument
@@ -123,24 +123,27 @@ if __name__ == "__main__":  # before the heavy imports, so that --help, a wrong 
         on = args.data_path or args.dataset or "built-in scenes"
         print(f"train_segmentation: {args.model} on {args.backbone}, {on}", flush=True)
 
+import accelerate
 import numpy as np
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from tqdm import tqdm
 
 from lr_sched import make_schedule
 from optim_factory import create_optimizer, format_group_table, group_table, layer_decay_assigner
 from segmentation_networks.network import build_network
 from utils import checkpoint, dry_run, machine, run_folder, run_state, segmentation_data, segmentation_transforms, sharding
+from utils.bad_samples import BadSamples, check_data
 from utils.download import fetch, is_remote
 from utils.ema import EMA
 from utils.run_log import RunLog, clock
 from utils.sampling import MODEL, EvalBatches, TrainBatches, stream_seed
+from utils.save_points import SavePoints, in_worker
 from utils.segmentation_inference import evaluated_region, predict
 from utils.segmentation_losses import SegmentationLoss
 from utils.segmentation_metrics import ConfusionMatrix, scores
 from utils.segmentation_pictures import predict_folder
 from utils.segmentation_weights import load_segmentation_weights, open_network, read_config
+from utils.state_checks import check_tensors
 
 NORM = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
 
@@ -176,8 +179,9 @@ def main(args):
     epochs = math.ceil(updates / batches.updates) if batches.updates else args.epochs
     workers = min(10, machine.cores_per_process()) if args.num_workers is None else args.num_workers
     loader = functools.partial(
-        torch.utils.data.DataLoader, num_workers=workers, pin_memory=args.pin_mem and device.type == "cuda"
-    )
+        torch.utils.data.DataLoader, num_workers=workers, pin_memory=args.pin_mem and device.type == "cuda",
+        worker_init_fn=in_worker,
+    )  # fmt: skip
     train_loader = loader(train_set, batch_sampler=batches, persistent_workers=workers > 0)
     eval_share = share if args.dist_eval else (0, 1)
     val_loader = loader(val_set, batch_sampler=EvalBatches(len(val_set), args.eval_batch_size, *eval_share))
@@ -258,51 +262,57 @@ def main(args):
     if args.torchcompile:
         model.compile()  # in place, so that parameters keep their names
     ema = EMA(model, args.model_ema_decay, args.model_ema_warmup) if args.model_ema else None  # after prepare: equal everywhere
-    state = {"epoch": 0, "update": 0, "loss_sum": 0.0, "best": {}}
+    state = run_state.new_state(recipe)
     if resume_from:
-        state = run_state.load(resume_from, accelerator, model, optimizer, ema, settings, log.say)
+        state = run_state.load(resume_from, accelerator, model, optimizer, ema, settings, recipe, log.say)
     log.cut(state["epoch"], state["update"])
+    bad_samples = BadSamples(train_set.source.name, len(train_set), args.max_bad_samples, state["bad_samples"])
+    if args.check_data:
+        check_data(accelerator, bad_samples, train_set.source, val_set.source, log)
+        state["bad_samples"] = bad_samples.indices
     save = functools.partial(
-        run_state.save, accelerator, args.output_dir, model, optimizer, ema, state, settings, args.save_ckpt_num
+        run_state.save, accelerator, log, args.output_dir, model, optimizer, ema, state, settings, args.save_ckpt_num
     )
-    keep_weights = functools.partial(run_state.export, accelerator, model, config, args.output_dir)
+    keep_weights = functools.partial(run_state.export, accelerator, log, model, config, args.output_dir)
 
-    # train
+    # train; a signal is heard between two updates, and in evaluation
     start = time.perf_counter()
-    for epoch in range(state["epoch"], epochs):
-        batches.epoch, batches.first_update = epoch, state["update"] - epoch * batches.updates
-        batches.last_update = min(batches.updates, updates - epoch * batches.updates)
-        log.start_epoch(epoch, epochs, batches.first_update, batches.last_update, total_batch)
-        train_one_epoch(
-            accelerator, network, criterion, train_loader, optimizer, schedule, state, log, ema=ema,
-            clip_grad=args.clip_grad, seed=args.seed, log_every=args.log_every, channels_last=args.channels_last,
-            save=save, save_every=args.save_ckpt_updates if args.save_ckpt else None,
-        )  # fmt: skip
-        speed = log.end_epoch()
-        record = {"epoch": epoch, "train_loss": state["loss_sum"] / batches.last_update}
-        record["train_lr"] = schedule(state["update"] - 1)
-        if not args.disable_eval and ((epoch + 1) % args.eval_freq == 0 or epoch + 1 == epochs):
-            result = run_eval()
-            record.update({f"test_{name}": value for name, value in result.items()})
-            if run_state.improves(state["best"], "test_miou", result["miou"]):
-                keep_weights("best")
-            if ema and args.model_ema_eval:
-                with ema.in_model():
-                    result = run_eval()
-                    record.update({f"test_{name}_ema": value for name, value in result.items()})
-                    if run_state.improves(state["best"], "test_miou_ema", result["miou"]):
-                        keep_weights("best_ema")
-        record["n_parameters"] = n_parameters
-        log.epoch(record)
-        log.say(describe(record, epochs, state["best"]) + f", {speed:.1f} images/s, {clock(time.perf_counter() - start)}")
-        state.update(epoch=epoch + 1, loss_sum=0.0)
-        if args.save_ckpt and ((epoch + 1) % args.save_ckpt_freq == 0 or epoch + 1 == epochs):
-            save()
+    save_points = SavePoints(
+        save if args.save_ckpt else None, args.output_dir, is_main=accelerator.is_main_process, processes=processes,
+        updates=args.save_ckpt_updates, minutes=args.save_ckpt_minutes,
+    )  # fmt: skip
+    with save_points:
+        for epoch in range(state["epoch"], epochs):
+            batches.epoch, batches.first_update = epoch, state["update"] - epoch * batches.updates
+            batches.last_update = min(batches.updates, updates - epoch * batches.updates)
+            log.start_epoch(epoch, epochs, batches.first_update, batches.last_update, total_batch)
+            train_one_epoch(
+                accelerator, network, criterion, train_loader, optimizer, schedule, state, log, ema=ema,
+                clip_grad=args.clip_grad, seed=args.seed, log_every=args.log_every, channels_last=args.channels_last,
+                bad_samples=bad_samples, skip_nonfinite=args.skip_nonfinite, save_points=save_points,
+            )  # fmt: skip
+            speed = log.end_epoch()
+            record = {"epoch": epoch, "train_loss": state["loss_sum"] / max(state["losses"], 1)}
+            record["train_lr"] = schedule(state["update"] - 1)
+            if not args.disable_eval and ((epoch + 1) % args.eval_freq == 0 or epoch + 1 == epochs):
+                result = run_eval(check=save_points.stop_if_asked)
+                record.update({f"test_{name}": value for name, value in result.items()})
+                run_state.keep_best(state["best"], "test_miou", result["miou"], lambda: keep_weights("best"))
+                if ema and args.model_ema_eval:
+                    with ema.in_model():
+                        result = run_eval(check=save_points.stop_if_asked)
+                        record.update({f"test_{name}_ema": value for name, value in result.items()})
+                        run_state.keep_best(state["best"], "test_miou_ema", result["miou"], lambda: keep_weights("best_ema"))
+            record.update(bad_samples=bad_samples.total, skipped_updates=state["skipped"], n_parameters=n_parameters)
+            log.epoch(record)
+            log.say(describe(record, epochs, state["best"]) + f", {speed:.1f} images/s, {clock(time.perf_counter() - start)}")
+            state.update(epoch=epoch + 1, loss_sum=0.0, losses=0)
+            if args.save_ckpt and ((epoch + 1) % args.save_ckpt_freq == 0 or epoch + 1 == epochs):
+                save_points.save()
 
     # result
-    keep_weights("last")
-    if accelerator.is_main_process:
-        run_folder.mark_finished(args.output_dir, state["best"])
+    fault = keep_weights("last") or save_points.fault
+    run_state.end(accelerator, log, args.output_dir, state["best"], fault)
     best = ", ".join(f"best {name} {value:.3f}" for name, value in state["best"].items()) or "not evaluated"
     folder = os.path.join(args.output_dir, "best" if state["best"] else "last")
     log.say(f"done in {clock(time.perf_counter() - start)}: {best}; weights in {folder}")
@@ -312,70 +322,73 @@ def main(args):
 
 def train_one_epoch(
     accelerator, model, criterion, loader, optimizer, schedule, state, log, *, ema=None, clip_grad=None,
-    seed=0, log_every=50, channels_last=False, save=None, save_every=None,
+    seed=0, log_every=50, channels_last=False, bad_samples=None, skip_nonfinite=0, save_points=None,
 ):  # fmt: skip
     """Train on the batches of `loader`, (images (B, 3, H, W), masks (B, H, W) int64), in whole windows of accumulation.
 
-    As in train_recognition.py: schedule sets the rates for an update by its number; losses stay on the device, and every
-    `log_every` updates, and before a save, they are averaged over the processes, logged, and checked (NonFiniteLoss).
+    As in train_recognition.py: a third element tells which broken images were replaced; schedule sets the rates for an
+    update by its number; losses stay on the device, and are looked at every `log_every` updates and before a save.
     """
     model.train()
     layout = torch.channels_last if channels_last else torch.preserve_format
     backward = {"create_graph": True} if getattr(optimizer.optimizer, "is_second_order", False) else {}
-    losses, norms, rates, step = [], [], [], 0
-
-    def look():
-        values = accelerator.reduce(torch.stack(losses).float().view(len(rates), -1).mean(1), "mean").tolist()
-        state["loss_sum"] += run_state.log_updates(log, state, values, rates, norms, scaled=accelerator.scaler is not None)
-        log.progress(values[-1], rates[-1])
-        losses.clear(), norms.clear(), rates.clear()
-
-    for images, masks in loader:
-        if step == 0:
-            rates.append(schedule(state["update"]))
+    watch = run_state.Watch(accelerator, state, log, bad_samples, skip_nonfinite)
+    steps = 0
+    for images, masks, *replaced in loader:
+        if steps == 0:
+            rate = schedule(state["update"])
+        position = (state["update"], steps, accelerator.process_index)
         images = images.to(accelerator.device, non_blocking=True, memory_format=layout)
         masks = masks.to(accelerator.device, non_blocking=True)
-        position = (state["update"], step, accelerator.process_index)
         torch.manual_seed(stream_seed(seed, MODEL, *position))  # for dropout: no random state that a resume could lose
         with accelerator.accumulate(model):
             loss = criterion(model(images), masks)
             accelerator.backward(loss, **backward)
-            losses.append(loss.detach())
-            if clip_grad and accelerator.sync_gradients:
-                norms.append(accelerator.clip_grad_norm_(model.parameters(), clip_grad))
-            optimizer.step()
+            watch.step(loss, *replaced)
+            steps += 1
+            norm, left_out = None, False
+            if accelerator.sync_gradients:
+                if clip_grad or watch.skip_nonfinite:
+                    norm = accelerator.clip_grad_norm_(model.parameters(), clip_grad or math.inf)
+                left_out = watch.skip_nonfinite and watch.leaves_out(steps, norm)
+            if not left_out:
+                optimizer.step()
             optimizer.zero_grad()
-        step += 1
         if not accelerator.sync_gradients:
             continue
-        if ema is not None and not accelerator.optimizer_step_was_skipped:
+        if ema is not None and not (left_out or accelerator.optimizer_step_was_skipped):
             ema.update(state["update"])
+        watch.end_update(rate, norm)
         state["update"] += 1
-        step = 0
+        steps = 0
         log.advance()
-        due = save_every and state["update"] % save_every == 0
-        if due or len(rates) == log_every:
-            look()
+        due = save_points is not None and save_points.due(state["update"])
+        if due or len(watch) == log_every:
+            watch.look()
         if due:
-            save()
-    if rates:
-        look()
+            save_points.act()
+    if len(watch):
+        watch.look()
 
 
 @torch.no_grad()
-def evaluate(accelerator, model, loader, classes, scores_of):
+def evaluate(accelerator, model, loader, classes, scores_of, check=None):
     """Pixel accuracy, mean accuracy and mean IoU in per cent, IoU per class, over the masks' own pixels.
 
     model: not wrapped, for the processes may need different numbers of windows, which a collective would wait for.
     scores_of: (logits of images, images) -> scores (B, classes, H, W). What fills up the last batch has no labels.
+    check: called after each batch.
     """
     model.eval()
+    accelerate.utils.broadcast([*model.buffers()])  # batch norm's, which each process has averaged over its own batches
     matrix = ConfusionMatrix(classes, accelerator.device)
     for images, masks in loader:
         images = images.to(accelerator.device, non_blocking=True)
         masks = masks.to(accelerator.device, non_blocking=True)
         rows, columns = evaluated_region(*masks.shape[1:], scores_of.keywords["mode"], scores_of.keywords["crop_size"])
         matrix.update(scores_of(logits_of(model), images)[:, :, rows, columns], masks[:, rows, columns])
+        if check is not None:
+            check()
     total = matrix.matrix
     if loader.batch_sampler.processes > 1:
         total = accelerator.reduce(total, "sum")
@@ -401,7 +414,7 @@ def evaluation_settings(args, classes):
 
 
 def build_data(args, check):
-    """(training set, validation set); with `check`, names and a sample of the files, or all, are looked at."""
+    """(training set, validation set); with `check`, names and a sample of the files are looked at."""
     if args.data_path and args.dry_run and not os.path.isdir(args.data_path):
         train, val = segmentation_data.published_sizes(args.data_path, args.data_set, args.train_split or "train")
     elif args.data_set:
@@ -419,9 +432,8 @@ def build_data(args, check):
             f"({', '.join(train.classes[:5])}{', …' if len(train.classes) > 5 else ''}); leave the flag out"
         )
     if check and not args.dry_run:
-        bar = functools.partial(tqdm, desc="check_data", unit="sample") if args.check_data else None
-        for source in (train, val):
-            segmentation_data.check_files(source, everything=args.check_data, progress=bar)
+        segmentation_data.check_files(train, training=True)
+        segmentation_data.check_files(val)
     plain = segmentation_transforms.eval_transform(**NORM)
     if args.transforms == "encoding":
         augment = segmentation_transforms.encoding_transform(
@@ -494,6 +506,8 @@ def evaluate_only(args, accelerator, model, run_eval, classes, log):
     averaged = None
     if args.resume:
         weights, _, averaged, _ = checkpoint.load_state(args.resume)
+        for tensors in (weights, averaged or weights):
+            check_tensors(f"--resume {args.resume}", tensors, model.state_dict())
         model.load_state_dict(weights)
     accelerator.prepare(model)
     start = time.perf_counter()
@@ -514,11 +528,10 @@ def evaluate_only(args, accelerator, model, run_eval, classes, log):
 def describe(record, epochs, best):
     text = f"epoch {record['epoch'] + 1}/{epochs}: train loss {record['train_loss']:.4f}"
     if "test_miou" in record:
-        text += (
-            f", mIoU {record['test_miou']:.2f} % (best {best['test_miou']:.2f}), pixel accuracy {record['test_pixacc']:.2f} %"
-        )
+        text += f", mIoU {record['test_miou']:.2f} % (best {best.get('test_miou', 0):.2f})"
+        text += f", pixel accuracy {record['test_pixacc']:.2f} %"
     if "test_miou_ema" in record:
-        text += f", EMA {record['test_miou_ema']:.2f} % (best {best['test_miou_ema']:.2f})"
+        text += f", EMA {record['test_miou_ema']:.2f} % (best {best.get('test_miou_ema', 0):.2f})"
     return text
 
 

@@ -10,12 +10,33 @@ import difflib
 import math
 import os
 import pathlib
+import re
 import shlex
 import sys
 
 
 class InputError(ValueError):
-    """Something the user can put right: shown as one line, without a traceback."""
+    """Something the user can put right: shown as one line, without a traceback.
+
+    The names in it may be anybody's: what would break the line or steer the terminal is shown as \\n, \\x1b and so on.
+    """
+
+    def __str__(self):
+        text = super().__str__()
+        if text.startswith("Caught ") and "\nOriginal Traceback" in text:  # raised in a loader worker
+            text = text.strip().splitlines()[-1].partition(": ")[2]
+        return one_line(text)
+
+
+class Stopped(Exception):
+    """A signal ended the run; the same command goes on with it."""
+
+
+RECIPE_BYTES = 100_000
+MODEL_SIZE = 20_000  # pixels, widths and depths in one option of a model, added up: more would take hours to build
+STOPPED = 75  # exit code: EX_TEMPFAIL of sysexits.h, "try again"
+# How gloo and NCCL say that another process is gone.
+LOST = re.compile(r"closed by peer|reset by peer|broken pipe|remote process exited|watchdog|timed out|timeout", re.I)
 
 
 @contextlib.contextmanager
@@ -30,18 +51,39 @@ def input_errors(flag=""):
 
 
 def run_script(script, main, args):
-    """main(args); an InputError ends the process with one line and exit code 1."""
+    """main(args); what a user can put right ends the process with one line and exit code 1, a signal with code STOPPED."""
     try:
         main(args)
     except InputError as error:
-        message = str(error).rpartition("InputError: ")[2].strip()  # one from a loader worker carries its traceback along
-        print(f"{script}: error: {message}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        code, line = 1, f"error: {error}"
+    except Stopped as stop:
+        code, line = STOPPED, str(stop)
+        if os.environ.get("RANK", "0") != "0":  # all processes stop together; one says so
+            sys.exit(code)
+    except KeyboardInterrupt:
+        code, line = 130, "interrupted before training began; nothing was changed"
+    except RuntimeError as error:
+        if "WORLD_SIZE" not in os.environ or not LOST.search(str(error)):
+            raise
+        code = 1
+        line = f"error: a process of this run was lost ({first_line(error)}); the same command goes on from the last state"
+    else:
+        return
+    print(f"{script}: {line}", file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 def first_line(error):
     """What an exception says, on one line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def one_line(text, longest=2000):
+    """`text` with everything that does not print escaped, and its middle left out where it is longer than that."""
+    text = text.strip()
+    if len(text) > longest:
+        text = f"{text[: longest // 2]} … {text[-longest // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,7 +102,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         if os.environ.get("RANK", "0") == "0":  # every process reads the same line; one answers
-            print(f"{self.prog}: error: {message}", file=sys.stderr)
+            print(f"{self.prog}: error: {one_line(message)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -69,25 +111,39 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def expand_recipes(words, error, depth=0):
+def expand_recipes(words, error):
     """Replace each `@file` by the shell words of that file, `#` comments left out. Later flags win, as in argparse."""
-    expanded = []
-    for word in words:
-        if not word.startswith("@"):
-            expanded.append(word)
-            continue
-        path = pathlib.Path(word[1:])
-        if depth == 8:
-            error(f"recipe {path}: more than 8 recipes deep; does a recipe name itself?")
-        try:
-            expanded += expand_recipes(shlex.split(path.read_text(encoding="utf-8"), comments=True), error, depth + 1)
-        except (OSError, UnicodeDecodeError) as failure:
-            near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.args")], n=3, cutoff=0.5)
-            reason = getattr(failure, "strerror", None) or "no text file"
-            error(f"recipe {path}: {reason}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
-        except ValueError as failure:
-            error(f"recipe {path}: {failure}; expected shell words, such as --drop_path 0.1")
-    return expanded
+    opened = 0
+
+    def expand(words, depth):
+        nonlocal opened
+        for word in words:
+            if not word.startswith("@"):
+                yield word
+                continue
+            path = pathlib.Path(word[1:])
+            opened += 1
+            if depth == 8 or opened > 100:
+                most = "8 recipes deep" if depth == 8 else "100 recipes"
+                error(f"recipe {path}: more than {most}; does a recipe name itself?")
+            yield from expand(_recipe_words(path, error), depth + 1)
+
+    return list(expand(words, 0))
+
+
+def _recipe_words(path, error):
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            error(f"recipe {path}: no file; expected a text file of flags")
+        if path.stat().st_size > RECIPE_BYTES:
+            error(f"recipe {path}: {path.stat().st_size:,} bytes; expected a text file of flags, {RECIPE_BYTES:,} at most")
+        return shlex.split(path.read_text(encoding="utf-8"), comments=True)
+    except (OSError, UnicodeDecodeError) as failure:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.args")], n=3, cutoff=0.5)
+        reason = getattr(failure, "strerror", None) or "no text file"
+        error(f"recipe {path}: {reason}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+    except ValueError as failure:
+        error(f"recipe {path}: {failure}; expected shell words, such as --drop_path 0.1")
 
 
 def _underscores(word):
@@ -159,8 +215,34 @@ def key_value(text):
         raise argparse.ArgumentTypeError(f"expected key=value, found '{text}'")
     try:
         return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # the last two: deep nesting
         return key, value
+
+
+# What makes timm.create_model read a file or the network, or is asked for by other flags.
+_NOT_OF_A_MODEL = frozenset(
+    "checkpoint_path pretrained pretrained_cfg pretrained_cfg_overlay pretrained_filter_fn pretrained_model_args "
+    "pretrained_strict cache_dir custom_load features_only feature_cls out_indices model_cfg".split()
+)
+
+
+def check_model_kwargs(kwargs, flag):
+    """InputError for keywords that would make timm load something, and for sizes that no model has."""
+    if wrong := sorted(_NOT_OF_A_MODEL & set(kwargs)):
+        raise InputError(f"{flag} {wrong[0]}: not an option of a model; weights come by --pretrained or --finetune")
+
+    def total(value, depth=0):
+        if isinstance(value, dict | list | tuple) and depth < 8:
+            return sum(total(item, depth + 1) for item in (value.values() if isinstance(value, dict) else value))
+        if value is None or isinstance(value, bool | str):
+            return 0
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise InputError(f"{flag}: found {value}; expected numbers, words, and lists of them")
+        return abs(value)
+
+    for key, value in kwargs.items():
+        if total(value) > MODEL_SIZE:
+            raise InputError(f"{flag} {key}={value}: larger than any model; expected numbers that add up to {MODEL_SIZE:,}")
 
 
 def derive_batch(batch_size, update_freq, total_batch_size, processes, default_batch_size):

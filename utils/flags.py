@@ -13,6 +13,13 @@ def add_start_flags(parser):
     group.add_argument("--model_prefix", default="", help="put before every name in the file")
 
 
+def add_bad_sample_flags(group):
+    """For the data group."""
+    share = number(0, 1)
+    group.add_argument("--max_bad_samples", type=share, default=0.01, help="share of training images that may be broken")
+    add_switch(group, "--check_data", False, "read every sample before training, and list the broken ones")
+
+
 def add_batch_flags(parser):
     add = parser.add_argument_group("batch").add_argument
     add("--batch_size", type=whole(1), help="images per process and step; none: 64, or less for --total_batch_size")
@@ -90,8 +97,11 @@ def add_output_flags(parser, script):
     add_switch(group, "--save_ckpt", True, "save resumable states")
     add("--save_ckpt_freq", type=whole(1), default=1, help="epochs between states")
     add("--save_ckpt_updates", type=whole(1), help="updates between states, within epochs too")
+    add("--save_ckpt_minutes", type=number(above=0), help="minutes between states, within epochs too")
     add("--save_ckpt_num", type=whole(1), default=3, help="states to keep")
     add("--log_every", type=whole(1), default=50, help="updates between looks at the loss")
+    add("--skip_nonfinite", type=whole(0), default=0, help="leave out up to so many updates in a row whose loss or gradient is "
+        "no number; costs a look at the device each update")  # fmt: skip
     add("--dry_run", nargs="?", const="text", choices=("text", "json"), help="print what the run would do, and stop")
     add("--seed", type=whole(0), default=0, help="of weights, data order and augmentation")
 
@@ -106,6 +116,9 @@ FREE = frozenset(
         "save_ckpt",
         "save_ckpt_freq",
         "save_ckpt_updates",
+        "save_ckpt_minutes",
+        "max_bad_samples",
+        "skip_nonfinite",
         "save_ckpt_num",
         "log_every",
         "dry_run",

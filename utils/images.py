@@ -1,28 +1,84 @@
 """Image files and Pillow images of every mode, as RGB."""
 
+import contextlib
+import functools
+import io
 import os
+import stat
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from utils.arguments import InputError
+from utils.arguments import InputError, first_line
+
+
+class BadImage(InputError):
+    """An image that cannot be read: training replaces it, anything else ends with the message, which names it."""
 
 
 def is_image(name):
     """Whether the file name is that of an image that Pillow opens."""
-    return Image.registered_extensions().get(os.path.splitext(name)[1].lower()) in Image.OPEN
+    return Image.registered_extensions().get(os.path.splitext(name)[1].lower()) in formats()
 
 
-def read_image(path):
-    """The image file at `path` as RGB, upright by its EXIF orientation. Raises InputError naming the file."""
+@functools.cache
+def formats():
+    """Pillow's names of what is read: all but EPS, a program, which it would have Ghostscript run."""
+    Image.init()
+    return tuple(name for name in Image.ID if name != "EPS" and name in Image.OPEN)
+
+
+def open_image(file):
+    """`Image.open` of a path or file, whatever it is, as an image."""
+    return Image.open(file, formats=formats())
+
+
+def read_image(path, upright=True):
+    """The image file at `path` as RGB, turned by its EXIF orientation if `upright`. Raises BadImage naming the file."""
+    with _naming(path):
+        return _read(_file(path), upright)
+
+
+def decode_image(data, name, upright=True):
+    """As `read_image`, from the bytes of a file; `name` is what an error calls it."""
+    with _naming(name):
+        return _read(io.BytesIO(data), upright)
+
+
+def read_bytes(path):
+    """What the image file at `path` holds, not decoded. Raises BadImage naming the file."""
+    with _naming(path), open(_file(path), "rb") as file:
+        return file.read()
+
+
+def check_header(path):
+    """Raises BadImage where the file at `path` does not begin as an image does; its pixels are not read."""
+    with _naming(path), open_image(_file(path)):
+        pass
+
+
+def _file(path):
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a folder fails by itself; a pipe would be waited for, for ever
+        raise ValueError("a pipe or device in place of a file")
+    return path
+
+
+def _read(file, upright):
+    with open_image(file) as image:
+        image.load()
+        return to_rgb(ImageOps.exif_transpose(image) if upright else image)
+
+
+@contextlib.contextmanager
+def _naming(name):
     try:
-        with Image.open(path) as image:
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+        yield
     except UnidentifiedImageError:
-        raise InputError(f"{path} is no image: expected a file that Pillow can read; remove or replace it") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as an image ({error}); remove or replace it") from None
+        raise BadImage(f"{name} is no image: expected a file that Pillow can read; remove or replace it") from None
+    except Exception as error:  # on mangled bytes Pillow raises whatever its decoders stumble over
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise BadImage(f"{name} cannot be read as an image ({reason}); remove or replace it") from None
 
 
 def to_rgb(image):

@@ -1,7 +1,7 @@
 """Where images and labels come from: the built-in digits, class folders, and the library `datasets`.
 
-A source has `read(index)` -> PIL image in RGB, `labels` (N,) int64 array, `classes` list of names, `name(index)`, and
-`title`, which says what it is.
+A source has `read(index)` -> PIL image in RGB, `encoded(index)` -> the bytes of its file, or None where there is no file,
+`labels` (N,) int64 array, `classes` list of names, `name(index)`, and `title`, which says what it is. Both raise BadImage.
 """
 
 import difflib
@@ -11,20 +11,32 @@ import re
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from utils.arguments import InputError
-from utils.hub_tables import find_column, holds_images, load_splits
-from utils.images import is_image, read_image, to_rgb
+from utils.arguments import InputError, first_line
+from utils.bad_samples import read_or_replace
+from utils.folder_index import index_folder
+from utils.hub_tables import (
+    encoded_image,
+    encoded_images,
+    find_column,
+    holds_images,
+    listed_classes,
+    load_splits,
+    open_stream,
+)
+from utils.images import BadImage, check_header, decode_image, is_image, read_bytes, read_image
 from utils.sampling import AUGMENT, Key, seed_everything, stream_seed
+from utils.streaming import place_of
 from utils.string_list import StringList
 
 
 class RecognitionDataset(torch.utils.data.Dataset):
     """Indexed by `Key`: (image (3, H, W) float32, label); label -1 where the key does not count.
 
-    `seed`: the augmentation's random numbers are keyed by it, the epoch and the sample; None for a transform
-    without chance.
+    `seed`: for training. The augmentation's random numbers are keyed by it, the epoch and the sample, and a broken image is
+    replaced by another with its label; a third element says so: the index of the broken sample, or -1. Without a seed, for
+    a transform without chance, a broken image raises BadImage.
     """
 
     def __init__(self, source, transform, seed=None):
@@ -35,10 +47,31 @@ class RecognitionDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, key):
         key = key if isinstance(key, Key) else Key(key)
-        image = self.source.read(key.index)
-        if self.seed is not None:
-            seed_everything(stream_seed(self.seed, AUGMENT, key.epoch, key.index))
-        return self.transform(image), int(self.source.labels[key.index]) if key.counts else -1
+        image, index = read_or_replace(self.source.read, key, self.seed, len(self))
+        label = int(self.source.labels[index]) if key.counts else -1
+        if self.seed is None:
+            return self.transform(image), label
+        seed_everything(stream_seed(self.seed, AUGMENT, key.epoch, key.index))
+        return self.transform(image), label, -1 if index == key.index else key.index
+
+
+class RecognitionStream:
+    """What a `streaming.StreamLoader` makes of an example: (image (3, H, W) float32, label).
+
+    The augmentation's random numbers are keyed by `seed`, the epoch and the number of the sample.
+    """
+
+    def __init__(self, source, transform, seed):
+        self.source, self.transform, self.seed = source, transform, seed
+
+    def __len__(self):
+        return self.source.samples
+
+    def __call__(self, example, number, epoch):
+        label = self.source.label(example, number)
+        image = self.source.read(example, number)
+        seed_everything(stream_seed(self.seed, AUGMENT, epoch, number))
+        return self.transform(image), label
 
 
 # --- sources --------------------------------------------------------------------------------------------------------
@@ -60,6 +93,9 @@ class Digits:
     def read(self, index):
         return Image.fromarray(self.images[index]).convert("RGB")
 
+    def encoded(self, index):
+        return None
+
     def name(self, index):
         return f"digit {index}"
 
@@ -68,34 +104,79 @@ class Folder:
     """One folder per class, images at any depth below it, in any format that Pillow reads."""
 
     def __init__(self, root, paths, labels, classes):
-        self.root, self.paths, self.title = root, StringList(paths), root
+        self.root, self.title = root, root
+        self.paths = paths if isinstance(paths, StringList) else StringList(paths)
         self.labels, self.classes = np.asarray(labels, dtype=np.int64), classes
 
     def read(self, index):
         return read_image(self.name(index))
+
+    def encoded(self, index):
+        return read_bytes(self.name(index))
 
     def name(self, index):
         return os.path.join(self.root, self.paths[index])
 
 
 class TableOfImages:
-    """A split of the library `datasets` with an image and a label column."""
+    """A split of the library `datasets` with an image and a label column. A path in it must lie in the folder `root`."""
 
-    def __init__(self, table, image_column, labels, classes, title, rows=None):
-        self.table, self.image_column, self.rows, self.title = table, image_column, rows, title
+    def __init__(self, table, image_column, labels, classes, title, root, rows=None):
+        self.table = encoded_images(table, image_column)
+        self.image_column, self.root, self.rows, self.title = image_column, root, rows, title
         self.labels, self.classes = np.asarray(labels, dtype=np.int64), classes
 
     def _row(self, index):
         return index if self.rows is None else int(self.rows[index])
 
     def read(self, index):
+        return decode_image(self.encoded(index), self.name(index))
+
+    def encoded(self, index):
         try:
-            return to_rgb(self.table[self._row(index)][self.image_column])
-        except (OSError, SyntaxError, ValueError, AttributeError) as error:
-            raise InputError(f"{self.name(index)} is no image that Pillow can read ({error})") from None
+            return encoded_image(self.table[self._row(index)][self.image_column], self.root, self.name(index))
+        except InputError as error:
+            raise BadImage(first_line(error)) from None
 
     def name(self, index):
         return f"row {self._row(index)}, column '{self.image_column}'"
+
+
+class StreamOfImages:
+    """A split of the library `datasets` that is read in order, `table`; `samples` is how many it has.
+
+    `read(example, number)`, `encoded(example, number)`, `label(example, number)` and `name(number)` take a row as the
+    stream gives it, and its number: nothing can be looked up.
+    """
+
+    def __init__(self, table, samples, image_column, label_column, classes, title, root):
+        self.table = encoded_images(table, image_column, beside=[label_column])
+        self.samples, self.image_column, self.label_column = samples, image_column, label_column
+        self.classes, self.title, self.root = classes, title, root
+        self.label_of = {name: label for label, name in enumerate(classes)}
+
+    def read(self, example, number):
+        return decode_image(self.encoded(example, number), self.name(number))
+
+    def encoded(self, example, number):
+        try:
+            return encoded_image(example[self.image_column], self.root, self.name(number))
+        except InputError as error:
+            raise BadImage(first_line(error)) from None
+
+    def label(self, example, number):
+        value = example[self.label_column]
+        label = self.label_of.get(value) if isinstance(value, str) else value
+        if not isinstance(label, int) or not 0 <= label < len(self.classes):
+            known = f"{', '.join(self.classes[:5])}{', …' if len(self.classes) > 5 else ''}"
+            raise InputError(
+                f"{self.name(number)} has the label {value}; expected one of {len(self.classes)} classes ({known})"
+            )
+        return label
+
+    def name(self, number):
+        shard, row = place_of(number)
+        return f"row {row} of shard {shard}, column '{self.image_column}'"
 
 
 class Counted:
@@ -166,7 +247,7 @@ def folders(data_path, eval_data_path=None, val_split=None, seed=0, need_val=Tru
 def scan_folder(root, classes=None):
     """The `Folder` of a tree with one folder per class; with `classes`, labels follow them and no other may occur."""
     root = str(root)
-    found = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    found, images, counts = index_folder(root)
     if not found:
         images = sum(is_image(name) for name in os.listdir(root))
         raise InputError(f"{root} has {images} images and no folders: expected one folder per class")
@@ -175,31 +256,13 @@ def scan_folder(root, classes=None):
             f"{root} has {len(extra)} class{'es' * (len(extra) > 1)} that the training set lacks ({', '.join(extra[:5])}); "
             f"the training set has {', '.join(classes[:5])}{', …' if len(classes) > 5 else ''}"
         )
-    label_of = {name: label for label, name in enumerate(classes or found)}
-    paths, labels, empty = [], [], []
-    for name in found:
-        files = sorted(_image_files(root, name))
-        if not files:
-            empty.append(name)
-        paths += files
-        labels += [label_of[name]] * len(files)
-    if empty:
+    if empty := [name for name, count in zip(found, counts, strict=True) if not count]:
         raise InputError(
             f"{root}: no images in class folder {', '.join(empty[:5])}: expected files such as .jpg or .png; "
             "remove empty folders"
         )
-    return Folder(root, paths, labels, classes or found)
-
-
-def _image_files(root, below):
-    for entry in os.scandir(os.path.join(root, below)):
-        if entry.name.startswith("."):
-            continue
-        path = os.path.join(below, entry.name)
-        if entry.is_dir():
-            yield from _image_files(root, path)
-        elif is_image(entry.name):
-            yield path
+    label_of = {name: label for label, name in enumerate(classes or found)}
+    return Folder(root, images, np.repeat([label_of[name] for name in found], counts), classes or found)
 
 
 def hub_table(name, image_column=None, label_column=None, val_split=None, seed=0):
@@ -207,28 +270,56 @@ def hub_table(name, image_column=None, label_column=None, val_split=None, seed=0
 
     Columns are found by their type and usual names where they are not given. Raises InputError naming what was found.
     """
-    import datasets
-
     splits, held_out = load_splits(name, val_split)
-    table = splits["train"]
-    image_column = find_column(table, image_column, "image", holds_images, ("image", "img", "images", "jpg", "png"))
-    label_column = find_column(
-        table, label_column, "label", _holds_labels, ("label", "labels", "class", "target", "fine_label", "cls")
-    )
-    labels, classes = _labels(table, label_column)
+    table, root = splits["train"], name if os.path.isdir(name) else None
+    image_column, label_column = _columns(table, image_column, label_column)
+    listed = listed_classes(name)
+    labels, classes = _labels(table, label_column, listed=listed)
     if val_split is not None:
         train, val = stratified_split(labels, val_split, seed)
-        table = table.cast_column(image_column, datasets.Image())
-        return tuple(TableOfImages(table, image_column, labels[rows], classes, name, rows) for rows in (train, val))
-    val_table = splits[held_out]
+        return tuple(TableOfImages(table, image_column, labels[rows], classes, name, root, rows) for rows in (train, val))
+    train = TableOfImages(table, image_column, labels, classes, name, root)
+    return train, _held_out(name, splits[held_out], held_out, image_column, label_column, classes, listed)
+
+
+def hub_stream(name, image_column=None, label_column=None, train_images=None):
+    """(StreamOfImages to train on, TableOfImages to validate on): as `hub_table`, of which training data are not prepared.
+
+    train_images: their number, where it is not written in the data. Classes are those of a ClassLabel column, or of
+    classes.txt in the folder, or of all labels where these can be read by themselves: Parquet and WebDataset on disk.
+    """
+    stream = open_stream(name, train_images)
+    image_column, label_column = _columns(stream.table, image_column, label_column)
+    listed, feature = listed_classes(name), stream.table.features[label_column]
+    if classes := getattr(feature, "names", None) or listed:
+        classes = list(classes)
+    elif (labels := stream.labels(label_column)) is not None:
+        _, classes = _labels(labels, label_column)
+    else:
+        raise InputError(
+            f"--dataset {name} --streaming: what classes column '{label_column}' has is not known without reading all of it; "
+            "put classes.txt into the folder, a name a line, or leave out --streaming"
+        )
+    root = name if os.path.isdir(name) else None
+    train = StreamOfImages(stream.table, stream.samples, image_column, label_column, classes, f"{name}, streamed", root)
+    held_out = stream.held_out
+    return train, _held_out(name, stream.val_table, held_out, image_column, label_column, classes, listed)
+
+
+def _columns(table, image_column, label_column):
+    """(image column, label column): those that are named, or found."""
+    usual = ("label", "labels", "class", "target", "fine_label", "cls")
+    image_column = find_column(table, image_column, "image", holds_images, ("image", "img", "images", "jpg", "png"))
+    return image_column, find_column(table, label_column, "label", _holds_labels, usual)
+
+
+def _held_out(name, table, split, image_column, label_column, classes, listed):
+    """The TableOfImages of the validation split."""
     for column in (image_column, label_column):
-        if column not in val_table.column_names:
-            raise InputError(f"--dataset {name}: split {held_out} has no column '{column}', as train has")
-    val_labels, _ = _labels(val_table, label_column, classes)
-    return tuple(
-        TableOfImages(part.cast_column(image_column, datasets.Image()), image_column, part_labels, classes, name)
-        for part, part_labels in ((table, labels), (val_table, val_labels))
-    )
+        if column not in table.column_names:
+            raise InputError(f"--dataset {name}: split {split} has no column '{column}', as train has")
+    labels, _ = _labels(table, label_column, classes, listed)
+    return TableOfImages(table, image_column, labels, classes, name, name if os.path.isdir(name) else None)
 
 
 def _holds_labels(feature):
@@ -237,20 +328,34 @@ def _holds_labels(feature):
     return isinstance(feature, datasets.ClassLabel) or re.fullmatch(r"u?int\d+|string", getattr(feature, "dtype", ""))
 
 
-def _labels(table, column, classes=None):
-    """((N,) int64, class names) of a label column: ClassLabel, whole numbers from 0, or names; checked on `classes`."""
+_MOST_CLASSES = 10**6
+
+
+def _labels(table, column, classes=None, listed=None):
+    """((N,) int64, class names) of a label column: ClassLabel, whole numbers from 0, or names; checked on `classes`.
+
+    listed: names that classes.txt has for numbers, or in the order that it has them.
+    """
     import datasets
 
     feature, values = table.features[column], table.with_format("arrow")[:][column].to_pylist()
     if None in values:
         raise InputError(f"column '{column}': row {values.index(None)} has no label")
-    if isinstance(feature, datasets.ClassLabel):
-        names = list(feature.names)
+    if not values or not _holds_labels(feature):
+        raise InputError(f"column '{column}': found {len(values)} rows of {feature}; expected names or whole numbers")
+    if not isinstance(values[0], str) and max(values) >= _MOST_CLASSES:
+        raise InputError(f"column '{column}': row {values.index(max(values))} has the label {max(values)}; expected a class")
+    if isinstance(feature, datasets.ClassLabel) or (listed and not isinstance(values[0], str)):
+        names = list(getattr(feature, "names", listed))
         if min(values, default=0) < 0:
             raise InputError(f"column '{column}': row {values.index(min(values))} has the label {min(values)}")
+        if max(values) >= len(names):
+            raise InputError(f"column '{column}': row {values.index(max(values))} has the label {max(values)} of {len(names)}")
         values = [names[value] for value in values]
     elif feature.dtype == "string":
-        names = sorted(set(values))
+        names = listed or sorted(set(values))
+        if extra := sorted(set(values) - set(names)):
+            raise InputError(f"column '{column}': found labels that classes.txt lacks ({', '.join(extra[:5])})")
     else:
         if min(values) < 0:
             raise InputError(f"column '{column}': row {values.index(min(values))} has the label {min(values)}")
@@ -282,13 +387,8 @@ def stratified_split(labels, val_split, seed):
 
 
 def check_headers(source, count=2000):
-    """Open up to `count` files, evenly spread, and read their headers: names the first that is no image."""
+    """Open up to `count` files, evenly spread, and read their headers: BadImage names the first that is no image."""
     if not isinstance(source, Folder):
         return
     for index in np.unique(np.linspace(0, len(source.labels) - 1, min(count, len(source.labels))).astype(int)):
-        path = source.name(int(index))
-        try:
-            with Image.open(path):
-                pass
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            raise InputError(f"{path} is no image: expected a file that Pillow can read; remove or replace it") from None
+        check_header(source.name(int(index)))

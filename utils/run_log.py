@@ -1,5 +1,6 @@
-"""What a run leaves to read: args.json, log.txt (one line an epoch), updates.txt (one line an update), the console."""
+"""What a run leaves to read: args.json, log.txt (one line an epoch), updates.txt (an update), warnings.txt, the console."""
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -19,25 +20,61 @@ class RunLog:
     def __init__(self, folder, is_main=True):
         self.folder = pathlib.Path(folder) if folder and is_main else None
         self.is_main, self.bar = is_main, None
+        self.waiting, self.fault = {}, None  # lines not on the disk yet, by file; what is wrong with the disk
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def say(self, text):
         if self.is_main:
-            tqdm.write(text) if self.bar else print(text, flush=True)
+            with contextlib.suppress(OSError):  # output that goes to a full disk, or to a terminal that was closed
+                tqdm.write(text) if self.bar else print(text, flush=True)
+
+    def warn(self, text):
+        """Say something that should not be overlooked, and keep it in warnings.txt."""
+        self.say(f"warning: {text}")
+        self._append("warnings.txt", [text.replace("\n", " ")])
 
     def epoch(self, record):
         """Append a record to log.txt."""
-        self._append("log.txt", [record])
+        self._append("log.txt", [json.dumps(_finite(record))])
 
     def updates(self, records):
         """Append the records of some updates to updates.txt."""
-        self._append("updates.txt", records)
+        self._append("updates.txt", [json.dumps(_finite(record)) for record in records])
 
-    def _append(self, name, records):
-        if self.folder:
-            with open(self.folder / name, "a") as file:
-                file.writelines(json.dumps(_finite(record)) + "\n" for record in records)
+    def _append(self, name, lines):
+        """Write whole lines or none; on a full disk they wait in memory for the next time."""
+        if self.folder is None:
+            return
+        self.waiting.setdefault(name, []).extend(line + "\n" for line in lines)
+        fault = self._write(name)
+        if fault and not self.fault:
+            self.say(f"warning: {fault}; what was to be logged is kept in memory and written as soon as that can be done")
+        self.fault = fault
+
+    def _write(self, name):
+        path, lines = self.folder / name, self.waiting[name]
+        try:
+            size = path.stat().st_size if path.exists() else 0
+            try:
+                with open(path, "a", encoding="utf-8") as file:
+                    file.writelines(lines)
+            except OSError:
+                os.truncate(path, size)
+                raise
+        except OSError as error:
+            return f"{path} cannot be written ({error.strerror})"
+        lines.clear()
+        return None
+
+    def flush(self):
+        """Everything logged is on the disk after this, or OSError: a state must not be ahead of the log."""
+        for name in self.waiting:
+            if self.waiting[name] and (fault := self._write(name)):
+                raise OSError(fault)
+            with open(self.folder / name, "rb") as file:
+                os.fsync(file.fileno())
+        self.fault = None
 
     def cut(self, epoch, update):
         """Take back what was logged after the state that a run resumes from, so that nothing stands there twice."""
@@ -99,14 +136,14 @@ def _finite(value):
 
 def _keep_lines(path, keep):
     """Rewrite a file of JSON lines with those to keep; a line cut short by a crash goes too."""
-    if not path.exists():
+    if not path.is_file():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             if keep(json.loads(line)):
                 kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     aside = path.with_name(f"tmp-{path.name}")
     aside.write_text("".join(kept))

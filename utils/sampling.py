@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 # What a random number is drawn for. Part of every seed, so that no two uses share a stream.
-ORDER, AUGMENT, MIX, MODEL = range(4)
+ORDER, AUGMENT, MIX, MODEL, REPLACE = range(5)
 
 
 class Key(NamedTuple):
@@ -41,6 +41,11 @@ def epoch_order(samples, seed, epoch):
     """Permutation of range(samples) for this epoch: (samples,) int64."""
     generator = torch.Generator().manual_seed(stream_seed(seed, ORDER, epoch))
     return torch.randperm(samples, generator=generator)
+
+
+def replacement(seed, epoch, index, attempt, samples):
+    """The sample that stands in for the broken `index` in this epoch; attempts 1, 2, … give others."""
+    return stream_seed(seed, REPLACE, epoch, index, attempt) % samples
 
 
 class TrainBatches:

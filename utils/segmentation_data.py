@@ -5,23 +5,33 @@ A source has `len(source)`, `read(index)` -> (PIL image in RGB, mask (H, W) int6
 opens data gives (train, val) and raises InputError for folders that are missing and files that have no counterpart.
 """
 
-import concurrent.futures
 import difflib
+import functools
+import io
 import json
 import os
 import pathlib
 
 import numpy as np
 import torch
-from PIL import Image
 
 from utils import class_names, palettes
-from utils.arguments import InputError, choose_one, first_line
-from utils.hub_tables import find_column, holds_images, load_splits
-from utils.images import is_image, read_image, to_rgb
+from utils.arguments import InputError, choose_one, first_line, one_line
+from utils.bad_samples import in_threads, read_or_replace
+from utils.hub_tables import (
+    encoded_image,
+    encoded_images,
+    find_column,
+    holds_images,
+    listed_classes,
+    load_splits,
+    open_stream,
+)
+from utils.images import BadImage, decode_image, is_image, open_image, read_image
 from utils.sampling import AUGMENT, Key, seed_everything, stream_seed
 from utils.segmentation_masks import IGNORE, class_table, draw_instances, mask_values, read_values, to_classes
 from utils.segmentation_scenes import Scenes
+from utils.streaming import place_of
 from utils.string_list import StringList
 
 SAMPLE = 200  # samples that are looked at where not everything is
@@ -30,8 +40,10 @@ SAMPLE = 200  # samples that are looked at where not everything is
 class SegmentationDataset(torch.utils.data.Dataset):
     """Indexed by `Key`: (image (3, H, W) float32, mask (H, W) int64); the mask is all IGNORE where the key does not count.
 
-    transform: (PIL image, mask (H, W) int64 array) -> those two tensors. `seed`: its random numbers are keyed by it, the
-    epoch and the sample; None for a transform without chance.
+    transform: (PIL image, mask (H, W) int64 array) -> those two tensors. `seed`: for training. The transform's random numbers
+    are keyed by it, the epoch and the sample, and a sample whose image (not its mask) is broken is replaced by another; a
+    third element says so: the index of the broken sample, or -1. Without a seed, for a transform without chance, a broken
+    image raises BadImage.
     """
 
     def __init__(self, source, transform, seed=None):
@@ -42,11 +54,32 @@ class SegmentationDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, key):
         key = key if isinstance(key, Key) else Key(key)
-        image, mask = self.source.read(key.index)
+        sample, index = read_or_replace(self.source.read, key, self.seed, len(self))
         if self.seed is not None:
             seed_everything(stream_seed(self.seed, AUGMENT, key.epoch, key.index))
-        image, mask = self.transform(image, mask)
-        return image, mask if key.counts else torch.full_like(mask, IGNORE)
+        image, mask = self.transform(*sample)
+        mask = mask if key.counts else torch.full_like(mask, IGNORE)
+        if self.seed is None:
+            return image, mask
+        return image, mask, -1 if index == key.index else key.index
+
+
+class SegmentationStream:
+    """What a `streaming.StreamLoader` makes of an example: (image (3, H, W) float32, mask (H, W) int64).
+
+    The transform's random numbers are keyed by `seed`, the epoch and the number of the sample.
+    """
+
+    def __init__(self, source, transform, seed):
+        self.source, self.transform, self.seed = source, transform, seed
+
+    def __len__(self):
+        return self.source.samples
+
+    def __call__(self, example, number, epoch):
+        sample = self.source.read(example, number)
+        seed_everything(stream_seed(self.seed, AUGMENT, epoch, number))
+        return self.transform(*sample)
 
 
 # --- sources --------------------------------------------------------------------------------------------------------
@@ -67,7 +100,8 @@ class Pairs:
 
     def read(self, index):
         mask = to_classes(read_values(self.masks[index]), self.tables, self.masks[index])
-        return _read_fitting(self.images[index], mask.shape, self.masks[index]), mask
+        path = self.images[index]
+        return _fitting(functools.partial(read_image, path), mask.shape, path, self.masks[index]), mask
 
     def name(self, index):
         return self.images[index]
@@ -87,21 +121,21 @@ class CocoInstances:
         return len(self.images)
 
     def read(self, index):
-        mask = draw_instances(*json.loads(self.records[index]), self.images[index])
-        return _read_fitting(self.images[index], mask.shape, "drawn in the size that the instances file has"), mask
+        path = self.images[index]
+        mask = draw_instances(*json.loads(self.records[index]), path)
+        drawn = "drawn in the size that the instances file has"
+        return _fitting(functools.partial(read_image, path), mask.shape, path, drawn), mask
 
     def name(self, index):
         return self.images[index]
 
 
 class TableOfMasks:
-    """The `rows` of a split of the library `datasets` with an image and a mask column."""
+    """The `rows` of a split of the library `datasets` with an image and a mask column. Paths must lie in the folder `root`."""
 
-    def __init__(self, title, table, image_column, mask_column, rows):
-        import datasets
-
-        self.title, self.image_column, self.mask_column, self.rows = title, image_column, mask_column, rows
-        self.table = table.cast_column(image_column, datasets.Image()).cast_column(mask_column, datasets.Image())
+    def __init__(self, title, table, image_column, mask_column, rows, root):
+        self.title, self.image_column, self.mask_column, self.rows, self.root = title, image_column, mask_column, rows, root
+        self.table = encoded_images(table, image_column, mask_column)
 
     def set_classes(self, classes):
         self.classes, self.palette, self.tables = classes, palettes.voc_palette(len(classes)), _own_tables(len(classes))
@@ -110,21 +144,57 @@ class TableOfMasks:
         return len(self.rows)
 
     def read(self, index):
-        image, values = self.image_and_values(index)
-        mask = to_classes(values, self.tables, self.name(index))
-        if image.size[::-1] != mask.shape:
-            raise InputError(f"{self.name(index)}: {_sizes(image.size, mask.shape)}")
-        return image, mask
+        columns = (self.image_column, self.mask_column)
+        return _read_row(self.table[int(self.rows[index])], *columns, self.tables, self.root, self.name(index))
 
-    def image_and_values(self, index):
-        try:
-            row = self.table[int(self.rows[index])]
-            return to_rgb(row[self.image_column]), mask_values(row[self.mask_column], self.name(index))
-        except (OSError, SyntaxError, AttributeError) as error:
-            raise InputError(f"{self.name(index)}: no two images that Pillow can read ({first_line(error)})") from None
+    def values(self, index):
+        """What the mask holds, (H, W) uint8 or uint16."""
+        return _row_values(self.table[int(self.rows[index])], self.mask_column, self.root, self.name(index))
 
     def name(self, index):
         return f"{self.title}, row {int(self.rows[index])}, columns '{self.image_column}' and '{self.mask_column}'"
+
+
+class StreamOfMasks:
+    """A split of the library `datasets` that is read in order, `table`; `samples` is how many it has.
+
+    `read(example, number)` and `name(number)` take a row as the stream gives it, and its number: nothing can be looked up.
+    """
+
+    def __init__(self, title, table, samples, image_column, mask_column, root):
+        self.title, self.samples, self.root = title, samples, root
+        self.image_column, self.mask_column = image_column, mask_column
+        self.table = encoded_images(table, image_column, mask_column)
+
+    set_classes = TableOfMasks.set_classes
+
+    def read(self, example, number):
+        return _read_row(example, self.image_column, self.mask_column, self.tables, self.root, self.name(number))
+
+    def name(self, number):
+        shard, row = place_of(number)
+        return f"row {row} of shard {shard}, columns '{self.image_column}' and '{self.mask_column}'"
+
+
+def _read_row(row, image_column, mask_column, tables, root, name):
+    """(image, mask (H, W) int64) of a row {column: value}."""
+    mask = to_classes(_row_values(row, mask_column, root, name), tables, name)
+    try:
+        encoded = encoded_image(row[image_column], root, name)
+    except InputError as error:
+        raise BadImage(str(error)) from None
+    return _fitting(functools.partial(decode_image, encoded, name), mask.shape, name, f"column '{mask_column}'"), mask
+
+
+def _row_values(row, mask_column, root, name):
+    try:
+        with open_image(io.BytesIO(encoded_image(row[mask_column], root, name))) as image:
+            image.load()
+            return mask_values(image, name)
+    except InputError:
+        raise
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        raise InputError(f"{name}: the mask cannot be read ({first_line(error)}); replace it") from None
 
 
 class Counted:
@@ -258,22 +328,25 @@ def coco(root, train_split="train"):
 def _coco_samples(file, folder):
     """[(image path, record as in CocoInstances, the largest instance's area in pixels)] of an instances file."""
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         entries = {entry["id"]: (entry, [], [0]) for entry in content["images"]}
         for instance in content["annotations"]:
             if instance["category_id"] in _COCO_IDS:
                 _, shapes, areas = entries[instance["image_id"]]
                 shapes.append([_COCO_IDS.index(instance["category_id"]), instance["segmentation"]])
                 areas.append(instance.get("area", 0))
-    except (ValueError, KeyError, TypeError) as error:
+        samples = [
+            (entry["file_name"], [entry["height"], entry["width"], shapes], max(areas))
+            for entry, shapes, areas in entries.values()
+        ]
+        if not all(isinstance(name, str) for name, _, _ in samples):
+            raise TypeError("a file_name is no text")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
         raise InputError(f"{file} is no instances file of COCO's ({type(error).__name__}: {first_line(error)})") from None
     there = set(os.listdir(folder))
-    if missing := [entry["file_name"] for entry, _, _ in entries.values() if entry["file_name"] not in there]:
+    if missing := [name for name, _, _ in samples if name not in there]:  # nor does any name lead out of the folder
         raise InputError(f"{folder} lacks {len(missing)} of the images that {file.name} lists: {_some(missing)}")
-    return [
-        (str(folder / entry["file_name"]), [entry["height"], entry["width"], shapes], max(areas))
-        for entry, shapes, areas in entries.values()
-    ]
+    return [(str(folder / name), record, area) for name, record, area in samples]
 
 
 DATASETS = {
@@ -330,7 +403,7 @@ def _listed(root, below, folders, lists, how, mask_ending=None):
     images, masks = _scan(base / folders[0]), _scan(base / folders[1], mask_ending)
     parts = []
     for files in lists:
-        lines = [line.split() for file in files for line in (base / file).read_text().splitlines()]
+        lines = [line.split() for file in files for line in _lines(base / file)]
         # a line is a name, or the paths of an image and its mask
         names = list(dict.fromkeys(words[0].rpartition("/")[2].removesuffix(".jpg") for words in lines if words))
         if not names:
@@ -357,11 +430,8 @@ def folder(root):
     splits = ("train", "val")
     _find(root, ".", [f"{kind}/{split}" for kind in ("images", "masks") for split in splits], "one mask for each image")
     parts = [match(_scan(root / "images" / split), _scan(root / "masks" / split)) for split in splits]
-    if (root / "classes.txt").is_file():
-        names = [line.strip() for line in (root / "classes.txt").read_text().splitlines() if line.strip()]
-        if len(names) < 2:
-            raise InputError(f"{root / 'classes.txt'}: found {len(names)} names, expected two classes at least, one a line")
-    else:
+    names = listed_classes(root)
+    if names is None:
         masks = parts[0][1] + parts[1][1]
         names = _unnamed_classes(read_values, [masks[index] for index in _spread(len(masks))], root)
     palette, tables = palettes.voc_palette(len(names)), _own_tables(len(names))
@@ -376,30 +446,61 @@ def hub_table(name, image_column=None, mask_column=None, val_split=None, seed=0)
     """
     splits, held_out = load_splits(name, val_split)
     table = splits["train"]
-    image_column = find_column(table, image_column, "image", holds_images, ("image", "img", "pixel_values", "images"))
-    usual = "mask label annotation segmentation_map ground_truth segmentation masks labels annotations".split()
-    mask_column = find_column(table.remove_columns(image_column), mask_column, "mask", holds_images, usual)
+    columns = _columns(table, image_column, mask_column)
     if held_out:
-        val_table = splits[held_out]
-        parts = [(table, np.arange(len(table))), (val_table, np.arange(len(val_table)))]
-        if missing := {image_column, mask_column} - set(val_table.column_names):
-            raise InputError(f"--dataset {name}: split {held_out} has no column '{missing.pop()}', as train has")
+        _check_columns(name, splits[held_out], held_out, columns)
+        parts = [(split, np.arange(len(split))) for split in (table, splits[held_out])]
     else:
         order = np.random.default_rng(seed).permutation(len(table))
         take = min(max(round(len(table) * val_split), 1), len(table) - 1)
         parts = [(table, np.sort(order[take:])), (table, np.sort(order[:take]))]
-    train, val = (TableOfMasks(name, rows_of, image_column, mask_column, rows) for rows_of, rows in parts)
-    sample = [(source, index) for source in (train, val) for index in _spread(len(source))]
-    classes = _unnamed_classes(lambda item: item[0].image_and_values(item[1])[1], sample, f"--dataset {name}")
-    for source in (train, val):
-        source.set_classes(classes)
+    root = name if os.path.isdir(name) else None
+    train, val = (TableOfMasks(name, rows_of, *columns, rows, root) for rows_of, rows in parts)
+    _set_classes(name, (train, val), [(source, index) for source in (train, val) for index in _spread(len(source))])
     return train, val
+
+
+def hub_stream(name, image_column=None, mask_column=None, train_images=None):
+    """(StreamOfMasks to train on, TableOfMasks to validate on): as `hub_table`, of which training data are not prepared.
+
+    train_images: their number, where it is not written in the data. Without classes.txt the number of classes is that of
+    the masks of a sample of the validation set.
+    """
+    stream = open_stream(name, train_images)
+    columns = _columns(stream.table, image_column, mask_column)
+    _check_columns(name, stream.val_table, stream.held_out, columns)
+    root = name if os.path.isdir(name) else None
+    train = StreamOfMasks(f"{name}, streamed", stream.table, stream.samples, *columns, root)
+    val = TableOfMasks(name, stream.val_table, *columns, np.arange(len(stream.val_table)), root)
+    _set_classes(name, (train, val), [(val, index) for index in _spread(len(val))])
+    return train, val
+
+
+def _columns(table, image_column, mask_column):
+    """(image column, mask column): those that are named, or found."""
+    image_column = find_column(table, image_column, "image", holds_images, ("image", "img", "pixel_values", "images"))
+    usual = "mask label annotation segmentation_map ground_truth segmentation masks labels annotations".split()
+    return image_column, find_column(table.remove_columns(image_column), mask_column, "mask", holds_images, usual)
+
+
+def _check_columns(name, table, split, columns):
+    if missing := [column for column in columns if column not in table.column_names]:
+        raise InputError(f"--dataset {name}: split {split} has no column '{missing[0]}', as train has")
+
+
+def _set_classes(name, sources, sample):
+    """Give the sources their classes: of classes.txt in the folder `name`, else unnamed ones, by the masks of the sample."""
+    classes = listed_classes(name)
+    if classes is None:
+        classes = _unnamed_classes(lambda item: item[0].values(item[1]), sample, f"--dataset {name}")
+    for source in sources:
+        source.set_classes(classes)
 
 
 def _unnamed_classes(values_of, sample, where):
     """["class 0", ...] up to the largest value, but the ignored one, in the masks of `sample`."""
     largest = 0
-    for values in _in_threads(values_of, sample):
+    for values in in_threads(values_of, sample):
         kept = values[values != np.iinfo(values.dtype).max]
         largest = max(largest, int(kept.max(initial=0)))
     if largest == 0:
@@ -416,11 +517,12 @@ def _own_tables(classes):
 # --- checks ---------------------------------------------------------------------------------------------------------
 
 
-def check_files(source, everything=False, progress=None):
+def check_files(source, everything=False, progress=None, training=False):
     """Read 200 samples, evenly spread, or everything; the number of samples read.
 
     Raises InputError with the first names and how many where a file cannot be read, a mask has another size than its
-    image or a value that is no class, or no mask holds a class. progress: such as tqdm, wraps the samples.
+    image or a value that is no class, or no mask holds a class. progress: such as tqdm, wraps the samples. training: broken
+    images are passed over, since training replaces them, unless there is nothing else.
     """
     indices = range(len(source)) if everything else _spread(len(source))
 
@@ -428,18 +530,20 @@ def check_files(source, everything=False, progress=None):
         try:
             return np.bincount(source.read(index)[1].ravel() - IGNORE, minlength=len(source.classes) + 1)
         except InputError as error:
-            return str(error)
+            return str(error), isinstance(error, BadImage)
 
-    results = _in_threads(look, indices)
+    results = in_threads(look, indices)
     pixels, wrong = np.zeros(len(source.classes) + 1, np.int64), []
     for result in progress(results, total=len(indices)) if progress else results:
-        if isinstance(result, str):
+        if isinstance(result, tuple):
             wrong.append(result)
         else:
             pixels += result
+    if training and len(wrong) < len(indices):
+        wrong = [(message, replaced) for message, replaced in wrong if not replaced]
     if wrong:
         read = f"{len(wrong)} of {len(indices)} samples" + ("" if everything else " looked at")
-        raise InputError(f"{source.title}: {read} cannot be used: {_some(wrong, ' | ')}")
+        raise InputError(f"{source.title}: {read} cannot be used: {_some([message for message, _ in wrong], ' | ')}")
     ignored, first, others = pixels[0], pixels[1], pixels[2:].sum()
     if first + others == 0 or (others == 0 and ignored and len(source.classes) > 1):
         found = "no class at all" if first == 0 else f"only {source.classes[0]} and pixels that are ignored"
@@ -453,12 +557,6 @@ def check_files(source, everything=False, progress=None):
 def _spread(count):
     """Up to SAMPLE indices of `count`, evenly spread."""
     return np.unique(np.linspace(0, count - 1, min(count, SAMPLE)).astype(int)).tolist()
-
-
-def _in_threads(function, items):
-    """The results in order, as they come; decoders let other threads run meanwhile."""
-    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        yield from pool.map(function, items)
 
 
 # --- folders and names ----------------------------------------------------------------------------------------------
@@ -480,9 +578,13 @@ def match(images, masks, names=None, where=None):
 
 def _scan(folder, ending=None, need=True):
     """{path below `folder` without its ending: path} of the files with this ending, or of all images; some, if `need`."""
-    found = {}
+    found, seen = {}, set()
     for below, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
+        if os.path.realpath(below) in seen:  # links in a circle
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(below))
         for file in sorted(files):
             if file.startswith(".") or not (file.endswith(ending) if ending else is_image(file)):
                 continue
@@ -494,6 +596,13 @@ def _scan(folder, ending=None, need=True):
     if need and not found:
         raise InputError(f"{folder}: no such files in it; expected {f'*{ending}' if ending else 'images such as .jpg or .png'}")
     return found
+
+
+def _lines(path):
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as text ({first_line(error)}); expected a name on each line") from None
 
 
 def _candidates(root, below):
@@ -521,16 +630,13 @@ def _some(items, separator=", "):
     return separator.join(map(str, items[:3])) + (separator + "…" if len(items) > 3 else "")
 
 
-def _read_fitting(path, shape, mask_name):
-    """The image at `path`, upright, if its size is that of the mask (H, W)."""
-    image = read_image(path)
-    if image.size[::-1] != shape:
-        with Image.open(path) as stored:  # masks drawn by tools that do not look at the EXIF orientation
-            if image.size != stored.size and stored.size[::-1] == shape:
-                return to_rgb(stored)
-        raise InputError(f"{path}: {_sizes(image.size, shape)} ({mask_name})")
-    return image
-
-
-def _sizes(size, shape):
-    return f"the image has {size[0]} x {size[1]} pixels, its mask {shape[1]} x {shape[0]}; expected the same size"
+def _fitting(read, shape, name, mask_name):
+    """The image that `read(upright)` gives, if its size is that of the mask (H, W)."""
+    image = read(True)
+    if image.size[::-1] == shape:
+        return image
+    stored = read(False)  # masks drawn by tools that do not look at the EXIF orientation
+    if stored.size != image.size and stored.size[::-1] == shape:
+        return stored
+    found = f"the image has {image.width} x {image.height} pixels, its mask {shape[1]} x {shape[0]}"
+    raise InputError(f"{name}: {found}; expected the same size ({mask_name})")
