@@ -11,7 +11,7 @@ from segmentation_networks.fcn import FCNHead, pooled
 from segmentation_networks.fpn import FPNHead
 from segmentation_networks.psp import PSPHead
 from segmentation_networks.upernet import UPerNetHead
-from utils.arguments import InputError, choose_one, first_line
+from utils.arguments import InputError, check_model_kwargs, choose_one, first_line
 
 HEADS = {
     "fcn": FCNHead,
@@ -23,6 +23,7 @@ HEADS = {
 }
 STRIDES = (4, 8, 16, 32)  # of the stages 1..4
 _AUX_STAGE = 2  # the third
+_MOST = {"classes": 65_536, "channels": 16_384, "aux_channels": 16_384, "codewords": 4096, "input_size": 65_536}
 _OF_HEAD = {
     "with_global": "fcn",
     "atrous_rates": "deeplab",
@@ -156,9 +157,12 @@ def build_network(
     pretrained weights that cannot be had.
     Source: PyTorch-Encoding, encoding/models/sseg; ConvNeXt, semantic_segmentation.
     """
-    choose_one(head, HEADS, "head")
-    if output_stride not in (None, 8, 16, 32):
-        raise InputError(f"output stride {output_stride}: expected 8, 16 or 32")
+    check_settings(
+        backbone, head, classes, output_stride=output_stride, channels=channels, aux_channels=aux_channels, codewords=codewords,
+        input_size=input_size, aux=aux, se_loss=se_loss, lateral=lateral, with_global=with_global, align_corners=align_corners,
+        dropout=dropout, drop_path=drop_path, atrous_rates=atrous_rates, backbone_kwargs=backbone_kwargs,
+        head_kwargs=head_kwargs,
+    )  # fmt: skip
     options = {"with_global": with_global, "atrous_rates": atrous_rates, "codewords": codewords}
     options |= {"se_loss": se_loss, "lateral": lateral}
     options = {name: value for name, value in options.items() if value not in (None, False)}
@@ -177,7 +181,7 @@ def build_network(
         widths = SimplePyramid.widths(widths[-1])
     try:
         decode_head = HEADS[head](widths, classes, channels=channels, dropout=dropout, **options, **dict(head_kwargs))
-    except TypeError as error:
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
         raise InputError(f"head {head} does not take one of the options given for it: {first_line(error)}") from None
     auxiliary_head = None
     if aux:
@@ -192,6 +196,45 @@ def build_network(
         norms = nn.ModuleList(LayerNorm2d(width) if i in stages else nn.Identity() for i, width in enumerate(widths))
     multiple = body.feature_info.reduction()[0] if body.pretrained_cfg.get("fixed_input_size") else 1
     return SegmentationNetwork(body, decode_head, auxiliary_head, norms, pyramid, multiple)
+
+
+def check_settings(backbone, head, classes, **options):
+    """InputError for what build_network cannot take: words for numbers, sizes that no network has.
+
+    Names and combinations it finds by itself.
+    """
+    if not isinstance(backbone, str):
+        raise InputError(f"backbone {backbone}: expected a name that timm knows")
+    if not isinstance(head, str):
+        raise InputError(f"head {head}: expected one of {', '.join(HEADS)}")
+    choose_one(head, HEADS, "head")
+    for name, value in {"classes": classes, **options}.items():
+        if name == "output_stride":
+            fits, wanted = value in (None, 8, 16, 32) and not isinstance(value, float), "8, 16 or 32"
+        elif name in _MOST:
+            fits, wanted = _is_whole(value, 1, _MOST[name]), f"a whole number, 1 to {_MOST[name]:,}"
+            fits = fits or (value is None and name != "classes")
+        elif name in ("dropout", "drop_path"):
+            fits, wanted = isinstance(value, int | float) and 0 <= value < 1, "a share below 1"
+        elif name == "atrous_rates":
+            fits = value is None or (isinstance(value, list | tuple) and all(_is_whole(rate, 1, 1024) for rate in value))
+            wanted = "whole numbers, 1 to 1,024"
+        elif name in ("backbone_kwargs", "head_kwargs"):
+            try:
+                check_model_kwargs(dict(value), name)
+            except (TypeError, ValueError) as error:
+                if isinstance(error, InputError):
+                    raise
+                raise InputError(f"{name} {value}: expected names and values") from None
+            continue
+        else:
+            fits, wanted = value is None or isinstance(value, bool), "true or false"
+        if not fits:
+            raise InputError(f"{name.replace('_', ' ')} {value}: expected {wanted}")
+
+
+def _is_whole(value, least, most):
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def classifier_prefixes(network):
@@ -220,7 +263,10 @@ def _create_backbone(name, output_stride, pretrained, drop_path, input_size, kwa
         kwargs["drop_path_rate"] = drop_path
     if output_stride not in (None, 32):
         kwargs["output_stride"] = output_stride
-    known = timm.models.get_pretrained_cfg(name) if by_name else None
+    try:
+        known = timm.models.get_pretrained_cfg(name) if by_name else None
+    except RuntimeError as error:
+        raise InputError(f"backbone {name} cannot be made: {first_line(error)}") from None
     sizes = [{}]
     if known is None or known.fixed_input_size:  # ask for any size of images, in whatever way it can be asked
         sizes = [{"strict_img_size": False}, {"dynamic_img_size": True}]
@@ -241,7 +287,7 @@ def _create_backbone(name, output_stride, pretrained, drop_path, input_size, kwa
             if "output_stride" in kwargs and not str(error):
                 raise _no_output_stride(name, output_stride) from None
             raise InputError(f"backbone {name} gives no four feature maps: {first_line(error)}") from None
-        except (RuntimeError, OSError, ValueError, AttributeError) as error:
+        except Exception as error:  # timm's models stumble over odd options and folders in many ways
             raise InputError(f"backbone {name} cannot be made: {first_line(error)}") from None
 
     strides = backbone.feature_info.reduction()

@@ -1,11 +1,11 @@
 """Weights from elsewhere, as a local path: a URL (downloaded once), a Hub id, or what is on this disk already."""
 
 import hashlib
+import http.client
 import os
 import pathlib
 import re
 import tempfile
-import urllib.error
 import urllib.request
 
 import torch
@@ -36,7 +36,8 @@ def fetch(source):
 
 def cached_path(url):
     """Where the file of `url` lies once it is downloaded: in torch's cache, apart from other URLs' files of that name."""
-    name = pathlib.PurePosixPath(urllib.request.url2pathname(url.partition("?")[0])).name or "weights"
+    name = pathlib.PurePosixPath(urllib.request.url2pathname(url.partition("?")[0])).name
+    name = re.sub(r"[^\w.+-]", "_", name)[-100:].strip(".") or "weights"  # one that any disk and terminal takes
     stem, dot, suffix = name.partition(".")
     mark = hashlib.sha256(url.encode()).hexdigest()[:8]
     return pathlib.Path(torch.hub.get_dir(), "checkpoints", f"{stem}-{mark}{dot}{suffix}")
@@ -64,7 +65,7 @@ def _download(url):
         if size and got != size:  # http.client takes a connection that ends early for the end of the file
             raise InputError(f"{url}: the connection ended after {got:,} of {size:,} bytes; run the command again")
         aside.replace(path)
-    except (OSError, ValueError, urllib.error.URLError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{url} cannot be downloaded ({first_line(error)}); give a file on this machine instead") from None

@@ -3,7 +3,7 @@
 import timm
 import torch
 
-from utils.arguments import InputError, choose_one, first_line
+from utils.arguments import InputError, check_model_kwargs, choose_one, first_line
 
 
 def build_model(
@@ -28,22 +28,23 @@ def build_model(
     if by_name:
         choose_one(name.partition(".")[0], timm.list_models(), "model")
     kwargs = dict(model_kwargs)
+    check_model_kwargs(kwargs, "--model_kwargs")
     if layer_scale_init_value is not None:
         kwargs["ls_init_value"] = layer_scale_init_value
     if last_gamma is not None:
         kwargs["zero_init_last"] = last_gamma
     if drop_block:
         kwargs["drop_block_rate"] = drop_block
-    known = timm.models.get_pretrained_cfg(name) if by_name else None
-    if known is not None and known.fixed_input_size:
-        kwargs.setdefault("img_size", input_size)
     try:
+        known = timm.models.get_pretrained_cfg(name) if by_name else None
+        if known is not None and known.fixed_input_size:
+            kwargs.setdefault("img_size", input_size)
         model = timm.create_model(
             name, pretrained=pretrained, num_classes=len(classes), drop_path_rate=drop_path or None, **kwargs
         )
     except TypeError as error:
         raise InputError(f"--model {name} does not take one of the flags given for it: {error}") from None
-    except (RuntimeError, OSError, ValueError) as error:
+    except Exception as error:  # timm's models stumble over odd options and folders in many ways
         raise InputError(f"--model {name} cannot be made: {first_line(error)}") from None
     if head_init_scale != 1.0:
         head = model.get_classifier()

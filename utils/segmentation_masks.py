@@ -3,12 +3,16 @@
 Mask files of 1, 8 and 16 bits, SBD's .mat files, and the polygons and run lengths of COCO's instances.
 """
 
+import os
+
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from utils.arguments import InputError, first_line
+from utils.images import open_image
 
 IGNORE = -1  # the class id of pixels that no loss and no metric counts
+_MOST_PIXELS = 2**28  # more than Pillow opens
 _NO_CLASS = -2  # of a value that must not occur
 
 
@@ -40,12 +44,12 @@ def _ranges(values):
 
 def read_values(path):
     """What the mask file at `path` holds, an image or SBD's .mat: (H, W) uint8 or uint16. Raises InputError naming it."""
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        raise InputError(f"{path} is no file: expected a mask; replace it")
     try:
         if path.endswith(".mat"):
-            from scipy.io import loadmat
-
-            return loadmat(path, squeeze_me=True, struct_as_record=False)["GTcls"].Segmentation.astype(np.uint8)
-        with Image.open(path) as image:
+            return _read_mat(path)
+        with open_image(path) as image:
             image.load()
             return mask_values(image, path)
     except InputError:
@@ -54,6 +58,15 @@ def read_values(path):
         raise InputError(f"{path} is no image: expected a palette or grey PNG; replace it") from None
     except Exception as error:  # scipy's reader and Pillow raise many kinds for damaged files
         raise InputError(f"{path} cannot be read as a mask ({first_line(error)}); replace it") from None
+
+
+def _read_mat(path):
+    from scipy.io import loadmat
+
+    values = np.asarray(loadmat(path, squeeze_me=True, struct_as_record=False, variable_names="GTcls")["GTcls"].Segmentation)
+    if values.ndim != 2 or values.dtype.kind not in "iu" or values.size == 0 or values.min() < 0 or values.max() > 255:
+        raise ValueError(f"{values.dtype} values of shape {values.shape}; expected rows of class ids, 0 to 255")
+    return values.astype(np.uint8)
 
 
 def mask_values(image, name):
@@ -78,6 +91,8 @@ def draw_instances(height, width, shapes, name):
 
     A segmentation is a list of polygons [x, y, x, y, ...] in pixels, or run lengths {"size", "counts"}, packed or not.
     """
+    if not all(type(side) is int and side > 0 for side in (height, width)) or height * width > _MOST_PIXELS:
+        raise InputError(f"{name}: the instances file says {height} x {width} pixels; expected those of an image")
     mask = np.zeros((height, width), np.int64)
     try:
         for label, segmentation in shapes:
@@ -89,7 +104,7 @@ def draw_instances(height, width, shapes, name):
                 inside, top = fill_polygon(polygon, height, width)
                 band = mask[top : top + len(inside)]
                 band[(band == 0) & inside] = label
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{name}: an instance's shape cannot be drawn ({first_line(error)})") from None
     return mask
 
@@ -97,8 +112,12 @@ def draw_instances(height, width, shapes, name):
 def fill_polygon(polygon, height, width):
     """(inside (rows, width) bool, first row): pixels whose centre lies within [x, y, x, y, ...], by the even-odd rule."""
     x, y = np.asarray(polygon, np.float64).reshape(-1, 2).T
+    if not len(x) or not (np.abs([x, y]) < 1e6).all():  # nor is NaN
+        raise ValueError("no corners, or corners far outside of any image")
     top, bottom = int(np.clip(y.min(), 0, height)), int(np.clip(np.ceil(y.max()), 0, height))
     centres = np.arange(top, bottom)[:, None] + 0.5  # (rows, 1)
+    if len(x) * (bottom - top) > _MOST_PIXELS:
+        raise ValueError(f"{len(x):,} corners; no outline has so many")
     next_x, next_y = np.roll(x, -1), np.roll(y, -1)
     rows, edges = np.nonzero((y <= centres) != (next_y <= centres))  # edges that cross a row of centres
     slope = (next_x - x)[edges] / (next_y - y)[edges]
@@ -121,10 +140,14 @@ def decode_runs(counts, height, width):
             number, shift, more = 0, 0, True
             while more:
                 code = ord(text[at]) - 48
+                if not 0 <= code < 64 or shift > 60:
+                    raise ValueError("the packed run lengths are damaged")
                 number |= (code & 31) << shift
                 more, shift, at = code & 32, shift + 5, at + 1
             if code & 16:
                 number -= 1 << shift
             counts.append(number + (counts[-2] if len(counts) > 2 else 0))
-    inside = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    if not all(type(count) is int and 0 <= count <= height * width for count in counts) or sum(counts) != height * width:
+        raise ValueError(f"run lengths that do not add up to {height} x {width} pixels")
+    inside = np.repeat(np.arange(len(counts)) % 2 == 1, np.array(counts, np.int64))
     return inside.reshape(width, height).T

@@ -4,14 +4,17 @@ Read: this project's own; PyTorch-Encoding's; UPerNet-ConvNeXt's as mmsegmentati
 model that utils/weights.py reads, for the backbone alone.
 """
 
+import inspect
 import json
-import pathlib
+import os
 import re
 
-from segmentation_networks.network import build_network, classifier_prefixes
+import torch
+
+from segmentation_networks.network import build_network, check_settings, classifier_prefixes
 from utils.arguments import InputError, first_line
 from utils.download import fetch
-from utils.weights import check_fit, read_tensors, same_but_for_ones, some_names, to_timm, to_timm_name
+from utils.weights import check_fit, put_in, read_tensors, same_but_for_ones, some_names, to_timm, to_timm_name
 
 _FROM_ENCODING = (  # PyTorch-Encoding's name -> ours; its heads' names are ours
     (r"^pretrained\.", "backbone."),
@@ -37,14 +40,60 @@ _AFTER_BACKBONE = re.compile(  # what timm's recognition models have after their
 _TRAINING_ONLY = ("auxiliary_head.", "decode_head.encmodule.selayer.")
 
 
+# What a config says of a network; the rest of build_network's options is for those who build one.
+_NETWORK = set(inspect.signature(build_network).parameters) - {"pretrained", "drop_path", "input_size"}
+_CONFIG_BYTES = 1 << 24
+
+
 def read_config(folder):
-    """config.json of a folder that this project's training wrote (network, classes, palette, sizes), or None."""
-    path = pathlib.Path(folder, "config.json")
+    """config.json of a folder that this project's training wrote (network, classes, palette, sizes), or None.
+
+    Every value is checked here: InputError for what training does not write, and for a backbone that would be looked
+    for on the network or on the disk.
+    """
+    path = os.path.join(folder, "config.json")
+    if not os.path.isfile(path):
+        return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except ValueError as error:
+        if os.path.getsize(path) > _CONFIG_BYTES:
+            raise ValueError(f"{os.path.getsize(path):,} bytes")
+        with open(path, encoding="utf-8") as file:
+            config = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: {first_line(error)}; expected JSON as training writes it") from None
-    return config if isinstance(config, dict) and "network" in config else None
+    if not isinstance(config, dict) or "network" not in config:
+        return None
+    try:
+        _check_config(config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return config
+
+
+def _check_config(config):
+    network = config["network"]
+    if not isinstance(network, dict) or not {"backbone", "head", "classes"} <= set(network) <= _NETWORK:
+        found = ", ".join(network) if isinstance(network, dict) else network
+        raise InputError(f"network: found {found}; expected backbone, head, classes and other options of a network")
+    check_settings(**network)
+    if not re.fullmatch(r"[\w.-]+", network["backbone"]):
+        raise InputError(f"backbone {network['backbone']}: expected a model's plain name; nothing was looked for")
+    classes, palette = config.get("classes"), config.get("palette")
+    named = isinstance(classes, list) and _all(classes, str) and all(map(str.isprintable, classes))
+    if not named or len(classes) != network["classes"]:
+        raise InputError(f"classes: expected {network['classes']} names, as many as the network has")
+    colours = isinstance(palette, list) and len(palette) >= len(classes) and _all(palette, list)
+    if not colours or any(len(c) != 3 or not _all(c, int) or not 0 <= min(c) <= max(c) <= 255 for c in palette):
+        raise InputError("palette: expected a colour for each class, three numbers of 0 to 255")
+    for name in ("crop_size", "base_size"):
+        if not isinstance(config.get(name), int) or not 1 <= config[name] <= 65_536:
+            raise InputError(f"{name} {config.get(name)}: expected a number of pixels")
+    if config.get("transforms") not in ("encoding", "mmseg", "none"):
+        raise InputError(f"transforms {config.get('transforms')}: expected encoding, mmseg or none")
+
+
+def _all(values, kind):
+    return all(isinstance(value, kind) for value in values)
 
 
 def open_network(folder):
@@ -55,7 +104,12 @@ def open_network(folder):
     config = read_config(folder)
     if config is None:
         raise InputError(f"{folder}: found no config.json of a segmentation network; expected a folder such as RUN/best")
-    network = build_network(**config["network"], input_size=config["crop_size"])
+    settings = config["network"] | {"input_size": config["crop_size"]}
+    with torch.device("meta"):  # takes no memory: only a network that the file has weights for is built
+        _, layout, _ = load_segmentation_weights(build_network(**settings), folder)
+    if "; new: " in layout:
+        raise InputError(f"{folder}: its weights are not those of the network in config.json ({layout})")
+    network = build_network(**settings)
     load_segmentation_weights(network, folder)
     return network.eval(), config
 
@@ -74,7 +128,7 @@ def load_segmentation_weights(network, source, *, model_key="model|module", mode
         tensors, layout, left_out = to_timm(tensors)  # of a segmentation network it only takes wrappers' prefixes away
         convert, what = _layout(tensors)
         tensors, left_out = convert(tensors, wanted, left_out)
-    except (RuntimeError, IndexError) as error:  # kernels of no square side, say
+    except (RuntimeError, IndexError, ValueError) as error:  # kernels of no square side, say
         raise InputError(f"weights {source}: the tensors do not have the expected shapes ({first_line(error)})") from None
     layout = what or f"{layout}, for the backbone"
 
@@ -100,9 +154,7 @@ def load_segmentation_weights(network, source, *, model_key="model|module", mode
     # 1x1 convolutions and linear layers, and both forms of GRN, hold the same numbers in other shapes
     misshapen = [name for name in tensors if name in wanted and not same_but_for_ones(tensors[name], wanted[name])]
     check_fit(f"weights {source} ({layout}) do not fit the network", missing, unexpected, misshapen)
-    if not next(iter(wanted.values())).is_meta:  # of a dry run, which only compares
-        fitting = {name: tensor.reshape(wanted[name].shape) for name, tensor in tensors.items()}
-        network.load_state_dict(fitting, strict=False)
+    put_in(network, tensors, source)
     return [
         str(source),
         layout + (f"; new: {', '.join(anew)}" if anew else ""),
@@ -132,9 +184,12 @@ def _from_encoding(tensors, wanted, left_out):
 def _from_mm(tensors, wanted, left_out):
     converted = {}
     for name, tensor in tensors.items():
+        ours = mm_name(name, wanted)
         if name == "decode_head.fpn_bottleneck.conv.weight":  # its input joins the maps from fine to coarse, ours the reverse
-            tensor = tensor.unflatten(1, (4, -1)).flip(1).flatten(1, 2)
-        converted[mm_name(name, wanted)] = tensor
+            maps = tensor.unflatten(1, (4, -1))
+            if ours in wanted and tensor.shape == wanted[ours].shape:  # others are refused, and may be of any size
+                tensor = maps.flip(1).flatten(1, 2)
+        converted[ours] = tensor
     return converted, left_out
 
 

@@ -8,6 +8,7 @@ layout; a .zip that holds one such file.
 import argparse
 import io
 import math
+import os
 import pathlib
 import pickle
 import re
@@ -30,6 +31,7 @@ _TO_TIMM = (  # original ConvNeXt name -> timm's, in this order
     (r"^norm\.", "head.norm."),
     (r"^head\.(weight|bias)$", r"head.fc.\1"),
 )
+_SMALL = 1 << 26  # bytes that an archive may unpack to, whatever its own size
 _PRETRAINING = re.compile(r"^(?:mask_token$|proj\.|pred\.|decoder\.)")  # what FCMAE has beside the encoder
 
 
@@ -43,9 +45,9 @@ def read_tensors(path, model_key="model|module"):
     averaged ones); the usual ones of other repositories are tried after them.
     """
     path = pathlib.Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / "model.safetensors"
-    if not path.is_file():
+    if not os.path.isfile(path):  # as above, also for names that no file can have
         raise InputError(
             f"weights {path}: no such file; expected a .safetensors, .pth or .pt file, or a folder with model.safetensors"
         )
@@ -70,21 +72,39 @@ def read_tensors(path, model_key="model|module"):
     if not named or not content or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
         found = ", ".join(map(str, list(content)[:8])) if isinstance(content, dict) else type(content).__name__
         raise InputError(f"weights {path}: expected tensors by name under one of {model_key}; found {found}")
-    return content
+    for name, tensor in content.items():
+        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+        if not plain or tensor.is_quantized or tensor.device.type != "cpu":
+            raise InputError(f"weights {path}: {name} is no plain tensor; save the weights as ordinary ones")
+    return {name: tensor.detach() for name, tensor in content.items()}
 
 
-def _unpack(path):
-    """`path`, or the one weights file in it where it is a .zip archive that is none itself (PyTorch-Encoding's)."""
-    if not zipfile.is_zipfile(path):
-        return path
-    with zipfile.ZipFile(path) as archive:
+def _unpack(path, inner=None):
+    """`path`, or the one weights file in it where it is a .zip archive that is none itself (PyTorch-Encoding's).
+
+    inner: that file's content, which may be an archive too, as torch writes them.
+    """
+    file = inner or path
+    if not zipfile.is_zipfile(file):
+        return _from_start(file)
+    with zipfile.ZipFile(file) as archive:
+        sizes = [(entry.file_size, entry.compress_size) for entry in archive.infolist()]
+        unpacked, packed = map(sum, zip(*sizes, strict=True)) if sizes else (0, 0)
+        if unpacked > 20 * packed + _SMALL:
+            raise InputError(f"weights {path}: {packed:,} bytes would unpack to {unpacked:,}, which no weights do")
         inside = [name for name in archive.namelist() if not name.endswith("/")]
-        if any(name.endswith("data.pkl") for name in inside):
-            return path
+        if inner or any(name.endswith("data.pkl") for name in inside):
+            return _from_start(file)
         weights = [name for name in inside if name.endswith((".pth", ".pt", ".bin"))]
         if len(weights) != 1:
             raise InputError(f"weights {path}: expected one .pth file in the archive, found {', '.join(inside[:5]) or 'none'}")
-        return io.BytesIO(archive.read(weights[0]))
+        return _unpack(path, io.BytesIO(archive.read(weights[0])))
+
+
+def _from_start(file):
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
+    return file
 
 
 # --- names and layouts ----------------------------------------------------------------------------------------------
@@ -128,15 +148,16 @@ def _to_dense(name, tensor):
     """Dense (name, tensor) of one of FCMAE's encoder as MinkowskiEngine holds it.
 
     A kernel is (positions, C) if depthwise, (positions, C_in, C_out) otherwise, its positions column by column; biases
-    and GRN are (1, C). Source: ConvNeXt-V2, utils.py, remap_checkpoint_keys.
+    and GRN are (1, C). Nothing is copied, for the shapes are not checked yet. Source: ConvNeXt-V2, utils.py,
+    remap_checkpoint_keys.
     """
     if name.endswith(".kernel"):
         side = math.isqrt(tensor.shape[0])
         axes = (1, 0) if tensor.ndim == 2 else (2, 1, 0)
         kernel = tensor.permute(axes).unflatten(-1, (side, side)).transpose(-1, -2)  # (C_out, [C_in,] rows, columns)
-        return name.removesuffix("kernel") + "weight", (kernel.unsqueeze(1) if tensor.ndim == 2 else kernel).contiguous()
+        return name.removesuffix("kernel") + "weight", kernel.unsqueeze(1) if tensor.ndim == 2 else kernel
     name = re.sub(r"\.(?:ln|linear)\.", ".", name)
-    return name, tensor.flatten() if name.endswith(".bias") or ".grn." in name else tensor
+    return name, tensor.squeeze(0) if name.endswith(".bias") or ".grn." in name else tensor
 
 
 # --- loading --------------------------------------------------------------------------------------------------------
@@ -151,7 +172,7 @@ def load_weights(model, source, *, model_key="model|module", model_prefix=""):
     tensors = {model_prefix + name: tensor for name, tensor in read_tensors(fetch(source), model_key).items()}
     try:
         tensors, layout, left_out = to_timm(tensors)
-    except (RuntimeError, IndexError) as error:  # kernels of no square side, say
+    except (RuntimeError, IndexError, ValueError) as error:  # kernels of no square side, say
         raise InputError(f"weights {source}: the tensors do not have the expected shapes ({first_line(error)})") from None
     if any(name.startswith(("decode_head.", "auxiliary_head.", "auxlayer.")) for name in tensors):
         raise InputError(f"weights {source}: this is a segmentation network; expected an image recognition model")
@@ -173,9 +194,8 @@ def load_weights(model, source, *, model_key="model|module", model_prefix=""):
     # 1x1 convolutions and linear layers, and both forms of GRN, hold the same numbers in other shapes
     misshapen = [name for name in tensors if name in wanted and not same_but_for_ones(tensors[name], wanted[name])]
     check_fit(f"weights {source} ({layout}) do not fit the model", missing, unexpected, misshapen)
-    fitting = {name: tensor.reshape(wanted[name].shape) for name, tensor in tensors.items() if name in wanted}
-    if not next(iter(wanted.values())).is_meta:  # of a dry run, which only compares
-        model.load_state_dict(fitting, strict=False)
+    fitting = {name: tensor for name, tensor in tensors.items() if name in wanted}
+    put_in(model, fitting, source)
     parts = ["decoder left out"] * any(map(_PRETRAINING.match, left_out)) + ["head new"] * bool(head & new)
     return [
         str(source),
@@ -194,6 +214,27 @@ def check_fit(what, missing, unexpected, misshapen):
     if missing or unexpected or misshapen:
         found = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
         raise InputError(f"{what}: " + "; ".join(f"{fault} {some_names(names)}" for fault, names in found.items()))
+
+
+def put_in(model, tensors, source):
+    """Load tensors {name: tensor} that fit but for dimensions of 1: all of them, or none and an InputError.
+
+    A model on the meta device, of a dry run, only compares.
+    """
+    wanted = model.state_dict()
+    kinds = [
+        name for name, t in tensors.items() if t.is_complex() or (wanted[name].is_floating_point() > t.is_floating_point())
+    ]
+    if kinds:  # whole numbers, say, which no weights are; counters may be of any kind
+        found = {str(tensors[name].dtype) for name in kinds}
+        raise InputError(f"weights {source}: tensors of another type ({', '.join(sorted(found))}): {some_names(kinds)}")
+    if next(iter(wanted.values())).is_meta:
+        return
+    try:  # every conversion that could fail comes before the first number is put in
+        tensors = {name: t.reshape(wanted[name].shape).to(wanted[name].dtype) for name, t in tensors.items()}
+    except RuntimeError as error:
+        raise InputError(f"weights {source} cannot be converted ({first_line(error)})") from None
+    model.load_state_dict(tensors, strict=False)
 
 
 def same_but_for_ones(a, b):
