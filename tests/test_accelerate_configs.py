@@ -77,36 +77,41 @@ def test_accelerate_accepts_every_key_and_each_has_a_comment(path):
     assert config.num_processes == expected[path.stem]
 
 
-def test_slurm_script():
-    script = CONFIGS / "slurm.sbatch"
-    assert subprocess.run(["bash", "-n", script]).returncode == 0
-    text = script.read_text()
-    assert "\\$SLURM_NODEID" in text and "--requeue" in text
-
-
-def test_slurm_script_launches_once_per_machine(tmp_path):
-    """With stand-ins for Slurm's commands: each machine gets its own rank, and arguments keep their spaces."""
+def run_slurm_script(tmp_path, python):
+    """slurm.sbatch with stand-ins for Slurm's commands: two machines with two tasks each; `python`: what a task does."""
     tools = tmp_path / "bin"
     tools.mkdir()
     stand_ins = {
-        "scontrol": "echo node-a; echo node-b",
-        "srun": 'shift; for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@"; done',
-        "accelerate": 'for word in "$@"; do printf "[%s]" "$word"; done; echo',
+        "scontrol": '[ "$1" = requeue ] && echo "requeued $2" || { echo node-a; echo node-b; }',
+        "srun": """
+            code=0
+            for SLURM_PROCID in 0 1 2 3; do
+                export SLURM_PROCID SLURM_LOCALID=$((SLURM_PROCID % 2)); "$@"; last=$?; [ $last -gt $code ] && code=$last
+            done; exit $code""",
+        "python": python,
     }
     for name, body in stand_ins.items():
         (tools / name).write_text(f"#!/bin/bash\n{body}\n")
         (tools / name).chmod(0o755)
-    done = subprocess.run(
-        ["bash", CONFIGS / "slurm.sbatch", "--data_path", "/my data/x"], capture_output=True, text=True, cwd=ROOT,
-        env={"PATH": f"{tools}:/usr/bin:/bin", "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_JOB_NUM_NODES": "2",
-             "SLURM_JOB_ID": "12345"},
+    script = CONFIGS / "slurm.sbatch"
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    job = {"SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "12345"}
+    return subprocess.run(
+        ["bash", script, "--data_path", "/my data/x"], capture_output=True, text=True, cwd=ROOT,
+        env={"PATH": f"{tools}:/usr/bin:/bin", **job},
     )  # fmt: skip
+
+
+def test_slurm_script_starts_each_task_with_its_ranks(tmp_path):
+    """Each task learns its ranks and where to meet, and arguments keep their spaces."""
+    words = 'echo "$RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT $ACCELERATE_MIXED_PRECISION"'
+    done = run_slurm_script(tmp_path, words + ' $(printf "[%s]" "$@" | tr " " _)')
     assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
-    assert "[--machine_rank][0]" in first and "[--machine_rank][1]" in second
-    assert (
-        "[--num_processes][16][" in first
-        and "[--main_process_ip][node-a]" in second
-        and "[--main_process_port][22345]" in first
-    )
-    assert first.endswith("[train_recognition.py][--data_path][/my data/x]")
+    common = "4 node-a 22345 bf16 [train_recognition.py][--data_path][/my_data/x]"
+    assert done.stdout.splitlines() == [f"{rank} {rank % 2} {common}" for rank in range(4)]
+
+
+@pytest.mark.parametrize(("code", "requeued"), [(75, True), (1, False), (137, False)])
+def test_slurm_script_requeues_what_was_stopped_by_a_signal(tmp_path, code, requeued):
+    done = run_slurm_script(tmp_path, f"exit {code}")
+    assert done.returncode == code and ("requeued 12345" in done.stdout) == requeued

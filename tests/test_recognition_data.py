@@ -7,7 +7,7 @@ from conftest import make_folder
 from PIL import Image
 
 from utils.arguments import InputError
-from utils.images import read_image
+from utils.images import BadImage
 from utils.recognition_data import check_headers, digits, folders, hub_table, scan_folder, stratified_split
 from utils.recognition_transforms import eval_geometry, eval_transform, train_transform
 from utils.string_list import StringList
@@ -20,35 +20,6 @@ def test_digits_are_split_for_good():
     assert image.shape == (8, 8, 3) and image.max() > 200
     counts = np.bincount(val.labels)
     assert counts.min() >= 35 and counts.max() <= 37
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK", "1", "I;16", "I", "F"])
-def test_every_mode_becomes_rgb(tmp_path, mode):
-    grey = Image.fromarray(np.full((9, 7), 128, np.uint8))
-    if mode in ("I;16", "I"):
-        image = Image.fromarray(np.full((9, 7), 128 * 257, np.uint16 if mode == "I;16" else np.int32))
-    elif mode == "P":
-        image = grey.convert("RGB").quantize()
-    elif mode == "1":
-        image = Image.new("1", (7, 9), 1)
-    else:
-        image = (grey if mode in ("L", "LA", "F") else grey.convert("RGB")).convert(mode)
-    path = tmp_path / ("x.tif" if mode in ("CMYK", "F", "I") else "x.png")
-    image.save(path)
-    pixels = np.asarray(read_image(str(path)))
-    assert pixels.shape == (9, 7, 3)
-    assert pixels[4, 3].tolist() == pytest.approx([255 if mode == "1" else 128] * 3, abs=2)
-
-
-def test_formats_and_orientation(tmp_path):
-    picture = Image.fromarray(np.arange(12 * 20 * 3, dtype=np.uint8).reshape(12, 20, 3))
-    for suffix in ("jpg", "png", "gif", "bmp", "webp", "tiff", "ppm"):
-        picture.save(tmp_path / f"x.{suffix}")
-        assert read_image(str(tmp_path / f"x.{suffix}")).size == (20, 12)
-    exif = picture.getexif()
-    exif[0x0112] = 6  # turn by 90 degrees, as telephones write it
-    picture.save(tmp_path / "turned.jpg", exif=exif)
-    assert read_image(str(tmp_path / "turned.jpg")).size == (12, 20)
 
 
 def test_folders_with_train_and_val(tmp_path):
@@ -104,20 +75,38 @@ def test_wrong_folders(tmp_path, folders_of, message):
         folders(tmp_path / "imagez")
 
 
-def test_broken_files_are_named(tmp_path):
+def test_headers_of_broken_files_are_named(tmp_path):
     make_folder(tmp_path, ("a", "b"), 3, suffix=".jpg")
-    scan = scan_folder(tmp_path)
-    check_headers(scan)
-    whole = (tmp_path / "b" / "1.jpg").read_bytes()
-    for name, content in {"text.jpg": b"not an image", "empty.png": b"", "cut.jpg": whole[: len(whole) // 2]}.items():
+    check_headers(scan_folder(tmp_path))
+    check_headers(digits()[1])  # no files, nothing to look at
+    for name, content in {"text.jpg": b"not an image", "empty.png": b""}.items():
         path = tmp_path / "b" / name
         path.write_bytes(content)
-        with pytest.raises(InputError, match=rf"{name} (is no image|cannot be read)"):
-            read_image(str(path))
-        if name != "cut.jpg":  # its header is fine
-            with pytest.raises(InputError, match=f"{name} is no image"):
-                check_headers(scan_folder(tmp_path))
+        with pytest.raises(BadImage, match=f"{name} is no image"):
+            check_headers(scan_folder(tmp_path))
         path.unlink()
+    (tmp_path / "b" / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(BadImage, match="gone.jpg cannot be read as an image .No such file"):
+        check_headers(scan_folder(tmp_path))
+
+
+def test_a_folder_in_place_of_an_image_is_a_sample_and_named(tmp_path):
+    make_folder(tmp_path, ("a", "b"), 2)
+    (tmp_path / "b" / "5.jpg").mkdir()
+    (tmp_path / "b" / "5.jpg" / "notes.txt").write_text("no image by its name")
+    make_folder(tmp_path / "a", ("album.png",), 2)  # one that holds images is a folder like any other
+    scan = scan_folder(tmp_path)
+    assert np.bincount(scan.labels).tolist() == [4, 3]
+    place = next(i for i in range(7) if scan.name(i).endswith("5.jpg"))
+    for read in (scan.read, scan.encoded):
+        with pytest.raises(BadImage, match="b/5.jpg cannot be read as an image .Is a directory"):
+            read(place)
+
+
+def test_files_as_they_are(tmp_path):
+    make_folder(tmp_path, ("a",), 1)
+    scan = scan_folder(tmp_path)
+    assert scan.encoded(0) == (tmp_path / "a" / "0.png").read_bytes() and digits()[0].encoded(0) is None
 
 
 # --- the library datasets
@@ -147,6 +136,7 @@ def test_parquet_with_embedded_bytes(tmp_path, as_struct):
     train, val = hub_table(str(tmp_path))
     assert train.classes == ["a", "b", "c"] and train.labels.tolist() == [1, 0, 2, 0] and val.labels.tolist() == [2, 0]
     assert np.asarray(train.read(3))[0, 0].tolist() == [3, 3, 3] and train.read(0).size == (6, 5)
+    assert train.encoded(3) == png(3)
 
 
 def test_parquet_split_here_and_columns_by_name(tmp_path):

@@ -20,6 +20,7 @@ from train_recognition import evaluate, train_one_epoch
 from utils.ema import EMA
 from utils.losses import CrossEntropy, smooth_one_hot
 from utils.run_log import RunLog
+from utils.run_state import new_state
 from utils.sampling import EvalBatches
 from utils.weights import to_timm_name
 
@@ -112,7 +113,7 @@ def replay(golden, folder, *, schedule_of=None, clip_grad=None):
 
     network, optimizer = accelerator.prepare(golden.model, optimizer)
     ema = EMA(golden.model, config["model_ema_decay"]) if config.get("model_ema_decay") else None
-    state, log, results = {"update": 0, "loss_sum": 0.0}, RunLog(folder), []
+    state, log, results = new_state("alone"), RunLog(folder), []
     for epoch in range(config["epochs"]):
         state["epoch"] = epoch
         log.start_epoch(epoch, config["epochs"], 0, updates, freq * config["batch_size"])

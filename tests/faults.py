@@ -1,0 +1,84 @@
+"""Runs of the scripts that can be killed often: each is forked from a process that has imported everything already."""
+
+import importlib
+import multiprocessing
+import os
+import pathlib
+import sys
+import time
+
+import torch
+from conftest import free_port
+
+SCRIPTS = ("train_recognition", "train_segmentation")
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["faults", "sklearn.datasets", "torch.distributed.fsdp", *SCRIPTS])
+
+
+class Job:
+    """All processes of one start of a script. Their text goes to `text`, a file; ends with `codes`, one per process."""
+
+    def __init__(self, script, words, text, processes=1, prepare=None):
+        """prepare: a function of a test module, called in each process before the script's main."""
+        self.text, port = pathlib.Path(text), free_port()
+        self.parts = [
+            _context.Process(target=_run, args=(script, [*map(str, words)], str(text), rank, processes, port, prepare))
+            for rank in range(processes)
+        ]
+        for part in self.parts:
+            part.start()
+
+    def alive(self):
+        return any(part.is_alive() for part in self.parts)
+
+    def kill(self):
+        for part in self.parts:
+            part.kill()
+        return self.wait()
+
+    def signal(self, number):
+        for part in self.parts:
+            if part.is_alive():
+                os.kill(part.pid, number)
+
+    def wait(self, timeout=120):
+        """Exit codes, negative for a signal's number; kills what has not ended in time."""
+        deadline = time.monotonic() + timeout
+        for part in self.parts:
+            part.join(max(0.0, deadline - time.monotonic()))
+        if self.alive():
+            for part in self.parts:
+                part.kill()
+            raise TimeoutError(f"still running after {timeout} s: {self.text.read_text()}")
+        return [part.exitcode for part in self.parts]
+
+    def wait_until(self, condition, timeout=120):
+        """Poll `condition()` closely until it holds; False if the job ends before."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if condition():
+                return True
+            if not self.alive():
+                return False
+            time.sleep(0.002)
+        raise TimeoutError(self.text.read_text())
+
+
+def _run(script, words, text, rank, processes, port, prepare):
+    """What each process does; runs in the child."""
+    multiprocessing.set_start_method("fork", force=True)  # of loader workers, as in a run of its own
+    output = os.open(text, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1), os.dup2(output, 2)
+    if processes > 1:
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes),
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        )  # fmt: skip
+    module = importlib.import_module(script)
+    module.machine.use_all_cores = lambda: torch.set_num_threads(1) or 1  # tiny models: more threads only wait for each other
+    if prepare:
+        prepare(rank)
+    sys.argv = [f"{script}.py", *words]
+    from utils.arguments import run_script
+
+    run_script(f"{script}.py", module.main, module.parse_args(words))
