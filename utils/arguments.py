@@ -63,10 +63,13 @@ def run_script(script, main, args):
     except KeyboardInterrupt:
         code, line = 130, "interrupted before training began; nothing was changed"
     except RuntimeError as error:
-        if "WORLD_SIZE" not in os.environ or not LOST.search(str(error)):
+        code, what = 1, first_line(error)
+        if "DataLoader worker" in what and "killed by signal" in what:
+            line = f"error: {what.strip()} Memory is the usual reason: try fewer --num_workers. The same command goes on"
+        elif "WORLD_SIZE" in os.environ and LOST.search(str(error)):
+            line = f"error: a process of this run was lost ({what}); the same command goes on from the last state"
+        else:
             raise
-        code = 1
-        line = f"error: a process of this run was lost ({first_line(error)}); the same command goes on from the last state"
     else:
         return
     print(f"{script}: {line}", file=sys.stderr, flush=True)

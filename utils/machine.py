@@ -4,6 +4,7 @@ import os
 
 import accelerate
 import torch
+import torch.distributed
 
 from utils.arguments import InputError, derive_batch
 
@@ -19,6 +20,7 @@ def start_processes(batch_size, update_freq, total_batch_size, use_amp=False, de
     precision = None
     if use_amp and "ACCELERATE_MIXED_PRECISION" not in os.environ:
         precision = "fp16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else "bf16"
+    _meet_again(world)
     # Without cpu=True several processes on a machine without GPU would each believe to be alone.
     accelerator = accelerate.Accelerator(
         cpu=not has_accelerator(), mixed_precision=precision, gradient_accumulation_steps=update_freq
@@ -29,6 +31,21 @@ def start_processes(batch_size, update_freq, total_batch_size, use_amp=False, de
             "or with a config of accelerate_configs/"
         )
     return accelerator, batch_size, update_freq
+
+
+def _meet_again(world):
+    """After a restart (--max_restarts), join the processes under a name of this attempt.
+
+    The launcher's store is the one of before, and holds the addresses of processes that are gone.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if world == 1 or attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    backend = "nccl" if torch.cuda.is_available() else None if has_accelerator() else "gloo"
+    torch.distributed.init_process_group(
+        backend, store=torch.distributed.PrefixStore(f"attempt_{attempt}", store), rank=int(os.environ["RANK"]), world_size=world
+    )
 
 
 def check_support(accelerator, *, sync_bn, ema, states):

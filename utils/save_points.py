@@ -116,8 +116,12 @@ class SavePoints:
 
 
 def in_worker(_worker):
-    """A loader worker leaves signals, but SIGTERM, and memory to the process that it belongs to."""
+    """A loader worker leaves signals and memory to the process that it belongs to.
+
+    Launchers send SIGTERM to a process and its workers alike, and a worker that ends would take the process with it before
+    it has saved; the second one comes from the process itself, for a worker that does not end otherwise.
+    """
     gc.freeze()  # the collector would write to every object there is, and each worker would end with its own copy of all
     for number in SIGNALS:
-        if number != signal.SIGTERM:
-            signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
