@@ -51,7 +51,8 @@ def parse_args(argv=None):
 
     group = parser.add_argument_group("augmentation")
     add = group.add_argument
-    add("--transforms", choices=("timm", "encoding"), default="timm", help="ConvNeXt's over timm, or PyTorch-Encoding's")
+    add("--transforms", choices=("fast", "timm", "encoding"), default="fast", help="ConvNeXt's, drawn as timm draws them; the "
+        "same by timm itself, to the bit; PyTorch-Encoding's")  # fmt: skip
     add("--input_size", type=whole(8), default=224, help="pixels; up to 32 a padded random crop, from 384 warped in eval")
     add("--scale", type=number(above=0, maximum=1), nargs=2, default=(0.08, 1.0), help="share of the image in a random crop")
     add("--ratio", type=number(above=0), nargs=2, default=(0.75, 4 / 3), help="aspect ratio of a random crop")
@@ -83,7 +84,10 @@ def parse_args(argv=None):
     flags.add_ema_flags(parser)
     group = flags.add_evaluation_flags(parser)
     add_switch(group, "--tta_flip", False, "average the logits of each image and its mirror image")
-    flags.add_speed_flags(parser)
+    group = flags.add_speed_flags(parser)
+    group.add_argument(
+        "--decode", choices=("cpu", "gpu"), default="cpu", help="where JPEG files of the training set are decoded"
+    )
     flags.add_output_flags(parser, "train_recognition")
 
     args = parser.parse_args(argv)
@@ -115,6 +119,8 @@ from utils import (
     checkpoint,
     dry_run,
     encoding_transforms,
+    fast_transforms,
+    gpu_decoding,
     machine,
     recognition_data,
     recognition_transforms,
@@ -123,6 +129,7 @@ from utils import (
     sharding,
 )
 from utils.bad_samples import BadSamples, check_data
+from utils.device_batches import DeviceBatches
 from utils.download import fetch, is_remote
 from utils.ema import EMA
 from utils.losses import BinaryCrossEntropy, CrossEntropy
@@ -163,9 +170,15 @@ def main(args):
         torch.utils.data.DataLoader, num_workers=workers, pin_memory=args.pin_mem and device.type == "cuda",
         worker_init_fn=in_worker,
     )  # fmt: skip
-    train_loader = loader(train_set, batch_sampler=batches, persistent_workers=workers > 0)
+    on_device = functools.partial(
+        DeviceBatches, device=device, mean=geometry["mean"], std=geometry["std"], channels_last=args.channels_last
+    )
+    collate, collate_val = choose_collate(args, train_set, device, log)
+    train_loader = loader(train_set, batch_sampler=batches, persistent_workers=workers > 0, collate_fn=collate)
     eval_share = share if args.dist_eval else (0, 1)
-    val_loader = loader(val_set, batch_sampler=EvalBatches(len(val_set), args.batch_size, *eval_share))
+    val_batches = EvalBatches(len(val_set), args.batch_size, *eval_share)
+    val_loader = loader(val_set, batch_sampler=val_batches, collate_fn=collate_val)
+    train_loader, val_loader = map(on_device, (train_loader, val_loader))
     log.say(f"data: {len(train_set)} training and {len(val_set)} validation images, {len(classes)} classes")
 
     # model; which weights win: 1. --resume (below)  2. --finetune  3. --pretrained  4. from scratch
@@ -402,7 +415,8 @@ def build_data(args, check):
     norm = {"mean": normalisation.IMAGENET_INCEPTION_MEAN, "std": normalisation.IMAGENET_INCEPTION_STD}
     if args.imagenet_default_mean_and_std:
         norm = {"mean": normalisation.IMAGENET_DEFAULT_MEAN, "std": normalisation.IMAGENET_DEFAULT_STD}
-    kind = encoding_transforms if args.transforms == "encoding" else recognition_transforms
+    kinds = {"fast": fast_transforms, "timm": recognition_transforms, "encoding": encoding_transforms}
+    kind = kinds[args.transforms]
     with input_errors(f"--aa {args.aa}: "):
         augment = kind.train_transform(
             args.input_size, scale=args.scale, ratio=args.ratio, hflip=args.hflip, vflip=args.vflip,
@@ -413,6 +427,19 @@ def build_data(args, check):
     crop_pct, crop_mode = kind.eval_geometry(args.input_size, args.crop_pct)
     dataset = recognition_data.RecognitionDataset
     return dataset(train, augment, args.seed), dataset(val, plain), {**norm, "crop_pct": crop_pct, "crop_mode": crop_mode}
+
+
+def choose_collate(args, train_set, device, log):
+    """How samples become batches, in training and in evaluation; --decode gpu changes the transform of `train_set`."""
+    if args.decode == "gpu":
+        reason = (
+            gpu_decoding.why_not(device, train_set.transform) if args.transforms == "fast" else "it needs --transforms fast"
+        )
+        if reason is None:
+            train_set.transform = gpu_decoding.Draw(train_set.transform)
+            return gpu_decoding.collate, fast_transforms.collate
+        log.say(f"note: --decode gpu: {reason}; images are decoded on the CPU")
+    return (fast_transforms.collate if args.transforms == "fast" else None,) * 2
 
 
 def build_optimizer(args, model, log):

@@ -59,7 +59,7 @@ def run_script(script, main, args):
     except Stopped as stop:
         code, line = STOPPED, str(stop)
         if os.environ.get("RANK", "0") != "0":  # all processes stop together; one says so
-            sys.exit(code)
+            _leave(code)
     except KeyboardInterrupt:
         code, line = 130, "interrupted before training began; nothing was changed"
     except RuntimeError as error:
@@ -73,7 +73,14 @@ def run_script(script, main, args):
     else:
         return
     print(f"{script}: {line}", file=sys.stderr, flush=True)
-    sys.exit(code)
+    _leave(code)
+
+
+def _leave(code):
+    """End at once, without the seconds that loader workers and other processes are waited for on the ordinary way out."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)
 
 
 def first_line(error):

@@ -30,6 +30,7 @@ from utils.recognition_transforms import SMALL, eval_geometry  # noqa: F401 (off
 
 MODES = {"bicubic": ("bicubic",), "bilinear": ("bilinear",), "random": ("bilinear", "bicubic")}
 ORIENTATION = 0x0112  # EXIF tag; 1: upright
+END = b"\xff\xd9"  # marker after the last row of a JPEG file
 MARGIN = 8  # rows decoded below the crop: smoothing of colours looks at most 4 ahead
 
 
@@ -66,7 +67,7 @@ def train_transform(
     if input_size > SMALL:
         crop = RandomResizedCrop(input_size, scale, ratio, interpolation)
     else:
-        crop = Compose([_opened, crop, _to_tensor])
+        crop = Compose([opened, crop, _to_tensor])
     erasing = RandomErasing(reprob, mode=remode, max_count=recount, device="cpu") if reprob else None
     return TrainTransform(crop, hflip, vflip, changes, erasing)
 
@@ -77,15 +78,19 @@ def eval_transform(input_size, *, crop_pct=None, mean=IMAGENET_DEFAULT_MEAN, std
     `mean` and `std` count in `finish` only.
     """
     steps = recognition_transforms.eval_transform(input_size, crop_pct=crop_pct, mean=mean, std=std).transforms[:-2]
-    return Compose([_opened, *steps, _to_tensor, _nothing_erased])
+    transform = Compose([opened, *steps, _to_tensor, _nothing_erased])
+    transform.takes_bytes = True
+    return transform
 
 
 class TrainTransform:
     """Bytes of an image file or a PIL image in RGB -> (uint8 (3, S, S), what `finish` is to erase or None).
 
     Random numbers come from Python's, NumPy's and torch's default generators. Raises what Pillow raises for a file that it
-    cannot read; damage below the rows that the crop needs is not noticed.
+    cannot read; of damage below the rows that the crop needs, only a missing end is noticed.
     """
+
+    takes_bytes = True
 
     def __init__(self, crop, hflip, vflip, changes, erasing):
         self.crop, self.hflip, self.vflip, self.changes, self.erasing = crop, hflip, vflip, changes, erasing
@@ -101,11 +106,15 @@ class TrainTransform:
             for change in self.changes:
                 image = change(image)
             pixels = pixels if image is before else _to_tensor(image)
+        return pixels, self.erased(pixels.shape)
+
+    def erased(self, shape):
+        """What `finish` is to erase from an image (3, H, W) of this shape, or None."""
         if self.erasing is None:
-            return pixels, None
-        erased = Erased(pixels.shape)
+            return None
+        erased = Erased(shape)
         self.erasing(erased)
-        return pixels, erased.parts or None
+        return erased.parts or None
 
 
 class Erased:
@@ -134,9 +143,9 @@ class RandomResizedCrop:
         self.size, self.scale, self.ratio, self.modes = size, scale, ratio, MODES[interpolation]
 
     def __call__(self, image):
-        data, image = (image, _opened(image, load=False)) if isinstance(image, bytes) else (None, image)
+        data, image = (image, opened(image, load=False)) if isinstance(image, bytes) else (None, image)
         top, left, height, width = RandomResizedCropAndInterpolation.get_params(image, self.scale, self.ratio)
-        mode = random.choice(self.modes) if len(self.modes) > 1 else self.modes[0]
+        mode = self.choose_mode()
         box, reduce = (left, top, left + width, top + height), 1
         if data and image.format == "JPEG":
             image, reduce = read_part(data, image, box, 2 * self.size)
@@ -146,8 +155,11 @@ class RandomResizedCrop:
         crop = torch.from_numpy(np.array(image.crop(box))).permute(2, 0, 1)  # (3, h, w) uint8
         return torch.nn.functional.interpolate(crop[None], (self.size, self.size), mode=mode, antialias=True)[0]
 
+    def choose_mode(self):
+        return random.choice(self.modes) if len(self.modes) > 1 else self.modes[0]
 
-def _opened(image, load=True):
+
+def opened(image, load=True):
     """A PIL image, upright and in RGB, of encoded bytes; without `load`, JPEG in RGB that is upright is left undecoded."""
     if not isinstance(image, bytes):
         return image
@@ -167,7 +179,8 @@ def read_part(data, image, box, enough):
     left, top, right, bottom = box
     reduce = max(part for part in (1, 2, 4, 8) if part == 1 or min(right - left, bottom - top) >= part * enough)
     rows = bottom + MARGIN * reduce
-    if rows < image.height and (shorter := first_rows(data, rows)):
+    whole = END in data[-1024:]  # otherwise it may be cut short, which only decoding all of it tells
+    if whole and rows < image.height and (shorter := first_rows(data, rows)):
         image = Image.open(io.BytesIO(shorter))
     if reduce > 1:
         image.draft("RGB", (image.width // reduce, image.height // reduce))

@@ -78,6 +78,7 @@ def add_speed_flags(parser):
     add_switch(group, "--use_amp", False, "as published: bf16 (or fp16) if the launcher chose no precision")
     group.add_argument("--num_workers", type=whole(0), help="loader processes; none: the cores at hand, 10 at most")
     add_switch(group, "--pin_mem", True, "page-locked memory for faster copies to a GPU")
+    return group
 
 
 def add_evaluation_flags(parser):

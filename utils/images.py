@@ -35,25 +35,25 @@ def open_image(file):
 
 def read_image(path, upright=True):
     """The image file at `path` as RGB, turned by its EXIF orientation if `upright`. Raises BadImage naming the file."""
-    with _naming(path):
+    with naming(path):
         return _read(_file(path), upright)
 
 
 def decode_image(data, name, upright=True):
     """As `read_image`, from the bytes of a file; `name` is what an error calls it."""
-    with _naming(name):
+    with naming(name):
         return _read(io.BytesIO(data), upright)
 
 
 def read_bytes(path):
     """What the image file at `path` holds, not decoded. Raises BadImage naming the file."""
-    with _naming(path), open(_file(path), "rb") as file:
+    with naming(path), open(_file(path), "rb") as file:
         return file.read()
 
 
 def check_header(path):
     """Raises BadImage where the file at `path` does not begin as an image does; its pixels are not read."""
-    with _naming(path), open_image(_file(path)):
+    with naming(path), open_image(_file(path)):
         pass
 
 
@@ -71,9 +71,12 @@ def _read(file, upright):
 
 
 @contextlib.contextmanager
-def _naming(name):
+def naming(name):
+    """Within this, whatever an image's decoder raises becomes a BadImage that has the `name`."""
     try:
         yield
+    except InputError:
+        raise
     except UnidentifiedImageError:
         raise BadImage(f"{name} is no image: expected a file that Pillow can read; remove or replace it") from None
     except Exception as error:  # on mangled bytes Pillow raises whatever its decoders stumble over

@@ -4,6 +4,7 @@ A source has `read(index)` -> PIL image in RGB, `encoded(index)` -> the bytes of
 `labels` (N,) int64 array, `classes` list of names, `name(index)`, and `title`, which says what it is. Both raise BadImage.
 """
 
+import contextlib
 import difflib
 import os
 import pathlib
@@ -25,14 +26,14 @@ from utils.hub_tables import (
     load_splits,
     open_stream,
 )
-from utils.images import BadImage, check_header, decode_image, is_image, read_bytes, read_image
+from utils.images import BadImage, check_header, decode_image, is_image, naming, read_bytes, read_image
 from utils.sampling import AUGMENT, Key, seed_everything, stream_seed
 from utils.streaming import place_of
 from utils.string_list import StringList
 
 
 class RecognitionDataset(torch.utils.data.Dataset):
-    """Indexed by `Key`: (image (3, H, W) float32, label); label -1 where the key does not count.
+    """Indexed by `Key`: (what `transform` makes of the image, …, label); label -1 where the key does not count.
 
     `seed`: for training. The augmentation's random numbers are keyed by it, the epoch and the sample, and a broken image is
     replaced by another with its label; a third element says so: the index of the broken sample, or -1. Without a seed, for
@@ -47,16 +48,31 @@ class RecognitionDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, key):
         key = key if isinstance(key, Key) else Key(key)
-        image, index = read_or_replace(self.source.read, key, self.seed, len(self))
+        seed = None if self.seed is None else stream_seed(self.seed, AUGMENT, key.epoch, key.index)
+        parts, index = read_or_replace(lambda index: self._read(index, seed), key, self.seed, len(self))
         label = int(self.source.labels[index]) if key.counts else -1
-        if self.seed is None:
-            return self.transform(image), label
-        seed_everything(stream_seed(self.seed, AUGMENT, key.epoch, key.index))
-        return self.transform(image), label, -1 if index == key.index else key.index
+        return (*parts, label) if seed is None else (*parts, label, -1 if index == key.index else key.index)
+
+    def _read(self, index, seed):
+        encoded = self.source.encoded(index) if getattr(self.transform, "takes_bytes", False) else None
+        image = self.source.read(index) if encoded is None else encoded
+        return transformed(self.transform, image, self.source.name(index), seed)
+
+
+def transformed(transform, image, name, seed):
+    """What `transform` makes of a PIL image, or of the bytes of a file, as a tuple; with these random numbers, if any.
+
+    Raises BadImage, with the `name`, for bytes that cannot be decoded.
+    """
+    if seed is not None:
+        seed_everything(seed)
+    with naming(name) if isinstance(image, bytes) else contextlib.nullcontext():
+        made = transform(image)
+    return made if isinstance(made, tuple) else (made,)
 
 
 class RecognitionStream:
-    """What a `streaming.StreamLoader` makes of an example: (image (3, H, W) float32, label).
+    """What a `streaming.StreamLoader` makes of an example: (what `transform` makes of the image, …, label).
 
     The augmentation's random numbers are keyed by `seed`, the epoch and the number of the sample.
     """
@@ -69,9 +85,9 @@ class RecognitionStream:
 
     def __call__(self, example, number, epoch):
         label = self.source.label(example, number)
-        image = self.source.read(example, number)
-        seed_everything(stream_seed(self.seed, AUGMENT, epoch, number))
-        return self.transform(image), label
+        look = self.source.encoded if getattr(self.transform, "takes_bytes", False) else self.source.read
+        seed = stream_seed(self.seed, AUGMENT, epoch, number)
+        return *transformed(self.transform, look(example, number), self.source.name(number), seed), label
 
 
 # --- sources --------------------------------------------------------------------------------------------------------

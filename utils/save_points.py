@@ -12,6 +12,7 @@ import torch.distributed
 from utils.arguments import InputError, Stopped
 
 RETRY = 60.0  # seconds after which a save that failed is tried again, if no other comes before
+LAST_BATCHES = 15  # seconds that a loader worker goes on after SIGTERM, for the update under way
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
 _SAVE, _STOP = 1, 100  # what processes tell each other; a signal's number is added to _STOP
 
@@ -118,10 +119,17 @@ class SavePoints:
 def in_worker(_worker):
     """A loader worker leaves signals and memory to the process that it belongs to.
 
-    Launchers send SIGTERM to a process and its workers alike, and a worker that ends would take the process with it before
-    it has saved; the second one comes from the process itself, for a worker that does not end otherwise.
+    Launchers send SIGTERM to a process and its workers alike, and a worker that ends at once would take the process with it
+    before it has saved. So it works on for a while, then ends as if it had been asked to; a second SIGTERM ends it at once.
     """
     gc.freeze()  # the collector would write to every object there is, and each worker would end with its own copy of all
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, _end_later)
+
+
+def _end_later(*_):
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+        signal.alarm(LAST_BATCHES)
