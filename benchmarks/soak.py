@@ -68,14 +68,12 @@ def main():
     base = pathlib.Path(args.folder or tempfile.mkdtemp())
     base.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    if start(base / "alone", args.epochs).wait() != 0:
-        raise SystemExit(f"the run left alone failed; see {base / 'alone'}.txt")
-    alone = time.perf_counter() - begin
-    print(f"left alone: {alone / 60:.1f} minutes", flush=True)
-    begin = time.perf_counter()
+    alone = start(base / "alone", args.epochs)  # at the same time, on the same machine
     kills = soak(base / "killed", args.epochs, args.every)
-    killed = time.perf_counter() - begin
-    print(f"killed {kills} times: {killed / 60:.1f} minutes", flush=True)
+    print(f"killed {kills} times in {(time.perf_counter() - begin) / 60:.1f} minutes", flush=True)
+    if alone.wait() != 0:
+        raise SystemExit(f"the run left alone failed; see {base / 'alone'}.txt")
+    print(f"the run left alone, at the same time: {(time.perf_counter() - begin) / 60:.1f} minutes", flush=True)
     for name in ("updates.txt", "log.txt", "last/model.safetensors", "best/model.safetensors"):
         if (base / "alone" / name).read_bytes() != (base / "killed" / name).read_bytes():
             raise SystemExit(f"{name} differs; see {base}")
