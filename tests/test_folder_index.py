@@ -128,6 +128,11 @@ def flip(file):
     file.write_bytes(data)
 
 
+def folder_elsewhere(file):
+    folders, times = StringList(["a", "b", "c", "/etc"]), [*arrays(file)["times"][:4], folder_index._times("/etc")]
+    rewrite(file, folders=folders.data, folder_ends=folders.ends, times=np.array(times))
+
+
 HARM = {
     "cut": cut,
     "one bit": flip,
@@ -138,7 +143,8 @@ HARM = {
     "other folder": lambda file: rewrite(file, key=np.array(str(arrays(file)["key"]).replace("data", "date"))),
     "no times": lambda file: rewrite(file, times=arrays(file)["times"][:-1]),
     "counts": lambda file: rewrite(file, counts=np.array([4, -1, 1])),
-    "counts of others": lambda file: rewrite(file, counts=np.array([1, 2])),
+    "counts of fewer classes": lambda file: rewrite(file, counts=np.array([1, 3])),
+    "counts of more images": lambda file: rewrite(file, counts=np.array([2, 2, 1])),
     "no numbers": lambda file: rewrite(file, counts=np.array(["1", "2", "1"])),
     "ends": lambda file: rewrite(file, image_ends=arrays(file)["image_ends"][::-1].copy()),
     "ends beyond": lambda file: rewrite(file, image_ends=arrays(file)["image_ends"] + 5),
@@ -148,9 +154,7 @@ HARM = {
     "parent first": lambda file: rewrite(file, **names("a/1.jpg", "../b/2.jpg", "b/3.jpg", "c/3.jpg")),
     "absolute": lambda file: rewrite(file, **names("a/1.jpg", "b/2.jpg", "b/3.jpg", "/etc/hostname")),
     "zero byte": lambda file: rewrite(file, **names("a/1.jpg", "b/2.jpg", "b/3\0.jpg", "c/3.jpg")),
-    "folder elsewhere": lambda file: rewrite(
-        file, folders=StringList(["a", "b", "c", "/"]).data, folder_ends=StringList(["a", "b", "c", "/"]).ends
-    ),
+    "folder elsewhere": folder_elsewhere,
 }
 
 
@@ -167,7 +171,7 @@ def test_no_pickle_is_run(cache, tree, monkeypatch):
     index_folder(tree)
     with monkeypatch.context() as patch:
         patch.setattr("pickle.load", lambda *a, **k: pytest.fail("ran a pickle"))
-        np.savez(kept_file(cache).with_suffix(""), **{**arrays(kept_file(cache)), "key": np.array([time], dtype=object)[:0]})
+        rewrite(kept_file(cache), key=np.array([None], dtype=object))
         assert listed(tree, monkeypatch) == (ALL, True)
 
 

@@ -91,8 +91,9 @@ def test_blocks_are_permuted_in_themselves(table):
     assert numbers[:8] != sorted(numbers[:8])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_goes_on_where_it_stopped(table, workers):
+@pytest.mark.parametrize(("workers", "together"), [(0, 64), (0, 3), (2, 4), (0, 1)])
+def test_goes_on_where_it_stopped(table, monkeypatch, workers, together):
+    monkeypatch.setattr("utils.streaming.TOGETHER", together)
     kwargs = {"process": 1, "processes": 2, "update_freq": 2, "workers": workers, "buffer_size": 11}
     whole = [batches(loader(table, 3, **kwargs), epoch) for epoch in (0, 1)]
     assert [len(epoch) for epoch in whole] == [10, 10]
@@ -146,12 +147,17 @@ def test_an_epoch_that_is_cut_and_whole_updates(table):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_too_few_samples_end_all_processes(table, workers):
     for process in range(2):
-        stream = StreamLoader(table, number_of, 70, 5, process=process, processes=2, workers=workers, collate=list)
+        stream = StreamLoader(
+            table, number_of, 70, 5, workers=workers, process=process, processes=2, buffer_size=8, collate=list
+        )
+        got = []
         with pytest.raises(InputError, match="ended after 60 training images; expected 70: give --train_images 60"):
-            list(stream)
+            for batch in stream:
+                got.append(batch)
+        assert len(got) == 5  # all that the whole blocks, of 56, are enough for
 
 
-@pytest.mark.parametrize("state", [None, [], {"epoch": 0}, {"epoch": -1, "block": 0, "shard": 0, "row": 0}, {"epoch": "0"}])
+@pytest.mark.parametrize("state", [None, [], {"epoch": 0}, {"epoch": -1}, {"epoch": "0"}])
 def test_a_damaged_state(table, state):
     with pytest.raises(InputError, match="the state of the stream is damaged"):
         loader(table).load_state_dict(state)
@@ -160,7 +166,8 @@ def test_a_damaged_state(table, state):
 def test_a_library_state_that_does_not_fit(table):
     stream = loader(table)
     next(iter(stream))
-    state = {**stream.state_dict(), "block": 1, "row": 3, "stream": {"epoch": 0, "examples_iterable": {"no": "such"}}}
+    assert json.loads(json.dumps(stream.state_dict()))["seed"] == 3
+    state = {**stream.state_dict(), "block": 1, "stream": {"epoch": 0, "examples_iterable": {"no": "such"}}}
     stream.load_state_dict(state)
     with pytest.raises(InputError, match=r"shard \d of the training data cannot be read"):
         batches(stream, 0, 3)
@@ -191,6 +198,35 @@ def test_broken_images_are_replaced(table, batch_size):
 
 def all_broken(example, number, epoch):
     raise BadImage("it is no image")
+
+
+def test_iterated_anew_before_the_end(table):
+    stream = loader(table)
+    first, second = iter(stream), iter(stream)
+    one = next(first)
+    assert next(second) == one
+    first.close()
+    assert len(list(second)) == 11
+
+
+def test_a_transform_that_decodes_by_itself():
+    def halves(data):
+        return (torch.tensor(data[0]), torch.tensor(data[1])) if data != b"bad" else data["no"]
+
+    halves.takes_bytes = True
+    source = recognition_data.StreamOfImages(
+        datasets.Dataset.from_dict({"image": [b"ab"], "label": [1]}).to_iterable_dataset(),
+        1,
+        "image",
+        "label",
+        ["x", "y"],
+        "",
+        None,
+    )
+    make = RecognitionStream(source, halves, 0)
+    assert [int(part) for part in make({"image": {"bytes": b"ab"}, "label": 1}, 0, 0)] == [97, 98, 1]
+    with pytest.raises(BadImage, match="row 0 of shard 0"):
+        make({"image": {"bytes": b"bad"}, "label": 1}, 0, 0)
 
 
 def test_nothing_but_broken_images(table):
@@ -242,6 +278,26 @@ def test_parquet(tmp_path, kind):
         got = epoch_of(train, red, RecognitionStream, 4, workers=workers, buffer_size=6)
         assert got == [(i, i % 3, -1) for i in range(24)]
     assert val.read(3).getpixel((0, 0)) == (3, 0, 0) and str(tmp_path) in train.title
+
+
+CARD = """---
+dataset_info:
+  features:
+  - {name: image, dtype: image}
+  - {name: label, dtype: {class_label: {names: {"0": cat, "1": dog, "2": eel}}}}
+---
+"""
+
+
+def test_classes_of_a_card(tmp_path):
+    for split, count in (("train", 6), ("test", 2)):
+        images = [{"bytes": encoded((i, 0, 0)), "path": None} for i in range(count)]
+        columns = {"image": images, "label": [i % 3 for i in range(count)]}
+        pa.parquet.write_table(pa.table(columns), tmp_path / f"{split}.parquet")
+    (tmp_path / "README.md").write_text(CARD)
+    train, val = recognition_data.hub_stream(str(tmp_path))
+    assert train.classes == ["cat", "dog", "eel"] == val.classes and val.labels.tolist() == [0, 1]
+    assert epoch_of(train, red, RecognitionStream, 3) == [(i, i % 3, -1) for i in range(6)]
 
 
 def test_images_in_class_folders(tmp_path):
@@ -307,7 +363,7 @@ def test_augmentation_is_keyed_by_seed_epoch_and_sample(tmp_path):
 
     def run(seed=0, epoch=0, workers=0):
         stream = StreamLoader(train.table, RecognitionStream(train, noise, seed), 12, 4, workers=workers, buffer_size=5)
-        drawn = [(batch[0][0].tolist(), batch[0][1].tolist()) for batch in batches(stream, epoch)]
+        drawn = [(batch[0].tolist(), batch[1].tolist()) for batch in batches(stream, epoch)]
         return {r: x for reds, numbers in drawn for r, x in zip(reds, numbers, strict=True)}
 
     assert run() == run(workers=2) and len(set(run().values())) == 12

@@ -1,5 +1,6 @@
 """Tables through the library `datasets`: their splits, and which column holds what."""
 
+import collections
 import concurrent.futures
 import contextlib
 import functools
@@ -164,8 +165,12 @@ def _built_stream(name, builder, train_images):
         samples = builder.info.splits["train"].num_examples
     elif not samples and builder.name == "imagefolder" and all(map(is_image, files["train"])):
         samples = len(files["train"])
-    extra = {"drop_labels": False} if "label" in (builder.info.features or {}) and builder.name == "imagefolder" else {}
-    held = datasets.load_dataset_builder(builder.name, data_files={held_out: list(files[held_out])}, **extra)
+    features, options = streams["train"].features or {}, {}
+    if builder.name == "parquet":
+        options["features"] = features  # the card may know more of them than the files
+    if builder.name == "imagefolder" and "label" in features:
+        options["drop_labels"] = False  # also where the split has one class only
+    held = datasets.load_dataset_builder(builder.name, data_files={held_out: list(files[held_out])}, **options)
     held.download_and_prepare()
     return Stream(streams["train"], samples, held.as_dataset(held_out), held_out, labels)
 
@@ -248,7 +253,7 @@ def encoded_image(value, root, name):
         raise InputError(f"{name}: {path} cannot be read ({first_line(error)})") from None
 
 
-def listed_classes(name):
+def listed_classes(name, most=1_000_000):
     """The names in classes.txt, one a line, beside the data in the folder `name`; None where there is no such file."""
     path = os.path.join(name, "classes.txt")
     if not os.path.isfile(path):
@@ -258,10 +263,11 @@ def listed_classes(name):
             names = [one_line(line, 200) for line in file if line.strip()]
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as text ({first_line(error)}); expected a name on each line") from None
-    if len(names) < 2 or len(names) != len(set(names)):
-        raise InputError(
-            f"{path}: found {len(set(names))} different names on {len(names)} lines; expected one a line, two at least"
-        )
+    if not 2 <= len(names) <= most:
+        raise InputError(f"{path}: found {len(names)} names, expected two classes at least, one a line")
+    if len(set(names)) < len(names):
+        twice = next(name for name, times in collections.Counter(names).items() if times > 1)
+        raise InputError(f"{path}: {twice} is in it more than once; expected each class on one line")
     return names
 
 

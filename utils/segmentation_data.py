@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from utils import class_names, palettes
-from utils.arguments import InputError, choose_one, first_line, one_line
+from utils.arguments import InputError, choose_one, first_line
 from utils.bad_samples import in_threads, read_or_replace
 from utils.hub_tables import (
     encoded_image,
@@ -35,6 +35,7 @@ from utils.streaming import place_of
 from utils.string_list import StringList
 
 SAMPLE = 200  # samples that are looked at where not everything is
+_MOST_CLASSES = 65_535  # ids of 16 bits, of which the last is ignored
 
 
 class SegmentationDataset(torch.utils.data.Dataset):
@@ -430,7 +431,7 @@ def folder(root):
     splits = ("train", "val")
     _find(root, ".", [f"{kind}/{split}" for kind in ("images", "masks") for split in splits], "one mask for each image")
     parts = [match(_scan(root / "images" / split), _scan(root / "masks" / split)) for split in splits]
-    names = listed_classes(root)
+    names = listed_classes(root, _MOST_CLASSES)
     if names is None:
         masks = parts[0][1] + parts[1][1]
         names = _unnamed_classes(read_values, [masks[index] for index in _spread(len(masks))], root)
@@ -490,7 +491,7 @@ def _check_columns(name, table, split, columns):
 
 def _set_classes(name, sources, sample):
     """Give the sources their classes: of classes.txt in the folder `name`, else unnamed ones, by the masks of the sample."""
-    classes = listed_classes(name)
+    classes = listed_classes(name, _MOST_CLASSES)
     if classes is None:
         classes = _unnamed_classes(lambda item: item[0].values(item[1]), sample, f"--dataset {name}")
     for source in sources:
