@@ -41,13 +41,15 @@ def parse_args(argv=None):
     add = group.add_argument
     add("--data_path", metavar="DIR", help="train/ and val/ with class folders, or one such tree and --val_split")
     add("--eval_data_path", metavar="DIR", help="validation tree, where it is not --data_path/val")
-    add("--data_set", choices=("IMNET", "image_folder"), help="as published; both mean class folders in --data_path")
+    add("--data_set", choices=("IMNET", "image_folder", "CIFAR", "CIFAR10", "CIFAR100", "FLOWERS", "PETS"), help="IMNET and "
+        "image_folder, as published: class folders in --data_path; the others are downloaded there")  # fmt: skip
     add("--dataset", metavar="NAME_OR_DIR", help="through the library datasets: Hub name, Parquet, Arrow, imagefolder")
     add("--image_column", help="of --dataset, where it cannot be found")
     add("--label_column", help="of --dataset, where it cannot be found")
     add("--val_split", type=number(above=0, maximum=0.9), help="hold out this share of each class, fixed by the seed")
     add("--nb_classes", type=whole(1), help="must agree with the data; none: as many as the data has")
     flags.add_bad_sample_flags(group)
+    flags.add_stream_flags(group)
 
     group = parser.add_argument_group("augmentation")
     add = group.add_argument
@@ -84,15 +86,23 @@ def parse_args(argv=None):
     flags.add_ema_flags(parser)
     group = flags.add_evaluation_flags(parser)
     add_switch(group, "--tta_flip", False, "average the logits of each image and its mirror image")
+    add = group.add_argument
+    add("--predict", metavar="DIR_OR_FILE", help="classify these images with --finetune RUN/best, write a CSV file, and stop")
+    add("--topk", type=whole(1), default=5, help="of --predict: classes per image")
     group = flags.add_speed_flags(parser)
     group.add_argument(
         "--decode", choices=("cpu", "gpu"), default="cpu", help="where JPEG files of the training set are decoded"
     )
     flags.add_output_flags(parser, "train_recognition")
+    flags.add_result_flags(parser)
 
     args = parser.parse_args(argv)
     if args.data_path and args.dataset:
         parser.error("--data_path and --dataset: give one of the two")
+    if args.predict and not args.finetune:
+        parser.error("--predict needs --finetune RUN/best")
+    if args.streaming and (not args.dataset or args.val_split or args.check_data):
+        parser.error("--streaming needs --dataset, and goes neither with --val_split nor with --check_data")
     for flag, needs in {
         "eval_data_path": args.data_path, "data_set": args.data_path, "image_column": args.dataset,
         "label_column": args.dataset, "val_split": args.data_path or args.dataset,
@@ -110,6 +120,7 @@ if __name__ == "__main__":  # before the heavy imports, so that --help, a wrong 
     if os.environ.get("RANK", "0") == "0" and args.dry_run != "json":
         print(f"train_recognition: {args.model} on {args.data_path or args.dataset or 'built-in digits'}", flush=True)
 
+import accelerate
 import torch
 from timm.data import constants as normalisation
 
@@ -122,44 +133,56 @@ from utils import (
     fast_transforms,
     gpu_decoding,
     machine,
+    pictures,
     recognition_data,
+    recognition_prediction,
     recognition_transforms,
     run_folder,
     run_state,
     sharding,
+    torchvision_data,
+    trackers,
 )
 from utils.bad_samples import BadSamples, check_data
 from utils.device_batches import DeviceBatches
 from utils.download import fetch, is_remote
 from utils.ema import EMA
+from utils.gallery import Gallery, lr_range, put_recognition
 from utils.losses import BinaryCrossEntropy, CrossEntropy
 from utils.mixup import Mixup
 from utils.recognition_model import build_model, timm_config
+from utils.result import Cards, check_wishes, pass_on
 from utils.run_log import RunLog, clock
-from utils.sampling import MIX, MODEL, EvalBatches, TrainBatches, stream_seed
+from utils.sampling import MIX, MODEL, EvalBatches, TrainBatches, image_numbers, stream_seed
 from utils.save_points import SavePoints, in_worker
 from utils.state_checks import check_tensors
+from utils.streaming import StreamLoader
 from utils.weights import load_weights
 
 
 def main(args):
+    check_wishes(args.export, args.push_to_hub, args.license)
     # processes and the arithmetic of the batch
     threads = machine.use_all_cores()
     accelerator, args.batch_size, args.update_freq = machine.start_processes(
         args.batch_size, args.update_freq, args.total_batch_size, args.use_amp
     )
-    saves = args.save_ckpt and not (args.eval or args.dry_run)
+    saves = args.save_ckpt and not (args.eval or args.predict or args.dry_run)
     machine.check_support(accelerator, sync_bn=args.sync_bn, ema=args.model_ema, states=saves)
     log = RunLog(None, accelerator.is_main_process and not args.dry_run)
+    report_to = trackers.check(args.report_to or ["tensorboard"], default=args.report_to is None, say=log.say)
     device, processes = accelerator.device, accelerator.num_processes
     on = f"{threads} CPU threads" if device.type == "cpu" else f"one {device.type}"
     log.say(f"processes: {processes}, each with {on}; precision {accelerator.mixed_precision}")
     total_batch = args.batch_size * args.update_freq * processes
     recipe = f"batch size {args.batch_size} x update_freq {args.update_freq} x {processes} processes"
     torch.manual_seed(args.seed)
+    if args.predict:
+        return predict_only(args, accelerator, log)
 
     # data
-    train_set, val_set, geometry = build_data(args, check=accelerator.is_main_process)
+    with accelerator.local_main_process_first():  # which downloads or indexes, where there is something to
+        train_set, val_set, geometry = build_data(args, check=accelerator.is_main_process)
     classes = train_set.source.classes
     share = (accelerator.process_index, processes)
     batches = TrainBatches(len(train_set), args.batch_size, args.update_freq, *share, args.seed)
@@ -174,7 +197,13 @@ def main(args):
         DeviceBatches, device=device, mean=geometry["mean"], std=geometry["std"], channels_last=args.channels_last
     )
     collate, collate_val = choose_collate(args, train_set, device, log)
-    train_loader = loader(train_set, batch_sampler=batches, persistent_workers=workers > 0, collate_fn=collate)
+    if args.streaming:
+        train_loader = batches = StreamLoader(
+            train_set.source.table, train_set, len(train_set), args.batch_size, args.update_freq, workers, *share, args.seed,
+            args.shuffle_buffer, collate, pin_memory=loader.keywords["pin_memory"], worker_init_fn=in_worker,
+        )  # fmt: skip
+    else:
+        train_loader = loader(train_set, batch_sampler=batches, persistent_workers=workers > 0, collate_fn=collate)
     eval_share = share if args.dist_eval else (0, 1)
     val_batches = EvalBatches(len(val_set), args.batch_size, *eval_share)
     val_loader = loader(val_set, batch_sampler=val_batches, collate_fn=collate_val)
@@ -241,6 +270,11 @@ def main(args):
     )  # fmt: skip
     log = RunLog(args.output_dir, accelerator.is_main_process)
     log.say(f"output: {args.output_dir}")
+    groups = group_table(model, optimizer.param_groups, get_layer_id)
+    gallery = Gallery(log, "test_acc1", lr_range(groups))
+    gallery.put("lr_groups", pictures.lr_groups, groups=groups)
+    norm = {name: geometry[name] for name in ("mean", "std")}
+    on_first = functools.partial(gallery.first_batch, classes=classes, **norm)
     network, optimizer = accelerator.prepare(model, optimizer)
     if args.torchcompile:
         model.compile()  # in place, so that parameters keep their names
@@ -249,14 +283,22 @@ def main(args):
     if resume_from:
         state = run_state.load(resume_from, accelerator, model, optimizer, ema, settings, recipe, log.say)
     log.cut(state["epoch"], state["update"])
+    log.trackers = trackers.Trackers(accelerator, report_to, args.output_dir, settings, state["update"], log.warn)
     bad_samples = BadSamples(train_set.source.name, len(train_set), args.max_bad_samples, state["bad_samples"])
     if args.check_data:
         check_data(accelerator, bad_samples, train_set.source, val_set.source, log)
         state["bad_samples"] = bad_samples.indices
+    stream = train_loader if args.streaming else None
+    if stream and state["stream"]:
+        stream.load_state_dict(state["stream"])
     save = functools.partial(
-        run_state.save, accelerator, log, args.output_dir, model, optimizer, ema, state, settings, args.save_ckpt_num
+        run_state.save, accelerator, log, args.output_dir, model, optimizer, ema, state, settings, args.save_ckpt_num, stream
     )
     keep_weights = functools.partial(run_state.export, accelerator, log, model, config, args.output_dir)
+    cards = Cards(
+        log, config=config, settings=settings, title=args.data_path or args.dataset or train_set.source.title,
+        weights=origin[0], data_id=args.dataset, license=args.license, repo_id=args.push_to_hub,
+    )  # fmt: skip
 
     # train; a signal is heard between two updates, and in evaluation
     start = time.perf_counter()
@@ -264,7 +306,7 @@ def main(args):
         save if args.save_ckpt else None, args.output_dir, is_main=accelerator.is_main_process, processes=processes,
         updates=args.save_ckpt_updates, minutes=args.save_ckpt_minutes,
     )  # fmt: skip
-    with save_points:
+    with save_points, log:
         for epoch in range(state["epoch"], args.epochs):
             batches.epoch, batches.first_update = epoch, state["update"] - epoch * batches.updates
             log.start_epoch(epoch, args.epochs, batches.first_update, batches.updates, total_batch)
@@ -272,24 +314,31 @@ def main(args):
             train_one_epoch(
                 accelerator, network, criterion, train_loader, optimizer, schedule, state, log, mixup=mixing, ema=ema,
                 clip_grad=args.clip_grad, seed=args.seed, log_every=args.log_every, channels_last=args.channels_last,
-                bad_samples=bad_samples, skip_nonfinite=args.skip_nonfinite, save_points=save_points,
+                bad_samples=bad_samples, skip_nonfinite=args.skip_nonfinite, save_points=save_points, on_first=on_first,
             )  # fmt: skip
-            speed = log.end_epoch()
+            speed, improved = log.end_epoch(), {}
             record = {"epoch": epoch, "train_loss": state["loss_sum"] / max(state["losses"], 1)}
             record["train_lr"] = schedule(state["update"] - 1)
             if not args.disable_eval:
-                result = run_eval(network, check=save_points.stop_if_asked)
+                answers = []
+                result = run_eval(network, check=save_points.stop_if_asked, answers=answers)
+                put_recognition(gallery, *answers, val_set.source, classes, args.input_size, **norm)
                 record.update({f"test_{name}": value for name, value in result.items()})
-                run_state.keep_best(state["best"], "test_acc1", result["acc1"], lambda: keep_weights("best"))
+                improved["best"] = run_state.keep_best(state["best"], "test_acc1", result["acc1"], lambda: keep_weights("best"))
             if ema and args.model_ema_eval and not args.disable_eval:
                 with ema.in_model():
                     result = run_eval(network, check=save_points.stop_if_asked)
                     record.update({f"test_{name}_ema": value for name, value in result.items()})
-                    run_state.keep_best(state["best"], "test_acc1_ema", result["acc1"], lambda: keep_weights("best_ema"))
+                    improved["best_ema"] = run_state.keep_best(
+                        state["best"], "test_acc1_ema", result["acc1"], lambda: keep_weights("best_ema")
+                    )
             record.update(bad_samples=bad_samples.total, skipped_updates=state["skipped"], n_parameters=n_parameters)
             log.epoch(record)
+            for name in filter(improved.get, improved):
+                cards.write(name, record, state["best"])
             passed = clock(time.perf_counter() - start)
             log.say(f"{describe(record, args.epochs, state['best'])}, {speed:.0f} images/s, {passed}")
+            gallery.refresh()
             state.update(epoch=epoch + 1, loss_sum=0.0, losses=0)
             if args.save_ckpt and ((epoch + 1) % args.save_ckpt_freq == 0 or epoch + 1 == args.epochs):
                 save_points.save()
@@ -297,15 +346,23 @@ def main(args):
     # result
     fault = keep_weights("last") or save_points.fault
     run_state.end(accelerator, log, args.output_dir, state["best"], fault)
+    cards.write("last", best=state["best"])
+    gallery.finish()
+    log.trackers.pictures(gallery.files(), state["update"])
+    log.trackers.finish()
     best = ", ".join(f"best {name} {value:.3f}" for name, value in state["best"].items()) or "not evaluated"
     folder = os.path.join(args.output_dir, "best" if state["best"] else "last")
     log.say(f"done in {clock(time.perf_counter() - start)}: {best}; timm opens the weights as local-dir:{folder}")
+    log.say(f"next: look at {os.path.join(args.output_dir, 'report.html')}, or python train_recognition.py --predict PICTURES "
+            f"--finetune {folder}")  # fmt: skip
+    if accelerator.is_main_process:
+        pass_on(folder, args.export, args.push_to_hub, args.hub_private, log.say)
     accelerator.end_training()
 
 
 def train_one_epoch(
     accelerator, model, criterion, loader, optimizer, schedule, state, log, *, mixup=None, ema=None, clip_grad=None,
-    seed=0, log_every=50, channels_last=False, bad_samples=None, skip_nonfinite=0, save_points=None,
+    seed=0, log_every=50, channels_last=False, bad_samples=None, skip_nonfinite=0, save_points=None, on_first=None,
 ):  # fmt: skip
     """Train on the batches of `loader`, (images (B, 3, H, W), labels (B,) int64), in whole windows of accumulation.
 
@@ -319,6 +376,7 @@ def train_one_epoch(
     watch = run_state.Watch(accelerator, state, log, bad_samples, skip_nonfinite)
     steps = 0
     for images, labels, *replaced in loader:
+        watch.lap("data")
         if steps == 0:
             rate = schedule(state["update"])
         position = (state["update"], steps, accelerator.process_index)
@@ -326,11 +384,14 @@ def train_one_epoch(
         targets = labels.to(accelerator.device, non_blocking=True)
         if mixup is not None:
             images, targets = mixup(images, targets, stream_seed(seed, MIX, *position))
+        if on_first is not None:
+            on_first = on_first(images, targets)
         torch.manual_seed(stream_seed(seed, MODEL, *position))  # for drop path: no random state that a resume could lose
         with accelerator.accumulate(model):
             loss = criterion(model(images), targets)
             accelerator.backward(loss, **backward)
             watch.step(loss, *replaced)
+            watch.lap("forward and backward")
             steps += 1
             norm, left_out = None, False
             if accelerator.sync_gradients:
@@ -345,6 +406,7 @@ def train_one_epoch(
         if ema is not None and not (left_out or accelerator.optimizer_step_was_skipped):
             ema.update(state["update"])
         watch.end_update(rate, norm)
+        watch.lap("optimizer")
         state["update"] += 1
         steps = 0
         log.advance()
@@ -353,15 +415,16 @@ def train_one_epoch(
             watch.look()
         if due:
             save_points.act()
-    if len(watch):
-        watch.look()
+        watch.lap("logging and saving")
+    watch.finish()
 
 
 @torch.no_grad()
-def evaluate(accelerator, model, loader, channels_last=False, flip=False, check=None):
+def evaluate(accelerator, model, loader, channels_last=False, flip=False, check=None, answers=None):
     """Top-1 and top-5 in per cent, cross-entropy, and the number of images, each counted once on any number of processes.
 
     flip: the logits are the mean of those of the image and of its mirror image. check: called after each batch.
+    answers: a list that gets (N, 4) float32 on the CPU: number of the image, label, predicted class, its probability.
     Per-image values are gathered and summed exactly (fsum), so that the order of the images does not matter.
     """
     model.eval()
@@ -374,14 +437,21 @@ def evaluate(accelerator, model, loader, channels_last=False, flip=False, check=
             logits = (logits + model(images.flip(-1)).float()) / 2
         labels = labels.to(accelerator.device, non_blocking=True)  # (B,) int64, -1 where an image does not count
         loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
-        correct = logits.topk(min(5, logits.shape[1])).indices == labels.unsqueeze(1)  # (B, 5)
-        rows.append(torch.stack([correct[:, 0].float(), correct.any(1).float(), loss, (labels >= 0).float()], dim=1))
+        best = logits.topk(min(5, logits.shape[1])).indices  # (B, 5)
+        correct = best == labels.unsqueeze(1)
+        sure = logits.softmax(1).amax(1)
+        columns = [correct[:, 0], correct.any(1), loss, labels >= 0, labels, best[:, 0], sure]
+        rows.append(torch.stack([column.float() for column in columns], dim=1))
         if check is not None:
             check()
     rows = torch.cat(rows)
     if loader.batch_sampler.processes > 1:
         rows = accelerator.gather(rows)
-    rows = rows[rows[:, 3] > 0].cpu().double()
+    rows = rows.cpu()
+    if answers is not None:
+        order = torch.tensor(image_numbers(loader.batch_sampler))
+        answers.append(torch.cat([order[:, None], rows[:, 4:]], dim=1)[rows[:, 3] > 0])
+    rows = rows[rows[:, 3] > 0].double()
     acc1, acc5, loss = (math.fsum(column) / len(rows) for column in rows[:, :3].T.tolist())
     return {"acc1": round(100 * acc1, 5), "acc5": round(100 * acc5, 5), "loss": round(loss, 6), "images": len(rows)}
 
@@ -394,12 +464,16 @@ def build_data(args, check):
 
     geometry: mean, std, crop_pct and crop_mode, as the saved weights tell them to timm.
     """
-    if args.data_path and args.dry_run and not os.path.isdir(args.data_path):
+    if args.data_set in torchvision_data.DATASETS:
+        train, val = torchvision_data.open_data(args.data_set, args.data_path)
+    elif args.data_path and args.dry_run and not os.path.isdir(args.data_path):
         train, val = recognition_data.imagenet_sizes(args.data_path, args.nb_classes)
     elif args.data_path:
         train, val = recognition_data.folders(
             args.data_path, args.eval_data_path, args.val_split, args.seed, need_val=args.eval or not args.disable_eval
         )
+    elif args.streaming:
+        train, val = recognition_data.hub_stream(args.dataset, args.image_column, args.label_column, args.train_images)
     elif args.dataset:
         columns = (args.image_column, args.label_column)
         train, val = recognition_data.hub_table(args.dataset, *columns, args.val_split, args.seed)
@@ -426,7 +500,8 @@ def build_data(args, check):
     plain = kind.eval_transform(args.input_size, crop_pct=args.crop_pct, **norm)
     crop_pct, crop_mode = kind.eval_geometry(args.input_size, args.crop_pct)
     dataset = recognition_data.RecognitionDataset
-    return dataset(train, augment, args.seed), dataset(val, plain), {**norm, "crop_pct": crop_pct, "crop_mode": crop_mode}
+    for_training = recognition_data.RecognitionStream if args.streaming else dataset
+    return for_training(train, augment, args.seed), dataset(val, plain), {**norm, "crop_pct": crop_pct, "crop_mode": crop_mode}
 
 
 def choose_collate(args, train_set, device, log):
@@ -467,6 +542,19 @@ def show_dry_run(args, accelerator, model, train_set, val_set, batches, origin, 
     )  # fmt: skip
     if accelerator.is_main_process:
         print(json.dumps(run, indent=1) if args.dry_run == "json" else dry_run.as_text(run, format_group_table(groups)))
+
+
+def predict_only(args, accelerator, log):
+    """The classes of the images in --predict, by the model in the folder --finetune: predictions.csv, and a table."""
+    with accelerator.local_main_process_first():
+        folder = fetch(args.finetune)
+    workers = machine.cores_per_process() if args.num_workers is None else args.num_workers
+    recognition_prediction.predict(
+        folder, args.predict, os.path.join(args.output_dir or ".", "predictions.csv"), topk=args.topk,
+        batch_size=args.batch_size, device=accelerator.device, workers=workers,
+        share=(accelerator.process_index, accelerator.num_processes), gather=accelerate.utils.gather_object, say=log.say,
+    )  # fmt: skip
+    accelerator.end_training()
 
 
 def evaluate_only(args, accelerator, model, run_eval, log):

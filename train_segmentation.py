@@ -56,7 +56,8 @@ def parse_args(argv=None):
     group = parser.add_argument_group("data: built-in scenes of digits unless --data_path or --dataset is given")
     add = group.add_argument
     add("--data_path", metavar="DIR", help="images/{train,val} and masks/{train,val}, or the folder of --data_set")
-    add("--data_set", choices=tuple(PUBLISHED), help="what is in --data_path; brings its published epochs and rate")
+    add("--data_set", choices=(*PUBLISHED, "pets"), help="what is in --data_path; brings its published epochs and rate (pets: "
+        "Oxford's pets, downloaded there)")  # fmt: skip
     add("--train_split", choices=("train", "trainval"), help="of --data_set: train on the validation images too; none: train")
     add("--dataset", metavar="NAME_OR_DIR", help="through the library datasets: Hub name, Parquet, Arrow, imagefolder")
     add("--image_column", help="of --dataset, where it cannot be found")
@@ -64,6 +65,7 @@ def parse_args(argv=None):
     add("--val_split", type=number(above=0, maximum=0.9), help="of --dataset: hold out this share, fixed by the seed")
     add("--nb_classes", type=whole(2), help="must agree with the data; none: as many as the data has")
     flags.add_bad_sample_flags(group)
+    flags.add_stream_flags(group)
 
     group = parser.add_argument_group("augmentation")
     add = group.add_argument
@@ -95,12 +97,15 @@ def parse_args(argv=None):
     add("--predict", metavar="DIR", help="write masks and overlays for the images in DIR to --output_dir, and stop")
     flags.add_speed_flags(parser)
     flags.add_output_flags(parser, "train_segmentation")
+    flags.add_result_flags(parser)
     # PyTorch-Encoding's SGD, for which its learning rates are
     parser.set_defaults(opt="momentum", weight_decay=1e-4, weight_decay_filter="none", sched="poly", warmup_epochs=0, min_lr=0)
 
     args = parser.parse_args(argv)
     if args.data_path and args.dataset:
         parser.error("--data_path and --dataset: give one of the two")
+    if args.streaming and (not args.dataset or args.val_split or args.check_data):
+        parser.error("--streaming needs --dataset, and goes neither with --val_split nor with --check_data")
     for flag, needs in {
         "data_set": args.data_path, "train_split": args.data_set, "image_column": args.dataset, "mask_column": args.dataset,
         "val_split": args.dataset,
@@ -131,10 +136,24 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from lr_sched import make_schedule
 from optim_factory import create_optimizer, format_group_table, group_table, layer_decay_assigner
 from segmentation_networks.network import build_network
-from utils import checkpoint, dry_run, machine, run_folder, run_state, segmentation_data, segmentation_transforms, sharding
+from utils import (
+    checkpoint,
+    dry_run,
+    machine,
+    pictures,
+    run_folder,
+    run_state,
+    segmentation_data,
+    segmentation_transforms,
+    sharding,
+    torchvision_data,
+    trackers,
+)
 from utils.bad_samples import BadSamples, check_data
 from utils.download import fetch, is_remote
 from utils.ema import EMA
+from utils.gallery import Gallery, lr_range, put_segmentation
+from utils.result import Cards, check_wishes, pass_on
 from utils.run_log import RunLog, clock
 from utils.sampling import MODEL, EvalBatches, TrainBatches, stream_seed
 from utils.save_points import SavePoints, in_worker
@@ -144,11 +163,13 @@ from utils.segmentation_metrics import ConfusionMatrix, scores
 from utils.segmentation_pictures import predict_folder
 from utils.segmentation_weights import load_segmentation_weights, open_network, read_config
 from utils.state_checks import check_tensors
+from utils.streaming import StreamLoader
 
 NORM = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
 
 
 def main(args):
+    check_wishes(args.export, args.push_to_hub, args.license)
     # processes and the arithmetic of the batch
     threads = machine.use_all_cores()
     accelerator, args.batch_size, args.update_freq = machine.start_processes(
@@ -159,6 +180,7 @@ def main(args):
     if accelerator.distributed_type == "FSDP" and args.eval_mode == "slide" and not args.disable_eval:
         raise InputError("--eval_mode slide with FSDP: the processes would wait for each other's windows; use whole or crop")
     log = RunLog(None, accelerator.is_main_process and not args.dry_run)
+    report_to = trackers.check(args.report_to or ["tensorboard"], default=args.report_to is None, say=log.say)
     device, processes = accelerator.device, accelerator.num_processes
     on = f"{threads} CPU threads" if device.type == "cpu" else f"one {device.type}"
     log.say(f"processes: {processes}, each with {on}; precision {accelerator.mixed_precision}")
@@ -169,7 +191,8 @@ def main(args):
         return predict_only(args, accelerator, log)
 
     # data
-    train_set, val_set = build_data(args, check=accelerator.is_main_process)
+    with accelerator.local_main_process_first():  # which downloads, where there is something to
+        train_set, val_set = build_data(args, check=accelerator.is_main_process)
     classes, palette = train_set.source.classes, train_set.source.palette
     share = (accelerator.process_index, processes)
     batches = TrainBatches(len(train_set), args.batch_size, args.update_freq, *share, args.seed)
@@ -182,7 +205,13 @@ def main(args):
         torch.utils.data.DataLoader, num_workers=workers, pin_memory=args.pin_mem and device.type == "cuda",
         worker_init_fn=in_worker,
     )  # fmt: skip
-    train_loader = loader(train_set, batch_sampler=batches, persistent_workers=workers > 0)
+    if args.streaming:
+        train_loader = batches = StreamLoader(
+            train_set.source.table, train_set, len(train_set), args.batch_size, args.update_freq, workers, *share, args.seed,
+            args.shuffle_buffer, pin_memory=loader.keywords["pin_memory"], worker_init_fn=in_worker,
+        )  # fmt: skip
+    else:
+        train_loader = loader(train_set, batch_sampler=batches, persistent_workers=workers > 0)
     eval_share = share if args.dist_eval else (0, 1)
     val_loader = loader(val_set, batch_sampler=EvalBatches(len(val_set), args.eval_batch_size, *eval_share))
     log.say(f"data: {train_set.source.title}, {len(train_set)} training and {len(val_set)} validation images, "
@@ -258,7 +287,16 @@ def main(args):
     )  # fmt: skip
     log = RunLog(args.output_dir, accelerator.is_main_process)
     log.say(f"output: {args.output_dir}")
+    groups = group_table(model, optimizer.param_groups, get_layer_id)
+    gallery = Gallery(log, "test_miou", lr_range(groups))
+    gallery.put("lr_groups", pictures.lr_groups, groups=groups)
+    on_first = functools.partial(gallery.first_batch, classes=classes, palette=palette, **NORM)
     network, optimizer = accelerator.prepare(model, optimizer)
+    if not args.disable_eval and accelerator.distributed_type != "FSDP":  # whose model one process alone cannot run
+        put_segmentation(
+            gallery, val_set, functools.partial(scores_of, logits_of(model)), classes, palette, **NORM, size=args.crop_size,
+            device=device,
+        )  # fmt: skip
     if args.torchcompile:
         model.compile()  # in place, so that parameters keep their names
     ema = EMA(model, args.model_ema_decay, args.model_ema_warmup) if args.model_ema else None  # after prepare: equal everywhere
@@ -266,14 +304,22 @@ def main(args):
     if resume_from:
         state = run_state.load(resume_from, accelerator, model, optimizer, ema, settings, recipe, log.say)
     log.cut(state["epoch"], state["update"])
+    log.trackers = trackers.Trackers(accelerator, report_to, args.output_dir, settings, state["update"], log.warn)
     bad_samples = BadSamples(train_set.source.name, len(train_set), args.max_bad_samples, state["bad_samples"])
     if args.check_data:
         check_data(accelerator, bad_samples, train_set.source, val_set.source, log)
         state["bad_samples"] = bad_samples.indices
+    stream = train_loader if args.streaming else None
+    if stream and state["stream"]:
+        stream.load_state_dict(state["stream"])
     save = functools.partial(
-        run_state.save, accelerator, log, args.output_dir, model, optimizer, ema, state, settings, args.save_ckpt_num
+        run_state.save, accelerator, log, args.output_dir, model, optimizer, ema, state, settings, args.save_ckpt_num, stream
     )
     keep_weights = functools.partial(run_state.export, accelerator, log, model, config, args.output_dir)
+    cards = Cards(
+        log, config=config, settings=settings, title=args.data_path or args.dataset or train_set.source.title,
+        weights=origin[0], data_id=args.dataset, license=args.license, repo_id=args.push_to_hub,
+    )  # fmt: skip
 
     # train; a signal is heard between two updates, and in evaluation
     start = time.perf_counter()
@@ -281,7 +327,7 @@ def main(args):
         save if args.save_ckpt else None, args.output_dir, is_main=accelerator.is_main_process, processes=processes,
         updates=args.save_ckpt_updates, minutes=args.save_ckpt_minutes,
     )  # fmt: skip
-    with save_points:
+    with save_points, log:
         for epoch in range(state["epoch"], epochs):
             batches.epoch, batches.first_update = epoch, state["update"] - epoch * batches.updates
             batches.last_update = min(batches.updates, updates - epoch * batches.updates)
@@ -289,23 +335,28 @@ def main(args):
             train_one_epoch(
                 accelerator, network, criterion, train_loader, optimizer, schedule, state, log, ema=ema,
                 clip_grad=args.clip_grad, seed=args.seed, log_every=args.log_every, channels_last=args.channels_last,
-                bad_samples=bad_samples, skip_nonfinite=args.skip_nonfinite, save_points=save_points,
+                bad_samples=bad_samples, skip_nonfinite=args.skip_nonfinite, save_points=save_points, on_first=on_first,
             )  # fmt: skip
-            speed = log.end_epoch()
+            speed, improved = log.end_epoch(), {}
             record = {"epoch": epoch, "train_loss": state["loss_sum"] / max(state["losses"], 1)}
             record["train_lr"] = schedule(state["update"] - 1)
             if not args.disable_eval and ((epoch + 1) % args.eval_freq == 0 or epoch + 1 == epochs):
                 result = run_eval(check=save_points.stop_if_asked)
                 record.update({f"test_{name}": value for name, value in result.items()})
-                run_state.keep_best(state["best"], "test_miou", result["miou"], lambda: keep_weights("best"))
+                improved["best"] = run_state.keep_best(state["best"], "test_miou", result["miou"], lambda: keep_weights("best"))
                 if ema and args.model_ema_eval:
                     with ema.in_model():
                         result = run_eval(check=save_points.stop_if_asked)
                         record.update({f"test_{name}_ema": value for name, value in result.items()})
-                        run_state.keep_best(state["best"], "test_miou_ema", result["miou"], lambda: keep_weights("best_ema"))
+                        improved["best_ema"] = run_state.keep_best(
+                            state["best"], "test_miou_ema", result["miou"], lambda: keep_weights("best_ema")
+                        )
             record.update(bad_samples=bad_samples.total, skipped_updates=state["skipped"], n_parameters=n_parameters)
             log.epoch(record)
+            for name in filter(improved.get, improved):
+                cards.write(name, record, state["best"])
             log.say(describe(record, epochs, state["best"]) + f", {speed:.1f} images/s, {clock(time.perf_counter() - start)}")
+            gallery.refresh()
             state.update(epoch=epoch + 1, loss_sum=0.0, losses=0)
             if args.save_ckpt and ((epoch + 1) % args.save_ckpt_freq == 0 or epoch + 1 == epochs):
                 save_points.save()
@@ -313,16 +364,23 @@ def main(args):
     # result
     fault = keep_weights("last") or save_points.fault
     run_state.end(accelerator, log, args.output_dir, state["best"], fault)
+    cards.write("last", best=state["best"])
+    gallery.finish()
+    log.trackers.pictures(gallery.files(), state["update"])
+    log.trackers.finish()
     best = ", ".join(f"best {name} {value:.3f}" for name, value in state["best"].items()) or "not evaluated"
     folder = os.path.join(args.output_dir, "best" if state["best"] else "last")
     log.say(f"done in {clock(time.perf_counter() - start)}: {best}; weights in {folder}")
-    log.say(f"next: python train_segmentation.py --predict PICTURES --output_dir OUT --finetune {folder}")
+    log.say(f"next: look at {os.path.join(args.output_dir, 'report.html')}, or python train_segmentation.py --predict PICTURES "
+            f"--output_dir OUT --finetune {folder}")  # fmt: skip
+    if accelerator.is_main_process:
+        pass_on(folder, args.export, args.push_to_hub, args.hub_private, log.say)
     accelerator.end_training()
 
 
 def train_one_epoch(
     accelerator, model, criterion, loader, optimizer, schedule, state, log, *, ema=None, clip_grad=None,
-    seed=0, log_every=50, channels_last=False, bad_samples=None, skip_nonfinite=0, save_points=None,
+    seed=0, log_every=50, channels_last=False, bad_samples=None, skip_nonfinite=0, save_points=None, on_first=None,
 ):  # fmt: skip
     """Train on the batches of `loader`, (images (B, 3, H, W), masks (B, H, W) int64), in whole windows of accumulation.
 
@@ -335,16 +393,20 @@ def train_one_epoch(
     watch = run_state.Watch(accelerator, state, log, bad_samples, skip_nonfinite)
     steps = 0
     for images, masks, *replaced in loader:
+        watch.lap("data")
         if steps == 0:
             rate = schedule(state["update"])
         position = (state["update"], steps, accelerator.process_index)
         images = images.to(accelerator.device, non_blocking=True, memory_format=layout)
         masks = masks.to(accelerator.device, non_blocking=True)
+        if on_first is not None:
+            on_first = on_first(images, masks)
         torch.manual_seed(stream_seed(seed, MODEL, *position))  # for dropout: no random state that a resume could lose
         with accelerator.accumulate(model):
             loss = criterion(model(images), masks)
             accelerator.backward(loss, **backward)
             watch.step(loss, *replaced)
+            watch.lap("forward and backward")
             steps += 1
             norm, left_out = None, False
             if accelerator.sync_gradients:
@@ -359,6 +421,7 @@ def train_one_epoch(
         if ema is not None and not (left_out or accelerator.optimizer_step_was_skipped):
             ema.update(state["update"])
         watch.end_update(rate, norm)
+        watch.lap("optimizer")
         state["update"] += 1
         steps = 0
         log.advance()
@@ -367,8 +430,8 @@ def train_one_epoch(
             watch.look()
         if due:
             save_points.act()
-    if len(watch):
-        watch.look()
+        watch.lap("logging and saving")
+    watch.finish()
 
 
 @torch.no_grad()
@@ -415,12 +478,16 @@ def evaluation_settings(args, classes):
 
 def build_data(args, check):
     """(training set, validation set); with `check`, names and a sample of the files are looked at."""
-    if args.data_path and args.dry_run and not os.path.isdir(args.data_path):
+    if args.data_set == "pets":
+        train, val = torchvision_data.pets_masks(args.data_path)
+    elif args.data_path and args.dry_run and not os.path.isdir(args.data_path):
         train, val = segmentation_data.published_sizes(args.data_path, args.data_set, args.train_split or "train")
     elif args.data_set:
         train, val = segmentation_data.open_data(args.data_set, args.data_path, args.train_split or "train")
     elif args.data_path:
         train, val = segmentation_data.folder(args.data_path)
+    elif args.streaming:
+        train, val = segmentation_data.hub_stream(args.dataset, args.image_column, args.mask_column, args.train_images)
     elif args.dataset:
         columns = (args.image_column, args.mask_column)
         train, val = segmentation_data.hub_table(args.dataset, *columns, args.val_split, args.seed)
@@ -432,7 +499,8 @@ def build_data(args, check):
             f"({', '.join(train.classes[:5])}{', …' if len(train.classes) > 5 else ''}); leave the flag out"
         )
     if check and not args.dry_run:
-        segmentation_data.check_files(train, training=True)
+        if not args.streaming:
+            segmentation_data.check_files(train, training=True)
         segmentation_data.check_files(val)
     plain = segmentation_transforms.eval_transform(**NORM)
     if args.transforms == "encoding":
@@ -447,7 +515,8 @@ def build_data(args, check):
     else:
         augment = plain
     dataset = segmentation_data.SegmentationDataset
-    return dataset(train, augment, args.seed), dataset(val, plain)
+    for_training = segmentation_data.SegmentationStream if args.streaming else dataset
+    return for_training(train, augment, args.seed), dataset(val, plain)
 
 
 def build_optimizer(args, model, log):

@@ -7,6 +7,7 @@ the bit, and ended with the same weights.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -35,9 +36,10 @@ def start(folder, epochs):
 def family(pid):
     """`pid` and all processes below it."""
     found = [pid]
-    for task in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
-            found += family(int(child))
+    with contextlib.suppress(OSError):  # one may end while we look
+        for task in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in task.read_text().split():
+                found += family(int(child))
     return found
 
 
@@ -50,7 +52,8 @@ def soak(folder, epochs, every, seed=0):
             code = job.wait(timeout=rng.expovariate(1 / every))
         except subprocess.TimeoutExpired:
             for pid in family(job.pid):
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             job.wait()
             kills += 1
             continue

@@ -19,7 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # A model and a schedule that finish in seconds.
 TINY = (
     "--model convnextv2_atto --model_kwargs depths=(1,1,2,1) dims=(8,8,16,16) --input_size 32 --epochs 2 --warmup_epochs 1 "
-    "--num_workers 0 --batch_size 64"
+    "--num_workers 0 --batch_size 64 --report_to none"
 ).split()
 
 

@@ -23,7 +23,7 @@ from utils.checkpoint import states
 
 TINY = (
     "--backbone convnextv2_atto --backbone_kwargs depths=(1,1,1,1) dims=(8,8,16,16) --model upernet --channels 8 --aux true "
-    "--crop_size 32 --base_size 40 --batch_size 4 --epochs 2 --opt adamw --lr 0.003 --head_lr_scale 1 --num_workers 0"
+    "--crop_size 32 --base_size 40 --batch_size 4 --epochs 2 --opt adamw --lr 0.003 --head_lr_scale 1 --num_workers 0 --report_to none"
 ).split()
 EVERYTHING = (
     "--update_freq 2 --model_ema true --model_ema_decay 0.9 --drop_path 0.2 --clip_grad 1 --save_ckpt_updates 1".split()

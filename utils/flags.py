@@ -107,6 +107,24 @@ def add_output_flags(parser, script):
     add("--seed", type=whole(0), default=0, help="of weights, data order and augmentation")
 
 
+def add_stream_flags(group):
+    """For the data group."""
+    add_switch(group, "--streaming", False, "of --dataset: read training data as it comes, without storing it first")
+    group.add_argument("--shuffle_buffer", type=whole(1), default=1000, help="of --streaming: samples shuffled at a time")
+    group.add_argument("--train_images", type=whole(1), help="of --streaming: how many there are, where the data does not tell")
+
+
+def add_result_flags(parser):
+    """What is done with the result, and where the run can be watched."""
+    group = parser.add_argument_group("result")
+    add = group.add_argument
+    add("--report_to", nargs="+", metavar="TRACKER", help="none, or tensorboard (as without this), wandb, trackio, mlflow, …")
+    add("--export", nargs="+", default=(), metavar="FORMAT", help="of best/, after training: onnx, torchscript, torch_export")
+    add("--push_to_hub", metavar="USER/NAME", help="upload best/ to the Hub after training")
+    add_switch(group, "--hub_private", False, "make that repository private")
+    add("--license", help="of the weights, for the model card: apache-2.0, mit, …")
+
+
 # What may change between a run and its resumption, for the result stays the same (the data is compared by its size,
 # the batch by its total).
 FREE = frozenset(
@@ -122,6 +140,11 @@ FREE = frozenset(
         "skip_nonfinite",
         "save_ckpt_num",
         "log_every",
+        "report_to",
+        "export",
+        "push_to_hub",
+        "hub_private",
+        "license",
         "dry_run",
         "check_data",
         "eval_batch_size",

@@ -41,11 +41,11 @@ def _meet_again(world):
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if world == 1 or attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return
+    rank = int(os.environ["RANK"])
     store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     backend = "nccl" if torch.cuda.is_available() else None if has_accelerator() else "gloo"
-    torch.distributed.init_process_group(
-        backend, store=torch.distributed.PrefixStore(f"attempt_{attempt}", store), rank=int(os.environ["RANK"]), world_size=world
-    )
+    store = torch.distributed.PrefixStore(f"attempt_{attempt}", store)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
 def check_support(accelerator, *, sync_bn, ema, states):

@@ -20,6 +20,7 @@ class RunLog:
     def __init__(self, folder, is_main=True):
         self.folder = pathlib.Path(folder) if folder and is_main else None
         self.is_main, self.bar = is_main, None
+        self.trackers, self.last_update = None, 0  # Trackers, if there are any; the update that was logged last
         self.waiting, self.fault = {}, None  # lines not on the disk yet, by file; what is wrong with the disk
         if self.folder:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -34,13 +35,25 @@ class RunLog:
         self.say(f"warning: {text}")
         self._append("warnings.txt", [text.replace("\n", " ")])
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind and self.trackers:  # what waits there would be lost
+            self.trackers.finish()
+
     def epoch(self, record):
         """Append a record to log.txt."""
         self._append("log.txt", [json.dumps(_finite(record))])
+        if self.trackers:
+            self.trackers.log(record, self.last_update)
 
     def updates(self, records):
         """Append the records of some updates to updates.txt."""
         self._append("updates.txt", [json.dumps(_finite(record)) for record in records])
+        if self.trackers:
+            self.last_update = records[-1]["update"]
+            self.trackers.log({name: records[-1].get(name) for name in ("loss", "lr", "grad_norm")}, self.last_update)
 
     def _append(self, name, lines):
         """Write whole lines or none; on a full disk they wait in memory for the next time."""

@@ -3,14 +3,16 @@
 Random states are not among it: the numbers are keyed by seed and update (see sampling.py).
 """
 
+import contextlib
 import math
 import os
 import pathlib
+import time
 
 import accelerate
 import torch
 
-from utils import checkpoint, run_folder, sharding
+from utils import checkpoint, run_folder, run_log, sharding
 from utils.arguments import InputError, first_line, one_line
 from utils.state_checks import check_counters, check_optimizer, check_tensors
 
@@ -37,6 +39,23 @@ class Watch:
         self.scaled = accelerator.scaler is not None  # a loss scaler leaves bad updates out by itself
         self.skip_nonfinite = 0 if self.scaled else skip_nonfinite
         self.losses, self.norms, self.rates, self.skipped = [], [], [], []
+        self.first, self.times, self.since = state["update"], {}, time.perf_counter()
+
+    def lap(self, part):
+        """The time since the last lap went into this part of the step; on a GPU, what the host waited for there."""
+        now = time.perf_counter()
+        self.times[part] = self.times.get(part, 0.0) + now - self.since
+        self.since = now
+
+    def finish(self):
+        """The end of an epoch: look at the last updates, and leave the seconds of each part of an update in timing.json."""
+        if self.rates:
+            self.look()
+        updates = self.state["update"] - self.first
+        if self.log.folder and updates:
+            with contextlib.suppress(OSError):
+                seconds = {part: total / updates for part, total in self.times.items()}
+                run_log.write_json(self.log.folder / "timing.json", seconds)
 
     def __len__(self):
         """Updates since the last look."""
@@ -124,21 +143,23 @@ class Watch:
 def new_state(share):
     """The counters of a run that begins. share: how its batch is shared out, in words."""
     counters = {"epoch": 0, "update": 0, "loss_sum": 0.0, "losses": 0, "skipped": 0, "skipped_in_a_row": 0}
-    return {**counters, "best": {}, "bad_samples": [], "share": share}
+    return {**counters, "best": {}, "bad_samples": [], "stream": {}, "share": share}
 
 
 def keep_best(best, name, value, keep):
-    """If `value` is the best of its name so far, `keep()` the weights, and note it unless that failed."""
-    if value > best.get(name, -1.0) and keep() is None:
+    """If `value` is the best of its name so far, `keep()` the weights, and note it unless that failed; whether that was so."""
+    improved = value > best.get(name, -1.0) and keep() is None
+    if improved:
         best[name] = value
+    return improved
 
 
-def save(accelerator, log, folder, model, optimizer, ema, state, settings, keep):
+def save(accelerator, log, folder, model, optimizer, ema, state, settings, keep, stream=None):
     """Save the state of a run below `folder`/checkpoints; all processes call it together and learn what went wrong, or None.
 
-    model: as it was before `prepare`; optimizer: as `prepare` returned it; ema may be None; state: counters;
-    settings: what decides the result. A full disk is warned of; older states are whole then. Raises NonFiniteLoss, and
-    saves nothing, where a weight is not finite.
+    model: as it was before `prepare`; optimizer: as `prepare` returned it; ema may be None; state: counters; settings: what
+    decides the result; stream: StreamLoader of the training data, if that is one. A full disk is warned of; older states
+    are whole then. Raises NonFiniteLoss, and saves nothing, where a weight is not finite.
     """
     weights, averaged = sharding.gather(model.state_dict()), ema and sharding.gather(ema.state_dict())
     optimizer_state = sharding.gather(optimizer.optimizer.state_dict())
@@ -147,6 +168,7 @@ def save(accelerator, log, folder, model, optimizer, ema, state, settings, keep)
     fault = [None]
     if accelerator.is_main_process:
         scaler = accelerator.scaler and accelerator.scaler.state_dict()
+        state["stream"] = stream.state_dict() if stream else {}
         content = {**state, "settings": settings, "scaler": scaler}
         path = os.path.join(folder, "checkpoints")
         try:

@@ -93,3 +93,13 @@ class EvalBatches:
         for turn in range(len(self)):
             start = (turn * self.processes + self.process) * self.batch_size
             yield [Key(min(i, self.samples - 1), 0, i < self.samples) for i in range(start, start + self.batch_size)]
+
+
+def image_numbers(batches):
+    """The image of each row of an evaluation with these `EvalBatches`, the rows of all processes one after another."""
+    starts = [
+        (turn * batches.processes + process) * batches.batch_size
+        for process in range(batches.processes)
+        for turn in range(len(batches))
+    ]
+    return [start + i for start in starts for i in range(batches.batch_size)]
