@@ -283,7 +283,7 @@ def main(args):
     if resume_from:
         state = run_state.load(resume_from, accelerator, model, optimizer, ema, settings, recipe, log.say)
     log.cut(state["epoch"], state["update"])
-    log.trackers = trackers.Trackers(accelerator, report_to, args.output_dir, settings, state["update"], log.warn)
+    log.trackers = trackers.Trackers(accelerator, report_to, args.output_dir, settings, state["update"], log.say)
     bad_samples = BadSamples(train_set.source.name, len(train_set), args.max_bad_samples, state["bad_samples"])
     if args.check_data:
         check_data(accelerator, bad_samples, train_set.source, val_set.source, log)
@@ -348,7 +348,7 @@ def main(args):
     run_state.end(accelerator, log, args.output_dir, state["best"], fault)
     cards.write("last", best=state["best"])
     gallery.finish()
-    log.trackers.pictures(gallery.files(), state["update"])
+    log.trackers.pictures(gallery.files(), state["update"] - 1)
     log.trackers.finish()
     best = ", ".join(f"best {name} {value:.3f}" for name, value in state["best"].items()) or "not evaluated"
     folder = os.path.join(args.output_dir, "best" if state["best"] else "last")

@@ -91,7 +91,7 @@ def test_killed_25_times_at_random_moments(commands, uninterrupted, tmp_path, ca
             )
             time.sleep(rng.random() * 0.08)
         else:
-            time.sleep(0.3 + 2 * rng.random())
+            time.sleep(0.3 + 1.2 * rng.random())
         if set(job.kill()) == {-signal.SIGKILL}:
             moments[moment(folder)] += 1
         finished += (folder / "finished.json").exists()

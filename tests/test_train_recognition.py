@@ -6,7 +6,6 @@ import pathlib
 import re
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -186,31 +185,6 @@ def test_resume_passes_over_a_broken_state_and_needs_no_particular_workers(finis
     out = main(*EVERYTHING, "--save_ckpt_updates", 5, "--num_workers", 0, "--output_dir", stopped)
     assert "update_00000030 is broken" in out and "after 25 updates" in out
     assert_same_run(finished, stopped)
-
-
-@pytest.mark.slow
-def test_two_processes_resume_to_the_bit(tmp_path):
-    words = [*EVERYTHING, "--batch_size", 16, "--save_ckpt_updates", 7]
-    done = train(*words, "--output_dir", tmp_path / "a", processes=2)
-    assert done.returncode == 0, done.stderr
-    stopped = stop_after(tmp_path / "a", 28, tmp_path / "b")
-    done = train(*words, "--output_dir", stopped, processes=2)
-    assert done.returncode == 0 and "after 28 updates" in done.stdout, done.stderr
-    assert_same_run(tmp_path / "a", stopped)
-
-
-def test_killed_for_real_and_started_again(finished, tmp_path):
-    command = [sys.executable, str(ROOT / "train_recognition.py"), *TINY, *EVERYTHING, "--save_ckpt_updates", "5"]
-    command += ["--output_dir", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while len(states(tmp_path / "run" / "checkpoints")) < 3 and time.time() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0 and "resumed: " in done.stdout, done.stderr
-    assert_same_run(finished, tmp_path / "run")
 
 
 def test_a_folder_with_another_run_is_refused_and_left_alone(finished, tmp_path, main):

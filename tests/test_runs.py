@@ -1,0 +1,174 @@
+"""What a run leaves beside its weights, and where its data may come from: both scripts, as users run them."""
+
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import timm
+from conftest import TINY, lines, make_folder
+from faults import Job
+from PIL import Image
+from test_train_recognition import assert_same_run
+from test_train_segmentation import TINY as TINY_MASKS
+from test_train_segmentation import data  # noqa: F401, a fixture
+
+from utils.checkpoint import states
+from utils.segmentation_weights import open_network
+
+ARGS = {"train_recognition": TINY, "train_segmentation": TINY_MASKS}
+
+
+def start(script, *words, folder, processes=1):
+    """A run that must succeed: its text."""
+    job = Job(script, [*ARGS[script], "--output_dir", folder, *words], f"{folder}.txt", processes)
+    codes = job.wait()
+    assert set(codes) == {0}, job.text.read_text()
+    return job.text.read_text()
+
+
+def points(folder, tag):
+    """{step: value} of a TensorBoard folder."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars(tag)}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A finished run of recognition, with a tracker and an exported file."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    words = ("--report_to", "tensorboard", "--export", "torchscript", "--license", "mit", "--layer_decay", 0.8, "--mixup", 0.5)
+    start("train_recognition", *words, folder=folder)
+    return folder
+
+
+def test_a_run_of_recognition_explains_itself(digits):
+    for name in ("samples", "curves", "lr_groups", "confusion", "mistakes"):
+        with Image.open(digits / f"{name}.png") as picture:
+            assert min(picture.size) > 200 and len(picture.convert("RGB").getcolors(1 << 24)) > 5
+    log = lines(digits / "log.txt")
+    classes = json.loads((digits / "classes.json").read_text())
+    assert sum(row["count"] for row in classes) == 359
+    right = sum(row["accuracy"] * row["count"] for row in classes) / 359
+    assert right == pytest.approx(log[-1]["test_acc1"], abs=1e-3)
+    timing = json.loads((digits / "timing.json").read_text())
+    assert timing.keys() == {"data", "forward and backward", "optimizer", "logging and saving"} and min(timing.values()) >= 0
+    page = (digits / "report.html").read_text()
+    assert f"{max(record['test_acc1'] for record in log):.2f}" in page and page.count("data:image/png;base64") == 5
+    assert not re.search(r"""(?:src|href)=["']https?:""", page)
+    steps = points(digits / "tensorboard", "test_acc1")
+    assert list(steps) == [21, 43] and steps[43] == pytest.approx(log[-1]["test_acc1"], abs=1e-3)
+    for name in ("best", "last"):
+        card = (digits / name / "README.md").read_text()
+        assert "license: mit" in card and f"{log[-1]['n_parameters']:,} parameters" in card and str(digits.parent) not in card
+        assert timm.create_model(f"local-dir:{digits / name}", pretrained=True).num_classes == 10
+    assert (digits / "best" / "model.torchscript.pt").stat().st_size > 10_000
+
+
+def test_prediction_of_recognition(digits, tmp_path):
+    make_folder(tmp_path / "pictures", ("some", "more"), 3, size=(50, 20))
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        words = ("--predict", tmp_path / "pictures", "--finetune", digits / "best", "--topk", 2)
+        assert "6 images" in start("train_recognition", *words, folder=folder, processes=processes)
+    one, two = ((tmp_path / name / "predictions.csv").read_text() for name in "12")
+    assert one == two and len(one.splitlines()) == 7 and one.startswith("image,label_1,probability_1,label_2,probability_2\n")
+
+
+def test_a_run_of_segmentation_explains_itself(data, tmp_path):  # noqa: F811
+    start("train_segmentation", "--data_path", data, "--export", "torchscript", folder=tmp_path / "run")
+    for name in ("samples", "curves", "lr_groups", "predictions"):
+        with Image.open(tmp_path / "run" / f"{name}.png") as picture:
+            assert min(picture.size) > 200
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "green" in page and page.count("data:image/png;base64") == 4
+    network, config = open_network(tmp_path / "run" / "best")
+    assert config["classes"] == ["red", "green", "blue"] and not network.training
+    assert "semantic-segmentation" in (tmp_path / "run" / "best" / "README.md").read_text()
+    assert (tmp_path / "run" / "best" / "model.torchscript.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--export tensorrt", "unknown export format 'tensorrt'"),
+        ("--push_to_hub nobody", "Hub repository 'nobody': expected USER/NAME"),
+        ("--push_to_hub some/body", "HF_HUB_OFFLINE is set"),
+        ("--license MIT!", "expected an identifier of the Hub"),
+        ("--report_to tensorbord", "did you mean tensorboard?"),
+        ("--streaming", "--streaming needs --dataset"),
+        ("--predict pictures", "--predict needs --finetune"),
+    ],
+)
+def test_what_cannot_be_done_after_training_is_said_before(tmp_path, words, message):
+    job = Job("train_recognition", [*TINY, "--output_dir", tmp_path / "run", *words.split()], tmp_path / "text")
+    assert job.wait()[0] in (1, 2) and message in job.text.read_text() and not (tmp_path / "run").exists()
+
+
+# --- streams
+
+
+def encoded(array):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+@pytest.fixture(scope="module")
+def parquet(data, tmp_path_factory):  # noqa: F811
+    """Two data sets of three Parquet files of unequal length for training and one for validation: labels, and masks."""
+    import datasets
+
+    root, rng = tmp_path_factory.mktemp("parquet"), np.random.default_rng(0)
+    features = {
+        "labels": datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}),
+        "masks": datasets.Features({"image": datasets.Image(), "mask": datasets.Image()}),
+    }
+    paths = sorted((data / "images" / "train").iterdir())
+    images = [Image.open(path).convert("RGB") for path in paths]
+    masks = [
+        np.asarray(Image.open(data / "masks" / "train" / f"{path.name}"))
+        for path in sorted((data / "images" / "train").iterdir())
+    ]
+    for kind in features:
+        (root / kind).mkdir()
+        for name, count in (("train-0", 11), ("train-1", 21), ("train-2", 8), ("validation-0", 9)):
+            rows = []
+            for number in range(count):
+                if kind == "labels":
+                    pixels = rng.integers(0, 120, (40, 50, 3)) + np.array([120 * (number % 2), 0, 0])
+                    rows.append({"image": encoded(pixels.astype(np.uint8)), "label": number % 2})
+                else:
+                    pick = number % len(images)
+                    rows.append({"image": encoded(np.asarray(images[pick])), "mask": encoded(masks[pick])})
+            datasets.Dataset.from_list(rows, features=features[kind]).to_parquet(root / kind / f"{name}.parquet")
+    (root / "masks" / "classes.txt").write_text("red\ngreen\nblue\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "processes", "workers"),
+    [
+        ("train_recognition", "labels", 1, 1),
+        pytest.param("train_recognition", "labels", 2, 0, marks=pytest.mark.slow),
+        pytest.param("train_segmentation", "masks", 1, 0, marks=pytest.mark.slow),
+    ],
+)
+def test_a_stream_resumes_to_the_bit(parquet, tmp_path, script, kind, processes, workers):
+    words = ["--dataset", parquet / kind, "--streaming", "--total_batch_size", 4, "--batch_size", 4 // processes,
+             "--shuffle_buffer", 7, "--num_workers", workers, "--save_ckpt_updates", 3, "--save_ckpt_num", 100]  # fmt: skip
+    out = start(script, *words, folder=tmp_path / "a", processes=processes)
+    assert "40 training and 9 validation images" in out
+    assert len(lines(tmp_path / "a" / "updates.txt")) == 20  # two epochs of ten
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for path in states(tmp_path / "b" / "checkpoints"):
+        if path.name > "update_00000006":
+            shutil.rmtree(path)
+    (tmp_path / "b" / "finished.json").unlink()
+    assert "after 6 updates" in start(script, *words, folder=tmp_path / "b", processes=processes)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
