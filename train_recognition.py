@@ -369,6 +369,7 @@ def train_one_epoch(
     A third element (B,) int64 tells which broken samples were replaced (see `bad_samples`). schedule: sets the rates for an
     update by its number and returns the learning rate. state: the run's counters, carried on. Losses stay on the device;
     every `log_every` updates, and before a save, they are averaged over the processes, logged, and checked (`Watch`).
+    on_first: gets the first (images, targets) as the model does, and returns what gets the next ones, or None.
     """
     model.train()
     layout = torch.channels_last if channels_last else torch.preserve_format

@@ -385,7 +385,8 @@ def train_one_epoch(
     """Train on the batches of `loader`, (images (B, 3, H, W), masks (B, H, W) int64), in whole windows of accumulation.
 
     As in train_recognition.py: a third element tells which broken images were replaced; schedule sets the rates for an
-    update by its number; losses stay on the device, and are looked at every `log_every` updates and before a save.
+    update by its number; losses stay on the device, and are looked at every `log_every` updates and before a save;
+    on_first gets the first (images, masks), and returns what gets the next ones, or None.
     """
     model.train()
     layout = torch.channels_last if channels_last else torch.preserve_format

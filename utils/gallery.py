@@ -34,12 +34,15 @@ class Gallery:
             self.waiting[name] = functools.partial(draw, **options)
 
     def first_batch(self, images, targets, **options):
-        """samples.png of the first batch of an epoch: at once in the first epoch, for whoever has just started a run."""
-        if self.folder:
-            images, targets = images[:32].detach().cpu().float(), targets[:32].detach().cpu()
-            self.put("samples", pictures.samples, images=images, targets=targets, **options)
-            if not self.spent:
-                self._draw({"samples": self.waiting.pop("samples")})
+        """samples.png of the first batch of an epoch; in the first epoch it is drawn soon, for whoever has just started a run.
+
+        Returns what is to be called with the next batch: drawing before it does not hold up the first update. Or None.
+        """
+        if self.folder is None:
+            return None
+        images, targets = images[:32].detach().cpu().float(), targets[:32].detach().cpu()
+        self.put("samples", pictures.samples, images=images, targets=targets, **options)
+        return None if self.spent else lambda *_: self._draw({"samples": self.waiting.pop("samples")})
 
     def refresh(self):
         """Draw what is new, and the report, unless that would cost more than its share of the time so far; whether it did."""
