@@ -173,7 +173,7 @@ def test_onnx_without_onnxruntime(results, tmp_path, monkeypatch):
 
 def test_onnx_without_its_packages(results, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(InputError, match="found no onnxscript; pip install onnx onnxscript onnxruntime"):
+    with pytest.raises(InputError, match="found no .*onnxscript; pip install onnx onnxscript onnxruntime"):
         export.check_export("onnx")
     with pytest.raises(InputError, match="pip install onnx onnxscript onnxruntime"):
         export.export_run(results["resnet18"], "onnx")

@@ -104,8 +104,10 @@ class Watch:
             {"update": first + i, "epoch": epoch, "loss": loss, "lr": rate}
             for i, (loss, rate) in enumerate(zip(losses, self.rates, strict=True))
         ]
-        for record, norm in zip(records, self.norms, strict=False):
-            record["grad_norm"] = float(norm)
+        if self.norms:
+            norms = torch.stack([torch.as_tensor(norm, device=means.device) for norm in self.norms]).tolist()
+            for record, norm in zip(records, norms, strict=True):
+                record["grad_norm"] = norm
         bad = []
         for record in records:
             if record["update"] in self.skipped:

@@ -1,0 +1,80 @@
+"""What the loops do besides forward, backward and optimizer: they never wait for the device in an update."""
+
+import collections
+
+import accelerate
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import train_recognition
+import train_segmentation
+from utils import run_state
+from utils.ema import EMA
+from utils.losses import CrossEntropy
+from utils.mixup import Mixup
+from utils.run_log import RunLog
+from utils.segmentation_losses import SegmentationLoss
+
+
+class Count(TorchDispatchMode):
+    """Counts the operators that a GPU's host would wait for (a value read back), and copies between devices or kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = collections.Counter()
+
+    def __torch_dispatch__(self, function, kinds, args=(), kwargs=None):
+        self.calls[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def accelerator():
+    yield accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+class Dense(torch.nn.Module):
+    """A segmentation network of one convolution, with the training outputs of SegmentationNetwork."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 5, 1)
+
+    def forward(self, images):
+        return {"logits": self.conv(images)}
+
+
+@pytest.mark.parametrize("script", ["recognition", "segmentation"])
+@pytest.mark.parametrize("clip_grad", [None, 1.0])
+def test_no_value_is_read_back_within_an_update(accelerator, tmp_path, script, clip_grad):
+    images, labels = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
+    if script == "recognition":
+        model, train = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 8), torch.nn.Flatten()), train_recognition.train_one_epoch
+        criterion, options, batch = CrossEntropy(0.1), {"mixup": Mixup(5)}, (images, labels, torch.full((4,), -1))
+    else:
+        model, train = Dense(), train_segmentation.train_one_epoch
+        criterion, options, batch = (
+            SegmentationLoss(5),
+            {},
+            (images, labels[:, None, None].expand(4, 8, 8), torch.full((4,), -1)),
+        )
+    network, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    log, ema = RunLog(tmp_path), EMA(model)
+    calls = {}
+    for updates in (5, 25):  # all of them before the first look, so that what differs is the cost of 20 updates
+        state = run_state.new_state("alone")
+        log.start_epoch(0, 1, 0, updates, 8)
+        with Count() as count:
+            train(
+                accelerator, network, criterion, [batch] * (2 * updates), optimizer, lambda update: 0.1, state, log, ema=ema,
+                clip_grad=clip_grad, log_every=1000, **options,
+            )  # fmt: skip
+        assert state["update"] == updates
+        calls[updates] = count.calls
+    read = calls[25]["_local_scalar_dense"] - calls[5]["_local_scalar_dense"]
+    assert read == 0
+    assert calls[25]["_to_copy"] - calls[5]["_to_copy"] <= 20 * 4
