@@ -8,6 +8,7 @@ from utils.sharding import gather, load_model, load_optimizer
 
 SCRIPT = """
 import copy
+import os
 import sys
 sys.path[:0] = ["ROOT", "ROOT/tests"]
 import torch
@@ -40,7 +41,9 @@ step(model, optimizer, 3)
 torch.testing.assert_close(sharding.gather(model.state_dict()), after, rtol=0, atol=0)
 if torch.distributed.get_rank() == 0:
     torch.save(saved + [after], sys.argv[1])
+torch.distributed.barrier()
 torch.distributed.destroy_process_group()
+os._exit(0)  # gloo's threads now and then abort on the ordinary way out
 """
 
 
