@@ -161,8 +161,8 @@ from utils.weights import load_weights
 
 
 def main(args):
-    check_wishes(args.export, args.push_to_hub, args.license)
     # processes and the arithmetic of the batch
+    check_wishes(args.export, args.push_to_hub, args.license)
     threads = machine.use_all_cores()
     accelerator, args.batch_size, args.update_freq = machine.start_processes(
         args.batch_size, args.update_freq, args.total_batch_size, args.use_amp
@@ -236,7 +236,7 @@ def main(args):
         model = model.to(memory_format=torch.channels_last)
     if args.sync_bn and processes > 1:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    run_eval = functools.partial(evaluate, accelerator, loader=val_loader, channels_last=args.channels_last, flip=args.tta_flip)
+    run_eval = functools.partial(evaluate, accelerator, loader=val_loader, flip=args.tta_flip)
     if args.eval and not args.dry_run:
         return evaluate_only(args, accelerator, model, run_eval, log)
 
@@ -313,8 +313,8 @@ def main(args):
             mixing = mixup if epoch < (args.mixup_off_epoch or args.epochs) else None
             train_one_epoch(
                 accelerator, network, criterion, train_loader, optimizer, schedule, state, log, mixup=mixing, ema=ema,
-                clip_grad=args.clip_grad, seed=args.seed, log_every=args.log_every, channels_last=args.channels_last,
-                bad_samples=bad_samples, skip_nonfinite=args.skip_nonfinite, save_points=save_points, on_first=on_first,
+                clip_grad=args.clip_grad, seed=args.seed, log_every=args.log_every, bad_samples=bad_samples,
+                skip_nonfinite=args.skip_nonfinite, save_points=save_points, on_first=on_first,
             )  # fmt: skip
             speed, improved = log.end_epoch(), {}
             record = {"epoch": epoch, "train_loss": state["loss_sum"] / max(state["losses"], 1)}
@@ -362,9 +362,9 @@ def main(args):
 
 def train_one_epoch(
     accelerator, model, criterion, loader, optimizer, schedule, state, log, *, mixup=None, ema=None, clip_grad=None,
-    seed=0, log_every=50, channels_last=False, bad_samples=None, skip_nonfinite=0, save_points=None, on_first=None,
+    seed=0, log_every=50, bad_samples=None, skip_nonfinite=0, save_points=None, on_first=None,
 ):  # fmt: skip
-    """Train on the batches of `loader`, (images (B, 3, H, W), labels (B,) int64), in whole windows of accumulation.
+    """Train on the batches of `loader`, (images (B, 3, H, W), labels (B,) int64) on the device, in whole windows.
 
     A third element (B,) int64 tells which broken samples were replaced (see `bad_samples`). schedule: sets the rates for an
     update by its number and returns the learning rate. state: the run's counters, carried on. Losses stay on the device;
@@ -372,7 +372,6 @@ def train_one_epoch(
     on_first: gets the first (images, targets) as the model does, and returns what gets the next ones, or None.
     """
     model.train()
-    layout = torch.channels_last if channels_last else torch.preserve_format
     backward = {"create_graph": True} if getattr(optimizer.optimizer, "is_second_order", False) else {}
     watch = run_state.Watch(accelerator, state, log, bad_samples, skip_nonfinite)
     steps = 0
@@ -381,10 +380,9 @@ def train_one_epoch(
         if steps == 0:
             rate = schedule(state["update"])
         position = (state["update"], steps, accelerator.process_index)
-        images = images.to(accelerator.device, non_blocking=True, memory_format=layout)
-        targets = labels.to(accelerator.device, non_blocking=True)
+        targets = labels
         if mixup is not None:
-            images, targets = mixup(images, targets, stream_seed(seed, MIX, *position))
+            images, targets = mixup(images, labels, stream_seed(seed, MIX, *position))
         if on_first is not None:
             on_first = on_first(images, targets)
         torch.manual_seed(stream_seed(seed, MODEL, *position))  # for drop path: no random state that a resume could lose
@@ -421,7 +419,7 @@ def train_one_epoch(
 
 
 @torch.no_grad()
-def evaluate(accelerator, model, loader, channels_last=False, flip=False, check=None, answers=None):
+def evaluate(accelerator, model, loader, flip=False, check=None, answers=None):
     """Top-1 and top-5 in per cent, cross-entropy, and the number of images, each counted once on any number of processes.
 
     flip: the logits are the mean of those of the image and of its mirror image. check: called after each batch.
@@ -429,14 +427,11 @@ def evaluate(accelerator, model, loader, channels_last=False, flip=False, check=
     Per-image values are gathered and summed exactly (fsum), so that the order of the images does not matter.
     """
     model.eval()
-    layout = torch.channels_last if channels_last else torch.preserve_format
     rows = []
-    for images, labels in loader:
-        images = images.to(accelerator.device, non_blocking=True, memory_format=layout)
+    for images, labels in loader:  # labels (B,) int64, -1 where an image does not count
         logits = model(images).float()  # (B, classes)
         if flip:
             logits = (logits + model(images.flip(-1)).float()) / 2
-        labels = labels.to(accelerator.device, non_blocking=True)  # (B,) int64, -1 where an image does not count
         loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
         best = logits.topk(min(5, logits.shape[1])).indices  # (B, 5)
         correct = best == labels.unsqueeze(1)

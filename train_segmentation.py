@@ -150,6 +150,7 @@ from utils import (
     trackers,
 )
 from utils.bad_samples import BadSamples, check_data
+from utils.device_batches import DeviceBatches
 from utils.download import fetch, is_remote
 from utils.ema import EMA
 from utils.gallery import Gallery, lr_range, put_segmentation
@@ -169,8 +170,8 @@ NORM = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
 
 
 def main(args):
-    check_wishes(args.export, args.push_to_hub, args.license)
     # processes and the arithmetic of the batch
+    check_wishes(args.export, args.push_to_hub, args.license)
     threads = machine.use_all_cores()
     accelerator, args.batch_size, args.update_freq = machine.start_processes(
         args.batch_size, args.update_freq, args.total_batch_size, args.use_amp, default_batch_size=16
@@ -214,6 +215,8 @@ def main(args):
         train_loader = loader(train_set, batch_sampler=batches, persistent_workers=workers > 0)
     eval_share = share if args.dist_eval else (0, 1)
     val_loader = loader(val_set, batch_sampler=EvalBatches(len(val_set), args.eval_batch_size, *eval_share))
+    on_device = functools.partial(DeviceBatches, device=device, channels_last=args.channels_last)
+    train_loader, val_loader = map(on_device, (train_loader, val_loader))
     log.say(f"data: {train_set.source.title}, {len(train_set)} training and {len(val_set)} validation images, "
             f"{len(classes)} classes")  # fmt: skip
 
@@ -334,8 +337,8 @@ def main(args):
             log.start_epoch(epoch, epochs, batches.first_update, batches.last_update, total_batch)
             train_one_epoch(
                 accelerator, network, criterion, train_loader, optimizer, schedule, state, log, ema=ema,
-                clip_grad=args.clip_grad, seed=args.seed, log_every=args.log_every, channels_last=args.channels_last,
-                bad_samples=bad_samples, skip_nonfinite=args.skip_nonfinite, save_points=save_points, on_first=on_first,
+                clip_grad=args.clip_grad, seed=args.seed, log_every=args.log_every, bad_samples=bad_samples,
+                skip_nonfinite=args.skip_nonfinite, save_points=save_points, on_first=on_first,
             )  # fmt: skip
             speed, improved = log.end_epoch(), {}
             record = {"epoch": epoch, "train_loss": state["loss_sum"] / max(state["losses"], 1)}
@@ -380,16 +383,15 @@ def main(args):
 
 def train_one_epoch(
     accelerator, model, criterion, loader, optimizer, schedule, state, log, *, ema=None, clip_grad=None,
-    seed=0, log_every=50, channels_last=False, bad_samples=None, skip_nonfinite=0, save_points=None, on_first=None,
+    seed=0, log_every=50, bad_samples=None, skip_nonfinite=0, save_points=None, on_first=None,
 ):  # fmt: skip
-    """Train on the batches of `loader`, (images (B, 3, H, W), masks (B, H, W) int64), in whole windows of accumulation.
+    """Train on the batches of `loader`, (images (B, 3, H, W), masks (B, H, W) int64) on the device, in whole windows.
 
     As in train_recognition.py: a third element tells which broken images were replaced; schedule sets the rates for an
     update by its number; losses stay on the device, and are looked at every `log_every` updates and before a save;
     on_first gets the first (images, masks), and returns what gets the next ones, or None.
     """
     model.train()
-    layout = torch.channels_last if channels_last else torch.preserve_format
     backward = {"create_graph": True} if getattr(optimizer.optimizer, "is_second_order", False) else {}
     watch = run_state.Watch(accelerator, state, log, bad_samples, skip_nonfinite)
     steps = 0
@@ -398,8 +400,6 @@ def train_one_epoch(
         if steps == 0:
             rate = schedule(state["update"])
         position = (state["update"], steps, accelerator.process_index)
-        images = images.to(accelerator.device, non_blocking=True, memory_format=layout)
-        masks = masks.to(accelerator.device, non_blocking=True)
         if on_first is not None:
             on_first = on_first(images, masks)
         torch.manual_seed(stream_seed(seed, MODEL, *position))  # for dropout: no random state that a resume could lose
@@ -447,8 +447,6 @@ def evaluate(accelerator, model, loader, classes, scores_of, check=None):
     accelerate.utils.broadcast([*model.buffers()])  # batch norm's, which each process has averaged over its own batches
     matrix = ConfusionMatrix(classes, accelerator.device)
     for images, masks in loader:
-        images = images.to(accelerator.device, non_blocking=True)
-        masks = masks.to(accelerator.device, non_blocking=True)
         rows, columns = evaluated_region(*masks.shape[1:], scores_of.keywords["mode"], scores_of.keywords["crop_size"])
         matrix.update(scores_of(logits_of(model), images)[:, :, rows, columns], masks[:, rows, columns])
         if check is not None:

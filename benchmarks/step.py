@@ -120,7 +120,6 @@ def measure(args, with_ema):
         log.start_epoch(batches.epoch, 1, 0, args.updates, args.batch)
         train_one_epoch(
             accelerator, network, criterion, loader, optimizer, lambda update: 1e-3, state, log, mixup=mixup, ema=ema,
-            channels_last=args.channels_last,
         )  # fmt: skip
 
     seconds = []

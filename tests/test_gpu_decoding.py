@@ -47,7 +47,8 @@ def test_the_same_pixels_as_on_the_cpu(monkeypatch, interpolation):
     images = gpu_decoding.decode(encoded, torch.device("cpu"))
     assert images.dtype == torch.uint8 and images.shape == expected.shape
     assert (images.int() - expected.int()).abs().max() <= 1
-    (batch,) = DeviceBatches([(encoded, erase_too, labels)], "cpu", MEAN, STD)
+    pinned = [encoded, [list(map(list, erase_too[0])), erase_too[1]], labels]  # pinning memory makes lists of tuples
+    (batch,) = DeviceBatches([pinned], "cpu", MEAN, STD)
     assert torch.equal(batch[0], fast_transforms.finish(images, erase, MEAN, STD)) and torch.equal(batch[1], labels)
 
 

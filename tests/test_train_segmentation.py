@@ -226,19 +226,13 @@ def test_wrong_flags_exit_with_2():
 
 
 @pytest.mark.slow
-def test_half_the_epochs_of_the_plain_command_learn_the_scenes(tmp_path):
-    """`accelerate launch train_segmentation.py` reaches 75 % in twelve epochs; 38 % in six were seen."""
+def test_the_plain_command_reaches_65_per_cent(tmp_path):
+    """`accelerate launch train_segmentation.py`: the built-in scenes."""
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    launch = [
-        str(pathlib.Path(sys.executable).parent / "accelerate"),
-        "launch",
-        str(ROOT / "train_segmentation.py"),
-        "--epochs",
-        "6",
-    ]
+    launch = [str(pathlib.Path(sys.executable).parent / "accelerate"), "launch", str(ROOT / "train_segmentation.py")]
     done = subprocess.run(launch, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "output" / "train_segmentation").iterdir()
     best = max(record["test_miou"] for record in lines(folder / "log.txt"))
     print(f"plain segmentation command: mIoU {best:.2f} %")
-    assert best >= 28.0 and torch.get_num_threads() > 0
+    assert best >= 65.0 and torch.get_num_threads() > 0

@@ -61,7 +61,7 @@ def run_script(script, main, args):
         if os.environ.get("RANK", "0") != "0":  # all processes stop together; one says so
             _leave(code)
     except KeyboardInterrupt:
-        code, line = 130, "interrupted before training began; nothing was changed"
+        code, line = 130, "interrupted; what was saved is whole"
     except RuntimeError as error:
         code, what = 1, first_line(error)
         if "DataLoader worker" in what and "killed by signal" in what:

@@ -157,7 +157,10 @@ def export_weights(folder, model, config):
 
 
 def _save_tensors(tensors, path):
+    path.touch()
+    mode = path.stat().st_mode  # as of every other file; safetensors leaves it to be read by its owner alone
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    path.chmod(mode)
 
 
 def _sha256(path):

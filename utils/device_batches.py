@@ -8,13 +8,13 @@ from utils import fast_transforms, gpu_decoding
 class DeviceBatches:
     """Iterates over the batches of `loader` on `device`; other attributes are those of the loader.
 
-    Batches of `fast_transforms.collate` become (images (B, 3, H, W) float32, labels, …), normalised by `mean` and `std`, with
-    what was to be erased erased; those of `gpu_decoding.collate` are decoded before. Others, whose first element is a float
-    tensor, are only moved. On a GPU a batch is copied and prepared on a stream of its own while the one before it is used.
-    What follows the labels (the numbers of replaced samples) stays on the CPU.
+    A batch is (images, labels or masks, …). Those of `fast_transforms.collate` become (images (B, 3, H, W) float32, labels, …),
+    normalised by `mean` and `std`, with what was to be erased erased; those of `gpu_decoding.collate` are decoded before.
+    Others, whose first element is a float tensor, are only moved. On a GPU a batch is copied and prepared on a stream of its
+    own while the one before it is used. What follows the labels (the numbers of replaced samples) stays on the CPU.
     """
 
-    def __init__(self, loader, device, mean, std, channels_last=False):
+    def __init__(self, loader, device, mean=None, std=None, channels_last=False):
         self.loader, self.device, self.mean, self.std = loader, torch.device(device), mean, std
         self.layout = torch.channels_last if channels_last else torch.preserve_format
 
@@ -40,7 +40,7 @@ class DeviceBatches:
 
     def _prepare(self, batch):
         images, *rest = batch
-        erase = rest.pop(0) if isinstance(rest[0], tuple) else None
+        erase = None if torch.is_tensor(rest[0]) else rest.pop(0)
         if isinstance(images, gpu_decoding.Encoded):
             images = gpu_decoding.decode(images, self.device)
         images = images.to(self.device, non_blocking=True, memory_format=self.layout)

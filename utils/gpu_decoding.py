@@ -28,9 +28,6 @@ class Encoded(NamedTuple):
     modes: list
     size: int
 
-    def pin_memory(self):
-        return self._replace(files=[file.pin_memory() for file in self.files])
-
 
 def why_not(device, transform):
     """Why images cannot be decoded by the GPU with this `fast_transforms.TrainTransform`, or None if they can."""
