@@ -167,8 +167,7 @@ def main(args):
     accelerator, args.batch_size, args.update_freq = machine.start_processes(
         args.batch_size, args.update_freq, args.total_batch_size, args.use_amp
     )
-    saves = args.save_ckpt and not (args.eval or args.predict or args.dry_run)
-    machine.check_support(accelerator, sync_bn=args.sync_bn, ema=args.model_ema, states=saves)
+    machine.check_support(accelerator, sync_bn=args.sync_bn, skip_nonfinite=args.skip_nonfinite)
     log = RunLog(None, accelerator.is_main_process and not args.dry_run)
     report_to = trackers.check(args.report_to or ["tensorboard"], default=args.report_to is None, say=log.say)
     device, processes = accelerator.device, accelerator.num_processes
@@ -191,7 +190,7 @@ def main(args):
     workers = min(10, machine.cores_per_process()) if args.num_workers is None else args.num_workers
     loader = functools.partial(
         torch.utils.data.DataLoader, num_workers=workers, pin_memory=args.pin_mem and device.type == "cuda",
-        worker_init_fn=in_worker,
+        worker_init_fn=in_worker, persistent_workers=workers > 0,
     )  # fmt: skip
     on_device = functools.partial(
         DeviceBatches, device=device, mean=geometry["mean"], std=geometry["std"], channels_last=args.channels_last
@@ -203,7 +202,7 @@ def main(args):
             args.shuffle_buffer, collate, pin_memory=loader.keywords["pin_memory"], worker_init_fn=in_worker,
         )  # fmt: skip
     else:
-        train_loader = loader(train_set, batch_sampler=batches, persistent_workers=workers > 0, collate_fn=collate)
+        train_loader = loader(train_set, batch_sampler=batches, collate_fn=collate)
     eval_share = share if args.dist_eval else (0, 1)
     val_batches = EvalBatches(len(val_set), args.batch_size, *eval_share)
     val_loader = loader(val_set, batch_sampler=val_batches, collate_fn=collate_val)
@@ -275,7 +274,7 @@ def main(args):
     gallery.put("lr_groups", pictures.lr_groups, groups=groups)
     norm = {name: geometry[name] for name in ("mean", "std")}
     on_first = functools.partial(gallery.first_batch, classes=classes, **norm)
-    network, optimizer = accelerator.prepare(model, optimizer)
+    network, optimizer = sharding.prepare(accelerator, model, optimizer, args.batch_size, args.clip_grad)
     if args.torchcompile:
         model.compile()  # in place, so that parameters keep their names
     ema = EMA(model, args.model_ema_decay, args.model_ema_warmup) if args.model_ema else None  # after prepare: equal everywhere
@@ -427,6 +426,7 @@ def evaluate(accelerator, model, loader, flip=False, check=None, answers=None):
     Per-image values are gathered and summed exactly (fsum), so that the order of the images does not matter.
     """
     model.eval()
+    accelerate.utils.broadcast([*model.buffers()])  # batch norm's, which each process has averaged over its own batches
     rows = []
     for images, labels in loader:  # labels (B,) int64, -1 where an image does not count
         logits = model(images).float()  # (B, classes)
@@ -561,7 +561,7 @@ def evaluate_only(args, accelerator, model, run_eval, log):
         for tensors in (weights, averaged or weights):
             check_tensors(f"--resume {args.resume}", tensors, model.state_dict())
         model.load_state_dict(weights)
-    network = accelerator.prepare(model)
+    network = sharding.prepare_to_evaluate(accelerator, model)
     start = time.perf_counter()
     results = {"result": run_eval(network)}
     seconds = time.perf_counter() - start

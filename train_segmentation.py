@@ -176,8 +176,7 @@ def main(args):
     accelerator, args.batch_size, args.update_freq = machine.start_processes(
         args.batch_size, args.update_freq, args.total_batch_size, args.use_amp, default_batch_size=16
     )
-    saves = args.save_ckpt and not (args.eval or args.predict or args.dry_run)
-    machine.check_support(accelerator, sync_bn=args.sync_bn, ema=args.model_ema, states=saves)
+    machine.check_support(accelerator, sync_bn=args.sync_bn, skip_nonfinite=args.skip_nonfinite)
     if accelerator.distributed_type == "FSDP" and args.eval_mode == "slide" and not args.disable_eval:
         raise InputError("--eval_mode slide with FSDP: the processes would wait for each other's windows; use whole or crop")
     log = RunLog(None, accelerator.is_main_process and not args.dry_run)
@@ -204,7 +203,7 @@ def main(args):
     workers = min(10, machine.cores_per_process()) if args.num_workers is None else args.num_workers
     loader = functools.partial(
         torch.utils.data.DataLoader, num_workers=workers, pin_memory=args.pin_mem and device.type == "cuda",
-        worker_init_fn=in_worker,
+        worker_init_fn=in_worker, persistent_workers=workers > 0,
     )  # fmt: skip
     if args.streaming:
         train_loader = batches = StreamLoader(
@@ -212,7 +211,7 @@ def main(args):
             args.shuffle_buffer, pin_memory=loader.keywords["pin_memory"], worker_init_fn=in_worker,
         )  # fmt: skip
     else:
-        train_loader = loader(train_set, batch_sampler=batches, persistent_workers=workers > 0)
+        train_loader = loader(train_set, batch_sampler=batches)
     eval_share = share if args.dist_eval else (0, 1)
     val_loader = loader(val_set, batch_sampler=EvalBatches(len(val_set), args.eval_batch_size, *eval_share))
     on_device = functools.partial(DeviceBatches, device=device, channels_last=args.channels_last)
@@ -294,7 +293,7 @@ def main(args):
     gallery = Gallery(log, "test_miou", lr_range(groups))
     gallery.put("lr_groups", pictures.lr_groups, groups=groups)
     on_first = functools.partial(gallery.first_batch, classes=classes, palette=palette, **NORM)
-    network, optimizer = accelerator.prepare(model, optimizer)
+    network, optimizer = sharding.prepare(accelerator, model, optimizer, args.batch_size, args.clip_grad)
     if not args.disable_eval and accelerator.distributed_type != "FSDP":  # whose model one process alone cannot run
         put_segmentation(
             gallery, val_set, functools.partial(scores_of, logits_of(model)), classes, palette, **NORM, size=args.crop_size,
@@ -557,7 +556,7 @@ def predict_only(args, accelerator, log):
         folder = fetch(args.finetune)
     model, config = open_network(folder)
     log.say(f"network: {config['network']['head']} on {config['network']['backbone']}, from {folder}")
-    accelerator.prepare(model)
+    sharding.prepare_to_evaluate(accelerator, model)
     for name in ("transforms", "crop_size", "base_size"):  # as it was trained, whatever the flags
         setattr(args, name, config[name])
     predict_folder(
@@ -577,7 +576,7 @@ def evaluate_only(args, accelerator, model, run_eval, classes, log):
         for tensors in (weights, averaged or weights):
             check_tensors(f"--resume {args.resume}", tensors, model.state_dict())
         model.load_state_dict(weights)
-    accelerator.prepare(model)
+    sharding.prepare_to_evaluate(accelerator, model)
     start = time.perf_counter()
     results = {"result": run_eval()}
     seconds = time.perf_counter() - start

@@ -1,10 +1,16 @@
 """States of a model that FSDP2 shards over two processes: whole when saved, the same on any hardware when loaded."""
 
-import pytest
-import torch
-from conftest import ROOT, run
+import importlib.util
+import shutil
 
-from utils.sharding import gather, load_model, load_optimizer
+import pytest
+import timm
+import torch
+from conftest import ROOT, TINY, lines, run, train
+from test_train_recognition import assert_same_run
+
+from utils.checkpoint import states
+from utils.sharding import blocks, gather, load_model, load_optimizer
 
 SCRIPT = """
 import copy
@@ -84,3 +90,88 @@ def test_a_sharded_state_is_that_of_one_process(tmp_path):
     load_optimizer(optimizer, moments)
     step(model, optimizer, 3)
     torch.testing.assert_close(gather(dict(model.state_dict())), after, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("convnextv2_atto", ["ConvNeXtBlock", "ConvNeXtStage"]),
+        ("resnest14d", []),  # one block in each stage
+        ("resnest26d", ["ResNestBottleneck"]),
+        ("vit_tiny_patch16_224", ["Block"]),
+        ("tf_efficientnet_lite0", ["InvertedResidual"]),
+    ],
+)
+def test_blocks_are_what_fsdp_gathers_at_once(name, expected):
+    with torch.device("meta"):
+        assert blocks(timm.create_model(name)) == expected
+
+
+# --- whole runs
+
+DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="the package deepspeed is missing")
+KINDS = ["FSDP", pytest.param("DEEPSPEED", marks=DEEPSPEED)]
+JOB = ["--batch_size", 32, "--layer_decay", 0.8, "--update_freq", 2, "--clip_grad", 1, "--model_ema", "true", "--mixup", 0.5,
+       "--model_ema_decay", 0.9, "--save_ckpt_updates", 4, "--epochs", 1, "--warmup_epochs", 0.5]  # fmt: skip
+
+
+def sharded(kind, script, *words, **environment):
+    done = run(ROOT / "tests" / "sharded_on_cpu.py", kind, ROOT / script, *words, processes=2, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run of two ordinary processes."""
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    done = train(*JOB, "--output_dir", folder, processes=2)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def losses(folder):
+    return [record["loss"] for record in lines(folder / "updates.txt")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sharded_run_is_a_run_like_any_other(plain, tmp_path, kind):
+    """Its losses, norms, averages and evaluations; it resumes to the bit, and elsewhere."""
+    job = ["train_recognition.py", *TINY, *JOB]
+    sharded(kind, *job, "--output_dir", tmp_path / "a")
+    assert losses(tmp_path / "a") == pytest.approx(losses(plain), rel=1e-5)
+    norms = [[record["grad_norm"] for record in lines(folder / "updates.txt")] for folder in (plain, tmp_path / "a")]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+    for record, expected in zip(lines(tmp_path / "a" / "log.txt"), lines(plain / "log.txt"), strict=True):
+        for name in ("test_acc1", "test_acc1_ema"):
+            assert abs(record[name] - expected[name]) < 0.3  # one image of 359
+        assert record["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-3)
+
+    for name, again in (("b", sharded), ("c", None)):
+        shutil.copytree(tmp_path / "a", tmp_path / name)
+        for path in states(tmp_path / name / "checkpoints"):
+            if path.name > "update_00000004":
+                shutil.rmtree(path)
+        (tmp_path / name / "finished.json").unlink()
+        if again:
+            assert "after 4 updates" in sharded(kind, *job, "--output_dir", tmp_path / name)
+        else:  # one ordinary process with the same total batch
+            done = train(*JOB, "--update_freq", 4, "--output_dir", tmp_path / name)
+            assert done.returncode == 0 and "after 4 updates" in done.stdout, done.stderr
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert losses(tmp_path / "c") == pytest.approx(losses(tmp_path / "a"), rel=0.02)  # mixup sees other batches
+
+    out = sharded(kind, *job, "--eval", "true", "--finetune", tmp_path / "a" / "last")
+    assert f"top-1 {lines(tmp_path / 'a' / 'log.txt')[-1]['test_acc1']:.5f} %" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_segmentation_is_sharded_too(tmp_path, kind):
+    words = ["--max_updates", 6, "--warmup_epochs", 0, "--batch_size", 4, "--update_freq", 2, "--model_ema", "true",
+             "--report_to", "none", "--num_workers", 0, "--eval_mode", "whole", "--output_dir", tmp_path / "run"]  # fmt: skip
+    sharded(kind, "train_segmentation.py", *words, ACCELERATE_MIXED_PRECISION="bf16")
+    (record,) = lines(tmp_path / "run" / "log.txt")
+    assert 0 <= record["test_miou"] <= 100 and 0 <= record["test_miou_ema"] <= 100
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]

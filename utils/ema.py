@@ -4,7 +4,7 @@ import contextlib
 
 import torch
 
-from utils.sharding import shard_like
+from utils.sharding import local, shard_like
 
 
 class EMA:
@@ -26,9 +26,10 @@ class EMA:
     def update(self, update):
         """Call after each optimizer step; `update` is its number, from 0."""
         decay = min(self.decay, 1 - (1 + update) ** (-2 / 3)) if self.warmup else self.decay
-        averaged = [pair for pair in zip(self.shadow, self.live, strict=True) if pair[0].is_floating_point()]
+        pairs = [(local(shadow), local(live)) for shadow, live in zip(self.shadow, self.live, strict=True)]
+        averaged = [pair for pair in pairs if pair[0].is_floating_point()]
         torch._foreach_lerp_(*map(list, zip(*averaged, strict=True)), 1 - decay)
-        for shadow, live in zip(self.shadow, self.live, strict=True):
+        for shadow, live in pairs:
             if not shadow.is_floating_point():
                 shadow.copy_(live)
 

@@ -6,6 +6,7 @@ import accelerate
 import torch
 import torch.distributed
 
+from utils import zero
 from utils.arguments import InputError, derive_batch
 
 
@@ -20,6 +21,8 @@ def start_processes(batch_size, update_freq, total_batch_size, use_amp=False, de
     precision = None
     if use_amp and "ACCELERATE_MIXED_PRECISION" not in os.environ:
         precision = "fp16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else "bf16"
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        zero.check_packages()
     _meet_again(world)
     # Without cpu=True several processes on a machine without GPU would each believe to be alone.
     accelerator = accelerate.Accelerator(
@@ -48,15 +51,12 @@ def _meet_again(world):
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
-def check_support(accelerator, *, sync_bn, ema, states):
+def check_support(accelerator, *, sync_bn, skip_nonfinite):
     """InputError for what the kind of processes cannot do."""
     if sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cpu":
         raise InputError("--sync_bn: torch synchronises batch norm on GPUs only; leave it out on the CPU")
-    if accelerator.distributed_type == "DEEPSPEED" and (ema or states):
-        raise InputError(
-            "DeepSpeed keeps weights and moments where our states and averages cannot reach them: give --save_ckpt false and "
-            "no --model_ema, or shard with accelerate_configs/fsdp2.yaml, which can do both"
-        )
+    if accelerator.distributed_type == "DEEPSPEED":
+        zero.check(accelerator, skip_nonfinite)
 
 
 def has_accelerator():

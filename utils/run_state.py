@@ -73,7 +73,7 @@ class Watch:
         norm: of its gradients. Looks at the device, which only --skip_nonfinite pays for.
         """
         loss = self.accelerator.reduce(torch.stack(self.losses[-steps:]).float().mean(), "mean")
-        if math.isfinite(loss) and math.isfinite(norm):
+        if math.isfinite(loss) and math.isfinite(sharding.whole(norm)):
             self.state["skipped_in_a_row"] = 0
             return False
         self.state["skipped_in_a_row"] += 1
@@ -92,7 +92,7 @@ class Watch:
         """The update of state["update"] is done; its learning rate and, if known, the norm of its gradients."""
         self.rates.append(rate)
         if norm is not None:
-            self.norms.append(norm)
+            self.norms.append(sharding.whole(norm))
 
     def look(self):
         """Log the updates since the last look. NonFiniteLoss names the first bad one, and the range looked at."""
@@ -164,7 +164,7 @@ def save(accelerator, log, folder, model, optimizer, ema, state, settings, keep,
     are whole then. Raises NonFiniteLoss, and saves nothing, where a weight is not finite.
     """
     weights, averaged = sharding.gather(model.state_dict()), ema and sharding.gather(ema.state_dict())
-    optimizer_state = sharding.gather(optimizer.optimizer.state_dict())
+    optimizer_state = sharding.optimizer_state(optimizer.optimizer)
     if not all(torch.isfinite(tensor).all() for tensor in weights.values()):
         raise NonFiniteLoss(f"the weights are not finite any more after update {state['update'] - 1}", folder)
     fault = [None]

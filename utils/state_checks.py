@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from utils import sharding
 from utils.weights import check_fit
 
 
@@ -36,13 +37,13 @@ def check_tensors(what, found, wanted):
 
 def check_optimizer(found, optimizer):
     """ValueError where `found`, a saved state, has other groups than `optimizer`, options of other kinds, or other sizes."""
-    for saved, now in zip(found["param_groups"], optimizer.state_dict()["param_groups"], strict=True):
+    for saved, now in zip(found["param_groups"], sharding.optimizer_state(optimizer)["param_groups"], strict=True):
         if saved["params"] != now["params"]:
             raise ValueError("the parameter groups are others")
         wrong = [name for name in now if name in saved and not _alike(saved[name], now[name])]
         if wrong:
             raise ValueError(f"{wrong[0]} of a parameter group is {saved[wrong[0]]}")
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = sharding.parameters(optimizer)
     for number, moments in found["state"].items():
         for name, value in moments.items():
             if name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer") and value is not None and value.ndim:
