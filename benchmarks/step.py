@@ -1,14 +1,22 @@
-"""Images per second of train_recognition's own loop against the bare step: forward, backward and optimizer on one batch.
+"""Images per second of the scripts' own loops against the bare step: forward, backward and optimizer on one batch in memory.
 
-    python benchmarks/step.py                              # convnextv2_atto at 128 pixels on a CPU
-    python benchmarks/step.py --model convnext_tiny --size 224 --batch 256 --precision bf16 --compile --channels_last
+    python benchmarks/step.py                                       # convnextv2_atto at 128 pixels on a CPU
+    python benchmarks/step.py --task segmentation --batch 16        # the same as a backbone under UPerNet
+    python benchmarks/step.py --threads 1                           # to compare with two processes of a thread each:
+    torchrun --nproc_per_node 2 benchmarks/step.py --threads 1
+    python benchmarks/step.py --model convnext_tiny --size 224 --batch 256 --precision bf16 --compile --channels_last --jpeg \\
+        --workers 16
 
-The loop is the script's: its loader over images that lie decoded in memory, crop and flip, normalisation on the device, mixup,
-logging, with and without EMA. The bare step has the same model, batch, precision and optimizer. Both take turns in short
-rounds, so that other load on the machine meets both; the ratio is that of the medians.
+The loop is the script's train_one_epoch: its loader over images that lie in memory, decoded or (--jpeg) as JPEG files of
+500 x 375 pixels, its augmentation, the copy to the device, mixup, logging, with and without EMA. The bare step has the same
+model, batch, precision, loss and optimizer, and torch's DistributedDataParallel on several processes; nothing else. Both take
+turns in short rounds, and the ratio is the median of the rounds' own, so that other load on the machine meets both.
 """
 
 import argparse
+import contextlib
+import io
+import os
 import pathlib
 import statistics
 import sys
@@ -21,12 +29,16 @@ import accelerate
 import numpy as np
 import timm
 import torch
+import torch.distributed
+from data import jpeg_files
 from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+import train_recognition
+import train_segmentation
 from optim_factory import create_optimizer
-from train_recognition import train_one_epoch
-from utils import fast_transforms, machine, run_state
+from segmentation_networks.network import build_network
+from utils import fast_transforms, machine, run_state, segmentation_transforms
 from utils.device_batches import DeviceBatches
 from utils.ema import EMA
 from utils.losses import CrossEntropy
@@ -35,123 +47,197 @@ from utils.recognition_data import RecognitionDataset
 from utils.run_log import RunLog
 from utils.sampling import TrainBatches
 from utils.save_points import in_worker
+from utils.segmentation_data import SegmentationDataset
+from utils.segmentation_losses import SegmentationLoss
 
 CLASSES = 100
+PICTURES = 64
 
 
 class InMemory:
-    """Decoded pictures: crops of scikit-learn's two photographs."""
+    """Crops of scikit-learn's two photographs, decoded, or with `jpeg` as files; masks of four classes by brightness."""
 
-    def __init__(self, count, size):
-        from sklearn.datasets import load_sample_images
+    def __init__(self, count, size, jpeg, with_masks):
+        self.jpeg, self.with_masks, self.labels = jpeg, with_masks, np.arange(count) % CLASSES
+        self.files = jpeg_files() if jpeg else crops(size)
+        self.masks = [np.asarray(decoded(file).convert("L")).astype(np.int64) // 64 for file in self.files if with_masks]
 
-        photographs, rng = load_sample_images().images, np.random.default_rng(0)
-        self.images = []
-        for number in range(64):
-            top, left = rng.integers(0, 427 - size), rng.integers(0, 640 - size)
-            self.images.append(Image.fromarray(photographs[number % 2][top : top + size, left : left + size]))
-        self.labels = rng.integers(0, CLASSES, count)
+    def __len__(self):
+        return len(self.labels)
 
     def read(self, index):
-        return self.images[index % len(self.images)]
+        image = decoded(self.files[index % len(self.files)])
+        return (image, self.masks[index % len(self.files)]) if self.with_masks else image
 
     def encoded(self, index):
-        return None
+        return self.files[index % len(self.files)] if self.jpeg else None
 
     def name(self, index):
         return str(index)
 
 
-def make_optimizer(model):
-    args = argparse.Namespace(opt="adamw", lr=1e-3, weight_decay=0.05, momentum=0.9, opt_eps=None, opt_betas=None, fused=True)
-    return create_optimizer(args, model)
+def decoded(file):
+    return file if isinstance(file, Image.Image) else Image.open(io.BytesIO(file)).convert("RGB")
 
 
-def prepared(args, accelerator):
+def crops(size):
+    from sklearn.datasets import load_sample_images
+
+    photographs, rng, found = load_sample_images().images, np.random.default_rng(0), []
+    for number in range(PICTURES):
+        top, left = rng.integers(0, 427 - size), rng.integers(0, 640 - size)
+        found.append(Image.fromarray(photographs[number % 2][top : top + size, left : left + size]))
+    return found
+
+
+def build_model(args, device):
+    """(model, optimizer), the same each time."""
     torch.manual_seed(0)
-    model = timm.create_model(args.model, num_classes=CLASSES)
+    if args.task == "segmentation":
+        model = build_network(backbone=args.model, head="upernet", classes=CLASSES, input_size=args.size, channels=64)
+    else:
+        model = timm.create_model(args.model, num_classes=CLASSES)
     if args.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    network, optimizer = accelerator.prepare(model, make_optimizer(model))
+    options = {"opt": "adamw", "lr": 1e-3, "weight_decay": 0.05, "momentum": 0.9, "opt_eps": None, "opt_betas": None}
+    return model.to(device).train(), create_optimizer(argparse.Namespace(**options, fused=True), model)
+
+
+def build_data(args, device):
+    """(batch sampler, loader) of a round's images for this process."""
+    updates = args.updates * args.update_freq * args.batch * args.processes
+    source = InMemory(updates, args.size, args.jpeg, args.task == "segmentation")
+    batches = TrainBatches(len(source), args.batch, args.update_freq, args.rank, args.processes)
+    if args.task == "segmentation":
+        transform = segmentation_transforms.encoding_transform(args.size, args.size)
+        dataset, collate = SegmentationDataset(source, transform, seed=0), None
+    else:
+        dataset = RecognitionDataset(source, fast_transforms.train_transform(args.size, hflip=0.5), seed=0)
+        collate = fast_transforms.collate
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_sampler=batches, num_workers=args.workers, persistent_workers=args.workers > 0, collate_fn=collate,
+        worker_init_fn=in_worker, pin_memory=device.type == "cuda",
+    )  # fmt: skip
+    return batches, DeviceBatches(loader, device, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, args.channels_last)
+
+
+def bare_updates(args, device, criterion):
+    """() -> None, a round of bare updates."""
+    model, optimizer = build_model(args, device)
     if args.compile:
         model.compile()
-    return model, network, optimizer
-
-
-def finish_device():
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def measure(args, with_ema):
-    """(median images/s of the bare step, of the loop) over the rounds."""
-    accelerator = accelerate.Accelerator(cpu=not machine.has_accelerator(), mixed_precision=args.precision)
+    if args.processes > 1:
+        model = torch.nn.parallel.DistributedDataParallel(model)
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    criterion = CrossEntropy(0.1)
-    images = torch.randn(args.batch, 3, args.size, args.size, device=accelerator.device).to(memory_format=layout)
-    targets = torch.full((args.batch, CLASSES), 1 / CLASSES, device=accelerator.device)
-    _, bare_network, bare_optimizer = prepared(args, accelerator)
-    bare_network.train()
+    images = torch.randn(args.batch, 3, args.size, args.size, device=device).to(memory_format=layout)
+    if args.task == "segmentation":
+        targets = torch.randint(4, (args.batch, args.size, args.size), device=device)
+    else:
+        targets = torch.full((args.batch, CLASSES), 1 / CLASSES, device=device)
 
-    def bare():
-        for _ in range(args.updates):
-            loss = criterion(bare_network(images), targets)
-            accelerator.backward(loss)
-            bare_optimizer.step()
-            bare_optimizer.zero_grad()
+    def run():
+        for step in range(args.updates * args.update_freq):
+            last = (step + 1) % args.update_freq == 0
+            with model.no_sync() if args.processes > 1 and not last else contextlib.nullcontext():
+                with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
+                    outputs = model(images)
+                loss = criterion(outputs, targets) / args.update_freq
+                loss.backward()
+            if last:
+                optimizer.step()
+                optimizer.zero_grad()
 
-    model, network, optimizer = prepared(args, accelerator)
-    source = InMemory(args.batch * args.updates, args.size)
-    batches = TrainBatches(len(source.labels), args.batch)
-    transform = fast_transforms.train_transform(args.size, hflip=0.5)
-    loader = torch.utils.data.DataLoader(
-        RecognitionDataset(source, transform, seed=0), batch_sampler=batches, num_workers=args.workers,
-        persistent_workers=args.workers > 0, collate_fn=fast_transforms.collate, worker_init_fn=in_worker,
-        pin_memory=accelerator.device.type == "cuda",
-    )  # fmt: skip
-    loader = DeviceBatches(loader, accelerator.device, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, args.channels_last)
-    mixup = Mixup(CLASSES)
-    ema = EMA(model) if with_ema else None
-    state, log = run_state.new_state("alone"), RunLog(tempfile.mkdtemp())
+    return run
+
+
+def loop_updates(args, accelerator, criterion, with_ema):
+    """() -> None, an epoch of as many updates of the script's."""
+    model, optimizer = build_model(args, accelerator.device)
+    network, optimizer = accelerator.prepare(model, optimizer)
+    if args.compile:
+        model.compile()
+    batches, loader = build_data(args, accelerator.device)
+    options = {"ema": EMA(model) if with_ema else None}
+    script = train_segmentation if args.task == "segmentation" else train_recognition
+    if args.task == "recognition":
+        options["mixup"] = Mixup(CLASSES)
+    state = run_state.new_state("alone")
+    log = RunLog(tempfile.mkdtemp(), accelerator.is_main_process)
     log.say = lambda text: None
 
-    def loop():
+    def run():
         batches.epoch += 1
-        log.start_epoch(batches.epoch, 1, 0, args.updates, args.batch)
-        train_one_epoch(
-            accelerator, network, criterion, loader, optimizer, lambda update: 1e-3, state, log, mixup=mixup, ema=ema,
+        log.start_epoch(batches.epoch, 1, 0, args.updates, args.batch * args.update_freq * args.processes)
+        script.train_one_epoch(
+            accelerator, network, criterion, loader, optimizer, lambda update: 1e-3, state, log, **options
         )  # fmt: skip
 
-    seconds = []
-    for _ in range(args.rounds + 1):
-        row = []
-        for part in (bare, loop):
-            finish_device()
+    return run
+
+
+def seconds_of(part, args):
+    """Of a whole round, on all processes."""
+    for wait in (True, False):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if args.processes > 1:
+            torch.distributed.barrier()
+        if wait:
             start = time.perf_counter()
             part()
-            finish_device()
-            row.append(time.perf_counter() - start)
-        seconds.append(row)
-    return [args.batch * args.updates / statistics.median(column) for column in zip(*seconds[1:], strict=True)]
+    return time.perf_counter() - start
+
+
+def measure(args, accelerator, with_ema):
+    """(images/s of the bare step, of the loop, ratio): medians over the rounds."""
+    criterion = SegmentationLoss(CLASSES) if args.task == "segmentation" else CrossEntropy(0.1)
+    bare = bare_updates(args, accelerator.device, criterion)
+    loop = loop_updates(args, accelerator, criterion, with_ema)
+    for part in (bare, loop):
+        part()  # warm-up, and compilation
+    rows = []
+    for number in range(args.rounds):
+        order = (bare, loop) if number % 2 else (loop, bare)
+        row = {part: seconds_of(part, args) for part in order}
+        rows.append((row[bare], row[loop]))
+    images = args.batch * args.update_freq * args.processes * args.updates
+    of_bare, of_loop = (images / statistics.median(column) for column in zip(*rows, strict=True))
+    return of_bare, of_loop, statistics.median(a / b for a, b in rows)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="recognition", choices=("recognition", "segmentation"))
     parser.add_argument("--model", default="convnextv2_atto")
     parser.add_argument("--size", type=int, default=128, help="pixels")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--updates", type=int, default=20, help="per round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=32, help="images per process and step")
+    parser.add_argument("--update_freq", type=int, default=1, help="steps that accumulate to an update")
+    parser.add_argument("--updates", type=int, default=4, help="per round")
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--precision", default="no", choices=("no", "bf16", "fp16"))
+    parser.add_argument("--threads", type=int, help="of each process; none: its share of the cores")
+    parser.add_argument("--jpeg", action="store_true", help="decode files instead of cropping decoded images")
+    parser.add_argument("--precision", default="no", choices=("no", "bf16"))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--channels_last", action="store_true")
+    parser.add_argument("--ema", choices=("off", "on", "both"), default="both")
     args = parser.parse_args()
+    args.processes, args.rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     threads = machine.use_all_cores()
-    print(f"{args.model}, {args.size} pixels, batches of {args.batch}, {threads} threads, torch {torch.__version__}")
-    for with_ema in (False, True):
-        bare, loop = measure(args, with_ema)
-        print(f"EMA {'on' if with_ema else 'off'}: bare step {bare:.1f} images/s, the loop {loop:.1f}: {loop / bare:.3f}")
+    if args.threads:
+        torch.set_num_threads(threads := args.threads)
+    accelerator = accelerate.Accelerator(
+        cpu=not machine.has_accelerator(), mixed_precision=args.precision, gradient_accumulation_steps=args.update_freq
+    )
+    if accelerator.is_main_process:
+        print(f"{args.task}, {args.model}, {args.size} pixels, batches of {args.batch} x {args.update_freq} on {args.processes}"
+              f" process(es) of {threads} threads, torch {torch.__version__}", flush=True)  # fmt: skip
+    for with_ema in {"off": (False,), "on": (True,), "both": (False, True)}[args.ema]:
+        bare, loop, ratio = measure(args, accelerator, with_ema)
+        if accelerator.is_main_process:
+            print(f"EMA {'on' if with_ema else 'off'}: bare step {bare:.1f} images/s, the loop {loop:.1f}, ratio {ratio:.3f}",
+                  flush=True)  # fmt: skip
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import accelerate
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from conftest import ROOT, run
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_recognition
@@ -78,3 +79,44 @@ def test_no_value_is_read_back_within_an_update(accelerator, tmp_path, script, c
     read = calls[25]["_local_scalar_dense"] - calls[5]["_local_scalar_dense"]
     assert read == 0
     assert calls[25]["_to_copy"] - calls[5]["_to_copy"] <= 20 * 4
+
+
+ACCUMULATION = """
+import os, sys
+sys.path[:0] = ["ROOT"]
+import accelerate, torch
+from train_recognition import train_one_epoch
+from utils import run_state
+from utils.losses import CrossEntropy
+from utils.run_log import RunLog
+
+accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=3)
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 8), torch.nn.Flatten())
+network, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+updates_of = []
+
+def hook(state, bucket):
+    updates_of.append(run["update"])
+    future = torch.futures.Future()
+    future.set_result(bucket.buffer())
+    return future
+
+network.register_comm_hook(None, hook)
+run, log = run_state.new_state("alone"), RunLog(sys.argv[1], accelerator.is_main_process)
+log.start_epoch(0, 1, 0, 4, 12)
+batch = (torch.rand(4, 3, 8, 8), torch.arange(4))
+train_one_epoch(accelerator, network, CrossEntropy(0.1), [batch] * 12, optimizer, lambda update: 0.1, run, log)
+if accelerator.is_main_process:
+    print("reduced for the updates", updates_of)
+torch.distributed.barrier()
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def test_accumulation_sends_gradients_once_per_update(tmp_path):
+    """Twelve micro-batches in four updates: one bucket of gradients is sent for each update, within its last backward."""
+    (tmp_path / "script.py").write_text(ACCUMULATION.replace("ROOT", str(ROOT)))
+    done = run(tmp_path / "script.py", tmp_path / "log", processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "reduced for the updates [0, 1, 2, 3]" in done.stdout

@@ -1,6 +1,7 @@
 """The processes of a run, and what the machine offers to each."""
 
 import os
+import warnings
 
 import accelerate
 import torch
@@ -28,6 +29,8 @@ def start_processes(batch_size, update_freq, total_batch_size, use_amp=False, de
     accelerator = accelerate.Accelerator(
         cpu=not has_accelerator(), mixed_precision=precision, gradient_accumulation_steps=update_freq
     )
+    # Of 1 x 1 convolutions, whose gradient has the same order in memory under another name; said once by every process.
+    warnings.filterwarnings("ignore", "(?s)Grad strides do not match bucket view strides")
     if world != accelerator.num_processes:
         raise InputError(
             f"the launcher started {world} processes, but Accelerate sees {accelerator.num_processes}: launch with torchrun "
