@@ -336,7 +336,8 @@ def main(args):
             for name in filter(improved.get, improved):
                 cards.write(name, record, state["best"])
             passed = clock(time.perf_counter() - start)
-            log.say(f"{describe(record, args.epochs, state['best'])}, {speed:.0f} images/s, {passed}")
+            log.say(f"{describe(record, args.epochs, state['best'])}, {speed:.0f} images/s, "
+                    f"{machine.peak_memory(device)}, {passed}")  # fmt: skip
             gallery.refresh()
             state.update(epoch=epoch + 1, loss_sum=0.0, losses=0)
             if args.save_ckpt and ((epoch + 1) % args.save_ckpt_freq == 0 or epoch + 1 == args.epochs):
@@ -461,7 +462,7 @@ def build_data(args, check):
     geometry: mean, std, crop_pct and crop_mode, as the saved weights tell them to timm.
     """
     if args.data_set in torchvision_data.DATASETS:
-        train, val = torchvision_data.open_data(args.data_set, args.data_path)
+        train, val = torchvision_data.open_data(args.data_set, args.data_path, sizes_only=args.dry_run)
     elif args.data_path and args.dry_run and not os.path.isdir(args.data_path):
         train, val = recognition_data.imagenet_sizes(args.data_path, args.nb_classes)
     elif args.data_path:

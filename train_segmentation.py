@@ -357,7 +357,9 @@ def main(args):
             log.epoch(record)
             for name in filter(improved.get, improved):
                 cards.write(name, record, state["best"])
-            log.say(describe(record, epochs, state["best"]) + f", {speed:.1f} images/s, {clock(time.perf_counter() - start)}")
+            passed = clock(time.perf_counter() - start)
+            log.say(f"{describe(record, epochs, state['best'])}, {speed:.1f} images/s, "
+                    f"{machine.peak_memory(device)}, {passed}")  # fmt: skip
             gallery.refresh()
             state.update(epoch=epoch + 1, loss_sum=0.0, losses=0)
             if args.save_ckpt and ((epoch + 1) % args.save_ckpt_freq == 0 or epoch + 1 == epochs):
@@ -477,7 +479,7 @@ def evaluation_settings(args, classes):
 def build_data(args, check):
     """(training set, validation set); with `check`, names and a sample of the files are looked at."""
     if args.data_set == "pets":
-        train, val = torchvision_data.pets_masks(args.data_path)
+        train, val = torchvision_data.pets_masks(args.data_path, sizes_only=args.dry_run)
     elif args.data_path and args.dry_run and not os.path.isdir(args.data_path):
         train, val = segmentation_data.published_sizes(args.data_path, args.data_set, args.train_split or "train")
     elif args.data_set:

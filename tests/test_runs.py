@@ -1,5 +1,6 @@
 """What a run leaves beside its weights, and where its data may come from: both scripts, as users run them."""
 
+import importlib.util
 import io
 import json
 import re
@@ -8,16 +9,23 @@ import shutil
 import numpy as np
 import pytest
 import timm
-from conftest import TINY, lines, make_folder
+from accelerate.state import AcceleratorState, GradientState
+from conftest import TINY, lines, make_folder, train
 from faults import Job
 from PIL import Image
+from test_hub import StandIn
+from test_tar_shards import write as write_tar
+from test_torchvision_data import make_cifar, make_pets
 from test_train_recognition import assert_same_run
 from test_train_segmentation import TINY as TINY_MASKS
 from test_train_segmentation import data  # noqa: F401, a fixture
 
+import train_recognition
+import train_segmentation
 from utils.checkpoint import states
 from utils.segmentation_weights import open_network
 
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript"))
 ARGS = {"train_recognition": TINY, "train_segmentation": TINY_MASKS}
 
 
@@ -172,3 +180,108 @@ def test_a_stream_resumes_to_the_bit(parquet, tmp_path, script, kind, processes,
     (tmp_path / "b" / "finished.json").unlink()
     assert "after 6 updates" in start(script, *words, folder=tmp_path / "b", processes=processes)
     assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def shards(root, data):  # noqa: F811
+    """WebDataset shards of coloured images: two for training, of 11 and 21 images, and one for validation; labels, masks."""
+    rng, colored = np.random.default_rng(0), sorted((data / "images" / "train").iterdir())
+    for name, count in (("train-0", 11), ("train-1", 21), ("val-0", 9)):
+        for kind in ("labels", "masks"):
+            members = []
+            for i in range(count):
+                if kind == "labels":
+                    pixels = rng.integers(0, 120, (40, 50, 3)) + np.array([120 * (i % 2), 0, 0])
+                    members += [(f"{i:04}.png", encoded(pixels.astype(np.uint8))["bytes"]), (f"{i:04}.cls", b"%d" % (i % 2))]
+                else:
+                    picture = colored[i % len(colored)]
+                    members += [(f"{i:04}.{picture.suffix[1:]}", picture.read_bytes())]
+                    members += [(f"{i:04}.mask.png", (data / "masks" / "train" / picture.name).read_bytes())]
+            write_tar(root / kind / f"{name}.tar", members)
+    (root / "masks" / "classes.txt").write_text("red\ngreen\nblue\n")
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "words"),
+    [
+        ("train_recognition", "labels", []),
+        ("train_recognition", "labels", ["--streaming", "--train_images", 32]),
+        ("train_segmentation", "masks", []),
+    ],
+)
+def test_webdataset(data, tmp_path, script, kind, words):  # noqa: F811
+    shards(tmp_path / "shards", data)
+    words = ["--dataset", tmp_path / "shards" / kind, "--batch_size", 8, "--epochs", 1, "--warmup_epochs", 0, *words]
+    assert "32 training and 9 validation images" in start(script, *words, folder=tmp_path / "run")
+    (record,) = lines(tmp_path / "run" / "log.txt")
+    assert np.isfinite(record["train_loss"]) and len(lines(tmp_path / "run" / "updates.txt")) == 4
+
+
+# --- torchvision's data sets, with small archives in their place; so the scripts run in this process
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Runs a script in this process, which can then be tampered with."""
+
+    def call(script, *words):
+        script.main(script.parse_args([*ARGS[script.__name__], *map(str, words)]))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    def refuse(*_, **__):
+        raise OSError("there is no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    yield call
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def test_cifar_and_pets_by_name(here, tmp_path, monkeypatch):
+    make_cifar(tmp_path, monkeypatch, "CIFAR10")
+    short = ["--batch_size", 2, "--epochs", 1, "--warmup_epochs", 0]
+    here(train_recognition, "--data_set", "CIFAR10", "--data_path", tmp_path, *short, "--output_dir", tmp_path / "a")
+    (record,) = lines(tmp_path / "a" / "log.txt")
+    assert record["test_images"] == 2 and json.loads((tmp_path / "a" / "best" / "config.json").read_text())["num_classes"] == 3
+    make_pets(tmp_path, monkeypatch)
+    here(train_segmentation, "--data_set", "pets", "--data_path", tmp_path, *short, "--output_dir", tmp_path / "b")
+    assert json.loads((tmp_path / "b" / "best" / "config.json").read_text())["classes"] == ["pet", "background", "border"]
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "images", "val"),
+    [
+        (train_recognition, "CIFAR", 50_000, 10_000),
+        (train_recognition, "FLOWERS", 2_040, 6_149),
+        (train_segmentation, "pets", 3_680, 3_669),
+    ],
+)
+def test_a_dry_run_downloads_nothing(here, tmp_path, capsys, script, name, images, val):
+    here(script, "--data_set", name, "--data_path", tmp_path / "none", "--dry_run", "json")
+    told = json.loads(capsys.readouterr().out)
+    assert (told["train_images"], told["val_images"]) == (images, val) and not (tmp_path / "none").exists()
+
+
+# --- where results go
+
+
+def test_a_result_goes_to_the_hub(tmp_path):
+    """--push_to_hub, against a server that stands in for the Hub."""
+    with StandIn() as server:
+        settings = {"HF_ENDPOINT": server.url, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+        words = ["--epochs", 1, "--warmup_epochs", 0, "--export", "onnx" if HAS_ONNX else "torchscript"]
+        done = train(*words, "--push_to_hub", "me/digits", "--output_dir", tmp_path / "run", env=settings)
+        assert done.returncode == 0 and "me/digits" in done.stdout, done.stdout + done.stderr
+    best = {path.name: path.read_bytes() for path in (tmp_path / "run" / "best").iterdir()}
+    exported = "model.onnx" if HAS_ONNX else "model.torchscript.pt"
+    assert {"model.safetensors", "config.json", "README.md", exported} <= server.files.keys()
+    assert all(server.files[name] == best[name] for name in ("model.safetensors", "config.json", "README.md", exported))
+    assert "digits" in best["README.md"].decode()
+
+
+def test_decoding_on_a_gpu_that_is_not_there_is_said(tmp_path):
+    make_folder(tmp_path / "data" / "train", suffix=".jpg")
+    make_folder(tmp_path / "data" / "val", suffix=".jpg", seed=1)
+    words = ["--data_path", tmp_path / "data", "--batch_size", 4, "--epochs", 1, "--warmup_epochs", 0, "--decode", "gpu"]
+    text = start("train_recognition", *words, folder=tmp_path / "run")
+    assert re.search(r"--decode gpu: .*", text) and (tmp_path / "run" / "finished.json").exists()

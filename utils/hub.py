@@ -5,7 +5,13 @@ import pathlib
 from utils.arguments import InputError, first_line
 
 NEEDED = ("model.safetensors", "config.json")
-RESULT = (*NEEDED, "README.md", "*.png", "*.jpg")  # whatever else lies there, states and logs too, stays here
+RESULT = (
+    *NEEDED,
+    "model.*",
+    "README.md",
+    "*.png",
+    "*.jpg",
+)  # with what --export wrote; whatever else lies there, states and logs too, stays here
 
 
 def check_repo_id(repo_id):

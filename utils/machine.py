@@ -1,6 +1,7 @@
 """The processes of a run, and what the machine offers to each."""
 
 import os
+import sys
 import warnings
 
 import accelerate
@@ -65,6 +66,18 @@ def check_support(accelerator, *, sync_bn, skip_nonfinite):
 def has_accelerator():
     """Whether torch finds a GPU or another accelerator that can be used."""
     return torch.accelerator.is_available()
+
+
+def peak_memory(device):
+    """In words: what torch allocated on the GPU at most so far, or, on a CPU, what this process held."""
+    if device.type == "cuda":
+        return f"peak {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB"
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return "peak unknown"
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    return f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
 
 
 def cores_per_process():

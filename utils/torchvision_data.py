@@ -9,6 +9,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from utils import recognition_data, segmentation_data
 from utils.arguments import InputError, choose_one, first_line
 from utils.recognition_data import Folder
 from utils.segmentation_data import Pairs
@@ -73,10 +74,13 @@ def pets(root):
     return _whole(sources, base)
 
 
-def pets_masks(root):
+def pets_masks(root, sizes_only=False):
     """(train, val) for segmentation, the images as in `pets`: 0 the pet, 1 the background, 2 the border between them."""
-    base, parts = _pet_lists(root)
     classes, palette = ["pet", "background", "border"], np.array([(213, 94, 0), (0, 0, 0), (240, 228, 66)], np.uint8)
+    if sizes_only:
+        title = "Oxford-IIIT Pet by its published size"
+        return tuple(segmentation_data.Counted(title, size, classes) for size in _SIZES["PETS"][1:])
+    base, parts = _pet_lists(root)
     table = class_table((1, 2, 3), ())
     sources = []
     for names, _ in parts:
@@ -106,12 +110,23 @@ def _pet_lists(root):
 DATASETS = {"CIFAR10": cifar10, "CIFAR100": cifar100, "CIFAR": cifar100, "FLOWERS": flowers, "PETS": pets}
 
 
-def open_data(name, root):
+# data set -> classes, training and validation images
+_SIZES = {
+    "CIFAR10": (10, 50_000, 10_000), "CIFAR100": (100, 50_000, 10_000), "CIFAR": (100, 50_000, 10_000),
+    "FLOWERS": (102, 2_040, 6_149), "PETS": (37, 3_680, 3_669),
+}  # fmt: skip
+
+
+def open_data(name, root, sizes_only=False):
     """(train, val) sources of the data set `name`, one of DATASETS, in the folder `root`; downloaded there if it is missing.
 
-    CIFAR is CIFAR-100, as in ConvNeXt's code. On several processes let one of a machine come first.
+    CIFAR is CIFAR-100, as in ConvNeXt's code. On several processes let one of a machine come first. sizes_only: for a dry
+    run, which reads and downloads nothing; the published number of images and classes.
     """
     choose_one(name, DATASETS, "data set")
+    if sizes_only:
+        classes, *sizes = _SIZES[name]
+        return tuple(recognition_data.Counted(f"{name} by its published size", size, classes) for size in sizes)
     return DATASETS[name](str(root))
 
 
