@@ -262,6 +262,32 @@ def test_a_dry_run_downloads_nothing(here, tmp_path, capsys, script, name, image
     assert (told["train_images"], told["val_images"]) == (images, val) and not (tmp_path / "none").exists()
 
 
+def test_fast_transforms_teach_what_timm_does(tmp_path):
+    """Both draw the same boxes, operations and strengths, so that losses and accuracy on the digits are nearly the same."""
+    words = [
+        "--input_size",
+        48,
+        "--scale",
+        0.5,
+        1,
+        "--aa",
+        "rand-m9-mstd0.5-inc1",
+        "--reprob",
+        0.25,
+        "--epochs",
+        4,
+        "--lr",
+        4e-3,
+    ]
+    found = {}
+    for kind in ("fast", "timm"):
+        start("train_recognition", *words, "--transforms", kind, folder=tmp_path / kind)
+        found[kind] = lines(tmp_path / kind / "log.txt")[-1]
+    assert found["timm"]["test_acc1"] > 50
+    assert abs(found["fast"]["test_acc1"] - found["timm"]["test_acc1"]) < 4
+    assert found["fast"]["train_loss"] == pytest.approx(found["timm"]["train_loss"], rel=0.02)
+
+
 # --- where results go
 
 
