@@ -220,12 +220,15 @@ def main():
     parser.add_argument("--precision", default="no", choices=("no", "bf16"))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--channels_last", action="store_true")
+    parser.add_argument("--plain_malloc", action="store_true", help="give freed memory back, as programs do by default")
     parser.add_argument("--ema", choices=("off", "on", "both"), default="both")
     args = parser.parse_args()
     args.processes, args.rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     threads = machine.use_all_cores()
     if args.threads:
         torch.set_num_threads(threads := args.threads)
+    if not args.plain_malloc:
+        machine.keep_freed_memory()
     accelerator = accelerate.Accelerator(
         cpu=not machine.has_accelerator(), mixed_precision=args.precision, gradient_accumulation_steps=args.update_freq
     )

@@ -1,7 +1,9 @@
 """The processes of a run, and what the machine offers to each."""
 
+import ctypes
 import os
-import sys
+import pathlib
+import re
 import warnings
 
 import accelerate
@@ -10,6 +12,8 @@ import torch.distributed
 
 from utils import zero
 from utils.arguments import InputError, derive_batch
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # from malloc.h of glibc
 
 
 def start_processes(batch_size, update_freq, total_batch_size, use_amp=False, default_batch_size=64):
@@ -25,6 +29,7 @@ def start_processes(batch_size, update_freq, total_batch_size, use_amp=False, de
         precision = "fp16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else "bf16"
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         zero.check_packages()
+    keep_freed_memory()
     _meet_again(world)
     # Without cpu=True several processes on a machine without GPU would each believe to be alone.
     accelerator = accelerate.Accelerator(
@@ -72,18 +77,33 @@ def peak_memory(device):
     """In words: what torch allocated on the GPU at most so far, or, on a CPU, what this process held."""
     if device.type == "cuda":
         return f"peak {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB"
-    try:
-        import resource
-    except ImportError:  # not on Windows
+    try:  # not getrusage, which begins with the peak of the process that started this one
+        status = pathlib.Path("/proc/self/status").read_text()
+        return f"peak {int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) / 2**20:.2f} GiB"
+    except (OSError, TypeError):  # not Linux
         return "peak unknown"
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    return f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB"
 
 
 def cores_per_process():
     """CPU cores that this process may use, shared fairly with the other processes on this machine."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def keep_freed_memory():
+    """Keep the memory of freed tensors for the next ones, on a CPU: returns whether it could be asked of the C library.
+
+    glibc gives each large block back to the system at once, which fills the next one with zeros, page by page: more than a
+    tenth of a training step. What the user chose for it (MALLOC_…, another library by LD_PRELOAD) stays.
+    """
+    if has_accelerator() or any(name == "LD_PRELOAD" or name.startswith("MALLOC_") for name in os.environ):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another C library
+        return False
+    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 * 2**20}
+    return all(mallopt(name, value) == 1 for name, value in settings.items())
 
 
 def use_all_cores():
