@@ -78,8 +78,8 @@ def peak_memory(device):
     if device.type == "cuda":
         return f"peak {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB"
     try:  # not getrusage, which begins with the peak of the process that started this one
-        status = pathlib.Path("/proc/self/status").read_text()
-        return f"peak {int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) / 2**20:.2f} GiB"
+        kibibytes = int(re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())[1])
+        return f"peak {kibibytes / 2**20:.2f} GiB"
     except (OSError, TypeError):  # not Linux
         return "peak unknown"
 
