@@ -9,6 +9,8 @@ import torch
 from conftest import ROOT, TINY, lines, run, train
 from test_train_recognition import assert_same_run
 
+from utils import zero
+from utils.arguments import InputError
 from utils.checkpoint import states
 from utils.sharding import blocks, gather, load_model, load_optimizer
 
@@ -105,6 +107,11 @@ def test_a_sharded_state_is_that_of_one_process(tmp_path):
 def test_blocks_are_what_fsdp_gathers_at_once(name, expected):
     with torch.device("meta"):
         assert blocks(timm.create_model(name)) == expected
+
+
+def test_zero_refuses_an_optimizer_that_looks_at_whole_tensors():
+    with pytest.raises(InputError, match=r"Lamb looks at whole tensors.* such as adamw"):
+        zero.prepare(None, None, timm.optim.Lamb([torch.nn.Parameter(torch.ones(2))]), 1, None)
 
 
 # --- whole runs

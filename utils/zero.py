@@ -13,6 +13,11 @@ import torch.distributed
 
 from utils.arguments import InputError
 
+# Optimizers whose update of a number depends on that number's own gradient and moments only.
+ELEMENTWISE = set(
+    "SGD SGDW Adam AdamW AdamWLegacy NAdam NAdamW NAdamLegacy RAdam Adamax Adagrad RMSprop RMSpropTF Lion Adan".split()
+)
+
 
 def check(accelerator, skip_nonfinite):
     """InputError for what DeepSpeed cannot do here."""
@@ -34,8 +39,11 @@ def check_packages():
 
 def prepare(accelerator, model, optimizer, batch_size, clip_grad):
     """(engine, optimizer): as `accelerator.prepare`, with the clipping and the precision of the run, not DeepSpeed's own."""
-    if getattr(optimizer, "is_second_order", False):
-        raise InputError("DeepSpeed cannot run an optimizer of second order, such as this --opt; launch without it")
+    if (name := type(optimizer).__name__) not in ELEMENTWISE:
+        raise InputError(
+            f"{name} looks at whole tensors, and ZeRO gives it parts of several: choose another --opt, such as adamw, or "
+            "launch with accelerate_configs/fsdp2.yaml"
+        )
     config = accelerator.state.deepspeed_plugin.deepspeed_config
     config.update(train_micro_batch_size_per_gpu=batch_size, gradient_clipping=clip_grad or 0.0)
     model = autocast(accelerator, model)
