@@ -18,11 +18,16 @@ _context.set_forkserver_preload(["faults", "sklearn.datasets", "torch.distribute
 class Job:
     """All processes of one start of a script. Their text goes to `text`, a file; ends with `codes`, one per process."""
 
-    def __init__(self, script, words, text, processes=1, prepare=None):
-        """prepare: a function of a test module, called in each process before the script's main."""
+    def __init__(self, script, words, text, processes=1, prepare=None, errors=None, threads=1):
+        """prepare: a function of a test module, called in each process before the script's main. errors: a file of its own.
+
+        threads: 1, since with tiny models more only wait for each other; None: as many as the script takes by itself.
+        """
         self.text, port = pathlib.Path(text), free_port()
         self.parts = [
-            _context.Process(target=_run, args=(script, [*map(str, words)], str(text), rank, processes, port, prepare))
+            _context.Process(
+                target=_run, args=(script, [*map(str, words)], str(text), rank, processes, port, prepare, errors, threads)
+            )
             for rank in range(processes)
         ]
         for part in self.parts:
@@ -64,18 +69,19 @@ class Job:
         raise TimeoutError(self.text.read_text())
 
 
-def _run(script, words, text, rank, processes, port, prepare):
+def _run(script, words, text, rank, processes, port, prepare, errors, threads):
     """What each process does; runs in the child."""
     multiprocessing.set_start_method("fork", force=True)  # of loader workers, as in a run of its own
-    output = os.open(text, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1), os.dup2(output, 2)
+    for number, path in ((1, text), (2, errors or text)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     if processes > 1:
         os.environ.update(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes),
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
         )  # fmt: skip
     module = importlib.import_module(script)
-    module.machine.use_all_cores = lambda: torch.set_num_threads(1) or 1  # tiny models: more threads only wait for each other
+    if threads:
+        module.machine.use_all_cores = lambda: torch.set_num_threads(threads) or threads
     if prepare:
         prepare(rank)
     sys.argv = [f"{script}.py", *words]

@@ -1,12 +1,10 @@
-"""python sharded_on_cpu.py FSDP|DEEPSPEED SCRIPT WORDS …: the script as `accelerate launch` starts it with fsdp2.yaml or
-deepspeed_zero2.yaml, but on CPUs, where Accelerate itself takes the plain way: its state is told what it is.
+"""Runs as `accelerate launch` starts them with fsdp2.yaml or deepspeed_zero2.yaml, but on CPUs: there Accelerate itself takes
+the plain way, whatever its environment says, so its state is told what it is.
 """
 
 import os
-import pathlib
-import runpy
-import sys
 
+import accelerate.accelerator
 from accelerate import state
 
 ENVIRONMENT = {
@@ -19,13 +17,15 @@ ENVIRONMENT = {
 
 
 class Sharded(state.AcceleratorState):
+    kind = None
+
     def __init__(self, *words, fsdp_plugin=None, deepspeed_plugin=None, **options):
         begins = not self.initialized
         super().__init__(*words, fsdp_plugin=fsdp_plugin, deepspeed_plugin=deepspeed_plugin, **options)
         if not begins:
             return
-        self.distributed_type = state.PartialState._shared_state["distributed_type"] = state.DistributedType(kind)
-        if kind == "FSDP":
+        self.distributed_type = state.PartialState._shared_state["distributed_type"] = state.DistributedType(self.kind)
+        if self.kind == "FSDP":
             self.fsdp_plugin = fsdp_plugin
             if self._mixed_precision != "no":
                 fsdp_plugin.set_mixed_precision(self._mixed_precision)
@@ -36,15 +36,11 @@ class Sharded(state.AcceleratorState):
             plugin.select(_from_accelerator_state=True)
 
 
-kind, script = sys.argv[1:3]
-os.environ.update(ENVIRONMENT[kind])
-import accelerate.accelerator  # noqa: E402
+def prepare(kind, precision, rank):
+    """For `faults.Job`: this process is one of a launch of this kind."""
+    os.environ.update(ENVIRONMENT[kind], ACCELERATE_MIXED_PRECISION=precision)
+    Sharded.kind, accelerate.accelerator.AcceleratorState = kind, Sharded
+    if kind == "DEEPSPEED":
+        import deepspeed.comm.torch
 
-accelerate.accelerator.AcceleratorState = Sharded
-if kind == "DEEPSPEED":
-    import deepspeed.comm.torch
-
-    deepspeed.comm.torch.build_shm_op = lambda: None  # which would be compiled first
-sys.argv = sys.argv[2:]
-sys.path.insert(0, str(pathlib.Path(script).parent))
-runpy.run_path(script, run_name="__main__")
+        deepspeed.comm.torch.build_shm_op = lambda: None  # which would be compiled first

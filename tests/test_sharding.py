@@ -1,12 +1,15 @@
 """States of a model that FSDP2 shards over two processes: whole when saved, the same on any hardware when loaded."""
 
+import functools
 import importlib.util
 import shutil
 
 import pytest
+import sharded_on_cpu
 import timm
+import timm.optim.lamb
 import torch
-from conftest import ROOT, TINY, lines, run, train
+from conftest import ROOT, TINY, forked, lines, run, train
 from test_train_recognition import assert_same_run
 
 from utils import zero
@@ -111,7 +114,7 @@ def test_blocks_are_what_fsdp_gathers_at_once(name, expected):
 
 def test_zero_refuses_an_optimizer_that_looks_at_whole_tensors():
     with pytest.raises(InputError, match=r"Lamb looks at whole tensors.* such as adamw"):
-        zero.prepare(None, None, timm.optim.Lamb([torch.nn.Parameter(torch.ones(2))]), 1, None)
+        zero.prepare(None, None, timm.optim.lamb.Lamb([torch.nn.Parameter(torch.ones(2))]), 1, None)
 
 
 # --- whole runs
@@ -122,8 +125,9 @@ JOB = ["--batch_size", 32, "--layer_decay", 0.8, "--update_freq", 2, "--clip_gra
        "--model_ema_decay", 0.9, "--save_ckpt_updates", 4, "--epochs", 1, "--warmup_epochs", 0.5]  # fmt: skip
 
 
-def sharded(kind, script, *words, **environment):
-    done = run(ROOT / "tests" / "sharded_on_cpu.py", kind, ROOT / script, *words, processes=2, env=environment)
+def sharded(kind, script, *words, precision="no"):
+    prepare = functools.partial(sharded_on_cpu.prepare, kind, precision)
+    done = forked(script, *words, processes=2, prepare=prepare)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     return done.stdout
 
@@ -145,7 +149,7 @@ def losses(folder):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sharded_run_is_a_run_like_any_other(plain, tmp_path, kind):
     """Its losses, norms, averages and evaluations; it resumes to the bit, and elsewhere."""
-    job = ["train_recognition.py", *TINY, *JOB]
+    job = ["train_recognition", *TINY, *JOB]
     sharded(kind, *job, "--output_dir", tmp_path / "a")
     assert losses(tmp_path / "a") == pytest.approx(losses(plain), rel=1e-5)
     norms = [[record["grad_norm"] for record in lines(folder / "updates.txt")] for folder in (plain, tmp_path / "a")]
@@ -178,7 +182,7 @@ def test_a_sharded_run_is_a_run_like_any_other(plain, tmp_path, kind):
 def test_segmentation_is_sharded_too(tmp_path, kind):
     words = ["--max_updates", 6, "--warmup_epochs", 0, "--batch_size", 4, "--update_freq", 2, "--model_ema", "true",
              "--report_to", "none", "--num_workers", 0, "--eval_mode", "whole", "--output_dir", tmp_path / "run"]  # fmt: skip
-    sharded(kind, "train_segmentation.py", *words, ACCELERATE_MIXED_PRECISION="bf16")
+    sharded(kind, "train_segmentation", *words, precision="bf16")
     (record,) = lines(tmp_path / "run" / "log.txt")
     assert 0 <= record["test_miou"] <= 100 and 0 <= record["test_miou_ema"] <= 100
     assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]

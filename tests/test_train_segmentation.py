@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from conftest import ROOT, lines, run
+from conftest import ROOT, forked, lines, run
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -68,7 +68,7 @@ def main(capsys):
 
 
 def train(*words, **kwargs):
-    return run(ROOT / "train_segmentation.py", *TINY, *words, **kwargs)
+    return forked("train_segmentation", *TINY, *words, **kwargs)
 
 
 @pytest.fixture(scope="module")
