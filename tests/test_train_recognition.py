@@ -1,5 +1,6 @@
 """train_recognition.py as users run it: training, resuming, evaluating, on one and two processes, and with wrong input."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -409,12 +410,18 @@ def test_pretrained_weights_beat_scratch_by_far(tmp_path, capsys):
     names = timm.create_model("tf_efficientnet_lite0").state_dict()
     assert [tensor.shape for tensor in file.values()] == [tensor.shape for tensor in names.values()]
     save_file(dict(zip(names, map(torch.Tensor.contiguous, file.values()), strict=True)), tmp_path / "lite0.safetensors")
-    best = {}
-    for start, words in (("ImageNet", ["--finetune", tmp_path / "lite0.safetensors"]), ("scratch", [])):
+
+    def start(name, *words):
         done = run(ROOT / "train_recognition.py", "--model", "tf_efficientnet_lite0", "--layer_decay", 0.7, "--epochs", 3,
-                   "--output_dir", tmp_path / start, "--model_kwargs", "drop_rate=0.0", *words)  # fmt: skip
+                   "--output_dir", tmp_path / name, "--model_kwargs", "drop_rate=0.0", *words,
+                   env={"LOCAL_WORLD_SIZE": "2"})  # fmt: skip
         assert done.returncode == 0, done.stderr
-        best[start] = max(record["test_acc1"] for record in lines(tmp_path / start / "log.txt"))
+        return max(record["test_acc1"] for record in lines(tmp_path / name / "log.txt"))
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # both at once, with half of the cores each
+        jobs = {"ImageNet": pool.submit(start, "ImageNet", "--finetune", tmp_path / "lite0.safetensors")}
+        jobs["scratch"] = pool.submit(start, "scratch")
+        best = {name: job.result() for name, job in jobs.items()}
     with capsys.disabled():
         print(
             f"\n  3 epochs on the digits: from ImageNet weights {best['ImageNet']:.2f} %, from scratch {best['scratch']:.2f} %"
