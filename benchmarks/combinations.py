@@ -1,11 +1,11 @@
 """Images/s, memory and loss after 50 updates for each way to run, with EMA, accumulation, evaluation and a resume.
 
     python benchmarks/combinations.py                                        # convnextv2_atto at 64 pixels on a CPU
-    python benchmarks/combinations.py --model convnext_tiny --size 224 --batch 128 --launch "accelerate launch --config_file \\
+    python benchmarks/combinations.py --model convnext_tiny --size 224 --launch "accelerate launch --config_file \\
         accelerate_configs/gpu_1.yaml"
 
 Trains train_recognition.py on the digits for three epochs with each combination of flags. Images/s are those of the last epoch,
-after compilation, and memory is the peak that the run reports. Then the run is resumed from the middle of its last epoch:
+after compilation, and memory is the peak that the run reports. Then the run is resumed from a state within its last epoch:
 "equal" says that it ended with the same losses, to the bit.
 """
 

@@ -264,21 +264,7 @@ def test_a_dry_run_downloads_nothing(here, tmp_path, capsys, script, name, image
 
 def test_fast_transforms_teach_what_timm_does(tmp_path):
     """Both draw the same boxes, operations and strengths, so that losses and accuracy on the digits are nearly the same."""
-    words = [
-        "--input_size",
-        48,
-        "--scale",
-        0.5,
-        1,
-        "--aa",
-        "rand-m9-mstd0.5-inc1",
-        "--reprob",
-        0.25,
-        "--epochs",
-        4,
-        "--lr",
-        4e-3,
-    ]
+    words = "--input_size 48 --scale 0.5 1 --aa rand-m9-mstd0.5-inc1 --reprob 0.25 --epochs 4 --lr 4e-3".split()
     found = {}
     for kind in ("fast", "timm"):
         start("train_recognition", *words, "--transforms", kind, folder=tmp_path / kind)

@@ -159,8 +159,8 @@ def test_a_sharded_run_is_a_run_like_any_other(plain, tmp_path, kind):
             assert abs(record[name] - expected[name]) < 0.3  # one image of 359
         assert record["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-3)
 
-    for name, again in (("b", sharded), ("c", None)):
-        shutil.copytree(tmp_path / "a", tmp_path / name)
+    for name, source, again in (("b", tmp_path / "a", True), ("c", tmp_path / "a", False), ("d", plain, True)):
+        shutil.copytree(source, tmp_path / name)
         for path in states(tmp_path / name / "checkpoints"):
             if path.name > "update_00000004":
                 shutil.rmtree(path)
@@ -171,6 +171,7 @@ def test_a_sharded_run_is_a_run_like_any_other(plain, tmp_path, kind):
             done = train(*JOB, "--update_freq", 4, "--output_dir", tmp_path / name)
             assert done.returncode == 0 and "after 4 updates" in done.stdout, done.stderr
     assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert losses(tmp_path / "d") == pytest.approx(losses(plain), rel=1e-5)  # what ordinary processes saved
     assert losses(tmp_path / "c") == pytest.approx(losses(tmp_path / "a"), rel=0.02)  # mixup sees other batches
 
     out = sharded(kind, *job, "--eval", "true", "--finetune", tmp_path / "a" / "last")

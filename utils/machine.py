@@ -64,6 +64,8 @@ def check_support(accelerator, *, sync_bn, skip_nonfinite):
     """InputError for what the kind of processes cannot do."""
     if sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cpu":
         raise InputError("--sync_bn: torch synchronises batch norm on GPUs only; leave it out on the CPU")
+    if accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2:
+        raise InputError("FSDP of version 1: expected fsdp_version 2, as in accelerate_configs/fsdp2.yaml")
     if accelerator.distributed_type == "DEEPSPEED":
         zero.check(accelerator, skip_nonfinite)
 

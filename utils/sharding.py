@@ -35,10 +35,11 @@ def blocks(model):
     """Names of the classes of modules that follow one another: a network's stages, and the blocks within them."""
     lists, found = (torch.nn.Sequential, torch.nn.ModuleList), set()
     for module in model.modules():
-        kinds = [type(child) for child in module] if isinstance(module, lists) else []
+        children = list(module) if isinstance(module, lists) else []
+        kinds = [type(child) for child in children]
         found.update(
-            kind.__name__ for child, kind in zip(module.children(), kinds, strict=False)
-            if kinds.count(kind) > 1 and any(child.children()) and not isinstance(child, (*lists, torch.nn.ModuleDict))
+            type(child).__name__ for child in children
+            if kinds.count(type(child)) > 1 and any(child.children()) and not isinstance(child, (*lists, torch.nn.ModuleDict))
         )  # fmt: skip
     return sorted(found)
 

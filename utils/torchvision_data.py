@@ -11,8 +11,6 @@ from PIL import Image
 
 from utils import recognition_data, segmentation_data
 from utils.arguments import InputError, choose_one, first_line
-from utils.recognition_data import Folder
-from utils.segmentation_data import Pairs
 from utils.segmentation_masks import class_table
 
 
@@ -59,7 +57,7 @@ def flowers(root):
     for splits in (("trnid", "valid"), ("tstid",)):
         numbers = np.concatenate([np.atleast_1d(split_of[split]) for split in splits])  # from 1
         paths = [f"image_{number:05d}.jpg" for number in numbers]
-        sources.append(Folder(str(base / "jpg"), paths, labels[numbers - 1], list(data.classes)))
+        sources.append(recognition_data.Folder(str(base / "jpg"), paths, labels[numbers - 1], list(data.classes)))
     return _whole(sources, base)
 
 
@@ -69,8 +67,9 @@ def pets(root):
     breeds = {label: name for names, labels in parts for name, label in zip(names, labels, strict=True)}
     classes = [breeds.get(label, str(label)).rpartition("_")[0].replace("_", " ") for label in range(max(breeds) + 1)]
     sources = [
-        Folder(str(base / "images"), [f"{name}.jpg" for name in names], labels, classes) for names, labels in parts
-    ]  # fmt: skip
+        recognition_data.Folder(str(base / "images"), [f"{name}.jpg" for name in names], labels, classes)
+        for names, labels in parts
+    ]
     return _whole(sources, base)
 
 
@@ -86,7 +85,7 @@ def pets_masks(root, sizes_only=False):
     for names, _ in parts:
         images = [str(base / "images" / f"{name}.jpg") for name in names]
         masks = [str(base / "annotations" / "trimaps" / f"{name}.png") for name in names]
-        sources.append(Pairs("Oxford-IIIT Pet", images, masks, classes, palette, (table, table)))
+        sources.append(segmentation_data.Pairs("Oxford-IIIT Pet", images, masks, classes, palette, (table, table)))
     return tuple(sources)
 
 
