@@ -13,8 +13,8 @@ import os
 import time
 import warnings
 
-from utils import flags
-from utils.arguments import InputError, Parser, add_switch, input_errors, key_value, number, run_script, whole
+from utils.cli import flags
+from utils.cli.arguments import InputError, Parser, add_switch, input_errors, key_value, number, run_script, whole
 
 # What suits 1,438 digits of 8x8 pixels. Holds where neither --data_path nor --dataset is given; a flag on the line wins.
 DIGITS = {
@@ -126,38 +126,35 @@ from timm.data import constants as normalisation
 
 from lr_sched import make_schedule
 from optim_factory import create_optimizer, format_group_table, group_table, layer_decay_assigner
-from utils import (
-    checkpoint,
-    dry_run,
-    encoding_transforms,
-    fast_transforms,
-    gpu_decoding,
-    machine,
-    pictures,
-    recognition_data,
-    recognition_prediction,
-    recognition_transforms,
-    run_folder,
-    run_state,
-    sharding,
-    torchvision_data,
-    trackers,
-)
-from utils.bad_samples import BadSamples, check_data
-from utils.device_batches import DeviceBatches
-from utils.download import fetch, is_remote
-from utils.ema import EMA
-from utils.gallery import Gallery, lr_range, put_recognition
-from utils.losses import BinaryCrossEntropy, CrossEntropy
-from utils.mixup import Mixup
-from utils.recognition_model import build_model, timm_config
-from utils.result import Cards, check_wishes, pass_on
-from utils.run_log import RunLog, clock
-from utils.sampling import MIX, MODEL, EvalBatches, TrainBatches, image_numbers, stream_seed
-from utils.save_points import SavePoints, in_worker
-from utils.state_checks import check_tensors
-from utils.streaming import StreamLoader
-from utils.weights import load_weights
+from utils.augment import encoding as encoding_transforms
+from utils.augment import fast as fast_transforms
+from utils.augment import timm as recognition_transforms
+from utils.augment.mixup import Mixup
+from utils.data import gpu_decoding
+from utils.data.bad_samples import BadSamples, check_data
+from utils.data.loaders import DeviceBatches
+from utils.data.sampling import MIX, MODEL, EvalBatches, TrainBatches, image_numbers, stream_seed
+from utils.data.streaming import StreamLoader
+from utils.losses.recognition import BinaryCrossEntropy, CrossEntropy
+from utils.model import processes as machine
+from utils.model import sharding
+from utils.model.download import fetch, is_remote
+from utils.model.ema import EMA
+from utils.model.recognition import build_model, timm_config
+from utils.model.weights import load_weights
+from utils.report import pictures
+from utils.report.gallery import Gallery, lr_range, put_recognition
+from utils.result import dry_run
+from utils.result import predict_recognition as recognition_prediction
+from utils.result.result import Cards, check_wishes, pass_on
+from utils.run import checkpoint, trackers
+from utils.run import folder as run_folder
+from utils.run import state as run_state
+from utils.run.log import RunLog, clock
+from utils.run.signals import SavePoints, in_worker
+from utils.run.state_checks import check_tensors
+from utils.sources import recognition as recognition_data
+from utils.sources import torchvision_sets as torchvision_data
 
 
 def main(args):

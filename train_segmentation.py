@@ -14,8 +14,8 @@ import pathlib
 import time
 import warnings
 
-from utils import flags
-from utils.arguments import InputError, Parser, add_switch, input_errors, key_value, number, run_script, whole
+from utils.cli import flags
+from utils.cli.arguments import InputError, Parser, add_switch, input_errors, key_value, number, run_script, whole
 
 HEADS = ("fcn", "psp", "deeplab", "encnet", "upernet", "fpn")
 # What suits the built-in scenes of digits. Holds where neither --data_path nor --dataset is given; a flag on the line wins.
@@ -136,35 +136,32 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from lr_sched import make_schedule
 from optim_factory import create_optimizer, format_group_table, group_table, layer_decay_assigner
 from segmentation_networks.network import build_network
-from utils import (
-    checkpoint,
-    dry_run,
-    machine,
-    pictures,
-    run_folder,
-    run_state,
-    segmentation_data,
-    segmentation_transforms,
-    sharding,
-    torchvision_data,
-    trackers,
-)
-from utils.bad_samples import BadSamples, check_data
-from utils.device_batches import DeviceBatches
-from utils.download import fetch, is_remote
-from utils.ema import EMA
-from utils.gallery import Gallery, lr_range, put_segmentation
-from utils.result import Cards, check_wishes, pass_on
-from utils.run_log import RunLog, clock
-from utils.sampling import MODEL, EvalBatches, TrainBatches, stream_seed
-from utils.save_points import SavePoints, in_worker
-from utils.segmentation_inference import evaluated_region, predict
-from utils.segmentation_losses import SegmentationLoss
-from utils.segmentation_metrics import ConfusionMatrix, scores
-from utils.segmentation_pictures import predict_folder
-from utils.segmentation_weights import load_segmentation_weights, open_network, read_config
-from utils.state_checks import check_tensors
-from utils.streaming import StreamLoader
+from utils.augment import segmentation as segmentation_transforms
+from utils.data.bad_samples import BadSamples, check_data
+from utils.data.loaders import DeviceBatches
+from utils.data.sampling import MODEL, EvalBatches, TrainBatches, stream_seed
+from utils.data.streaming import StreamLoader
+from utils.losses.segmentation import SegmentationLoss
+from utils.metrics.segmentation import ConfusionMatrix, scores
+from utils.metrics.windows import evaluated_region, predict
+from utils.model import processes as machine
+from utils.model import sharding
+from utils.model.download import fetch, is_remote
+from utils.model.ema import EMA
+from utils.model.segmentation_weights import load_segmentation_weights, open_network, read_config
+from utils.report import pictures
+from utils.report.gallery import Gallery, lr_range, put_segmentation
+from utils.result import dry_run
+from utils.result.predict_segmentation import predict_folder
+from utils.result.result import Cards, check_wishes, pass_on
+from utils.run import checkpoint, trackers
+from utils.run import folder as run_folder
+from utils.run import state as run_state
+from utils.run.log import RunLog, clock
+from utils.run.signals import SavePoints, in_worker
+from utils.run.state_checks import check_tensors
+from utils.sources import segmentation as segmentation_data
+from utils.sources import torchvision_sets as torchvision_data
 
 NORM = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
 

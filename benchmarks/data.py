@@ -1,4 +1,4 @@
-"""Images per second and core of the training transforms, utils/fast_transforms.py against timm's with Pillow.
+"""Images per second and core of the training transforms, utils/augment/fast.py against timm's with Pillow.
 
     python benchmarks/data.py
     python benchmarks/data.py --rounds 40 --size 384
@@ -21,9 +21,10 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-from utils import fast_transforms, recognition_transforms
-from utils.fast_transforms import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from utils.sampling import seed_everything
+from utils.augment import fast as fast_transforms
+from utils.augment import timm as recognition_transforms
+from utils.augment.fast import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from utils.data.sampling import seed_everything
 
 JOBS = {
     "random crop and flip": {},

@@ -18,9 +18,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
-from utils.recognition_data import Folder, RecognitionDataset
-from utils.sampling import TrainBatches
-from utils.save_points import in_worker
+from utils.data.sampling import TrainBatches
+from utils.run.signals import in_worker
+from utils.sources.recognition import Folder, RecognitionDataset
 
 
 class Names(Folder):

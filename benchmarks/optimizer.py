@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from lr_sched import make_schedule
 from optim_factory import create_optimizer, layer_decay_assigner
-from utils.ema import EMA
+from utils.model.ema import EMA
 
 FORMS = ("fused", "foreach", "loop")
 PARTS = ("network", "schedule", "optimizer", "average")

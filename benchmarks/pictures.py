@@ -15,7 +15,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import train_recognition
-from utils.gallery import Gallery
+from utils.report.gallery import Gallery
 
 
 class Timed(Gallery):

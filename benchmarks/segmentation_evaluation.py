@@ -19,9 +19,9 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from utils.segmentation_inference import predict
-from utils.segmentation_losses import SegmentationLoss
-from utils.segmentation_metrics import ConfusionMatrix, predicted_classes
+from utils.losses.segmentation import SegmentationLoss
+from utils.metrics.segmentation import ConfusionMatrix, predicted_classes
+from utils.metrics.windows import predict
 
 
 class Network(torch.nn.Module):

@@ -38,17 +38,20 @@ import train_recognition
 import train_segmentation
 from optim_factory import create_optimizer
 from segmentation_networks.network import build_network
-from utils import fast_transforms, machine, run_state, segmentation_transforms
-from utils.device_batches import DeviceBatches
-from utils.ema import EMA
-from utils.losses import CrossEntropy
-from utils.mixup import Mixup
-from utils.recognition_data import RecognitionDataset
-from utils.run_log import RunLog
-from utils.sampling import TrainBatches
-from utils.save_points import in_worker
-from utils.segmentation_data import SegmentationDataset
-from utils.segmentation_losses import SegmentationLoss
+from utils.augment import fast as fast_transforms
+from utils.augment import segmentation as segmentation_transforms
+from utils.augment.mixup import Mixup
+from utils.data.loaders import DeviceBatches
+from utils.data.sampling import TrainBatches
+from utils.losses.recognition import CrossEntropy
+from utils.losses.segmentation import SegmentationLoss
+from utils.model import processes as machine
+from utils.model.ema import EMA
+from utils.run import state as run_state
+from utils.run.log import RunLog
+from utils.run.signals import in_worker
+from utils.sources.recognition import RecognitionDataset
+from utils.sources.segmentation import SegmentationDataset
 
 CLASSES = 100
 PICTURES = 64

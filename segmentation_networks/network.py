@@ -11,7 +11,7 @@ from segmentation_networks.fcn import FCNHead, pooled
 from segmentation_networks.fpn import FPNHead
 from segmentation_networks.psp import PSPHead
 from segmentation_networks.upernet import UPerNetHead
-from utils.arguments import InputError, check_model_kwargs, choose_one, first_line
+from utils.cli.arguments import InputError, check_model_kwargs, choose_one, first_line
 
 HEADS = {
     "fcn": FCNHead,

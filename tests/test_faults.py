@@ -22,8 +22,8 @@ from test_train_segmentation import EVERYTHING as EVERYTHING_OF_MASKS
 from test_train_segmentation import TINY as TINY_MASKS
 from test_train_segmentation import data  # noqa: F401, a fixture
 
-from utils import checkpoint
-from utils.checkpoint import find_fault, states
+from utils.run import checkpoint
+from utils.run.checkpoint import find_fault, states
 
 STOPPED = 75
 
@@ -141,7 +141,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(commands, uninterrupted, tm
 
 
 def a_signal_in_the_evaluation(rank):
-    from utils import save_points
+    from utils.run import signals as save_points
 
     asked = save_points.SavePoints.stop_if_asked
 

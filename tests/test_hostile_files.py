@@ -26,20 +26,21 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from segmentation_networks.network import build_network
-from utils import checkpoint, run_state
-from utils.arguments import InputError, Parser, expand_recipes, key_value
-from utils.ema import EMA
-from utils.hub_tables import encoded_image, load_splits
-from utils.recognition_data import hub_table, scan_folder
-from utils.recognition_model import build_model
-from utils.run_folder import open_folder as run_folder_of
-from utils.run_log import RunLog
-from utils.segmentation_data import folder as segmentation_folder
-from utils.segmentation_data import hub_table as masks_table
-from utils.segmentation_data import open_data
-from utils.segmentation_masks import draw_instances, read_values
-from utils.segmentation_weights import load_segmentation_weights, open_network, read_config
-from utils.weights import load_weights, read_tensors
+from utils.cli.arguments import InputError, Parser, expand_recipes, key_value
+from utils.data.masks import draw_instances, read_values
+from utils.model.ema import EMA
+from utils.model.recognition import build_model
+from utils.model.segmentation_weights import load_segmentation_weights, open_network, read_config
+from utils.model.weights import load_weights, read_tensors
+from utils.run import checkpoint
+from utils.run import state as run_state
+from utils.run.folder import open_folder as run_folder_of
+from utils.run.log import RunLog
+from utils.sources.hub import encoded_image, load_splits
+from utils.sources.recognition import hub_table, scan_folder
+from utils.sources.segmentation import folder as segmentation_folder
+from utils.sources.segmentation import hub_table as masks_table
+from utils.sources.segmentation import open_data
 
 BODY = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
 

@@ -22,8 +22,8 @@ from test_train_segmentation import data  # noqa: F401, a fixture
 
 import train_recognition
 import train_segmentation
-from utils.checkpoint import states
-from utils.segmentation_weights import open_network
+from utils.model.segmentation_weights import open_network
+from utils.run.checkpoint import states
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript"))
 ARGS = {"train_recognition": TINY, "train_segmentation": TINY_MASKS}

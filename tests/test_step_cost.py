@@ -11,12 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_recognition
 import train_segmentation
-from utils import run_state
-from utils.ema import EMA
-from utils.losses import CrossEntropy
-from utils.mixup import Mixup
-from utils.run_log import RunLog
-from utils.segmentation_losses import SegmentationLoss
+from utils.augment.mixup import Mixup
+from utils.losses.recognition import CrossEntropy
+from utils.losses.segmentation import SegmentationLoss
+from utils.model.ema import EMA
+from utils.run import state as run_state
+from utils.run.log import RunLog
 
 
 class Count(TorchDispatchMode):
@@ -86,9 +86,9 @@ import os, sys
 sys.path[:0] = ["ROOT"]
 import accelerate, torch
 from train_recognition import train_one_epoch
-from utils import run_state
-from utils.losses import CrossEntropy
-from utils.run_log import RunLog
+from utils.run import state as run_state
+from utils.losses.recognition import CrossEntropy
+from utils.run.log import RunLog
 
 accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=3)
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 8), torch.nn.Flatten())

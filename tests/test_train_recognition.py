@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 
 import train_recognition
 from lr_sched import cosine_scheduler
-from utils.arguments import InputError
-from utils.checkpoint import states
+from utils.cli.arguments import InputError
+from utils.run.checkpoint import states
 
 # All that has random numbers or a state of its own.
 EVERYTHING = (
@@ -153,8 +153,8 @@ def test_flips_and_crops_at_evaluation_are_the_same_on_two_processes(finished, t
 
 def test_flips_average_the_logits(main, finished):
     """Against the mean of the logits that timm's own model gives."""
-    from utils.recognition_data import digits
-    from utils.recognition_transforms import eval_transform
+    from utils.augment.timm import eval_transform
+    from utils.sources.recognition import digits
 
     out = main("--eval", "--finetune", finished / "last", "--tta_flip", "true")
     model = timm.create_model(f"local-dir:{finished / 'last'}", pretrained=True).eval()

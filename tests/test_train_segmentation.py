@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train_segmentation
-from utils.arguments import InputError
-from utils.checkpoint import states
+from utils.cli.arguments import InputError
+from utils.run.checkpoint import states
 
 TINY = (
     "--backbone convnextv2_atto --backbone_kwargs depths=(1,1,1,1) dims=(8,8,16,16) --model upernet --channels 8 --aux true "

@@ -17,12 +17,12 @@ from timm.models.resnet import BasicBlock, ResNet
 from lr_sched import adjust_learning_rate, make_schedule
 from optim_factory import create_optimizer, layer_decay_assigner
 from train_recognition import evaluate, train_one_epoch
-from utils.ema import EMA
-from utils.losses import CrossEntropy, smooth_one_hot
-from utils.run_log import RunLog
-from utils.run_state import new_state
-from utils.sampling import EvalBatches
-from utils.weights import to_timm_name
+from utils.data.sampling import EvalBatches
+from utils.losses.recognition import CrossEntropy, smooth_one_hot
+from utils.model.ema import EMA
+from utils.model.weights import to_timm_name
+from utils.run.log import RunLog
+from utils.run.state import new_state
 
 FOLDER = GOLDEN / "6_trajectories"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))

@@ -1,0 +1,103 @@
+"""Image files of every mode and format, and what is not one."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils.cli.arguments import InputError
+from utils.images import BadImage, check_header, decode_image, read_bytes, read_image
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK", "1", "I;16", "I", "F"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    grey = Image.fromarray(np.full((9, 7), 128, np.uint8))
+    if mode in ("I;16", "I"):
+        image = Image.fromarray(np.full((9, 7), 128 * 257, np.uint16 if mode == "I;16" else np.int32))
+    elif mode == "P":
+        image = grey.convert("RGB").quantize()
+    elif mode == "1":
+        image = Image.new("1", (7, 9), 1)
+    else:
+        image = (grey if mode in ("L", "LA", "F") else grey.convert("RGB")).convert(mode)
+    path = tmp_path / ("x.tif" if mode in ("CMYK", "F", "I") else "x.png")
+    image.save(path)
+    pixels = np.asarray(read_image(str(path)))
+    assert pixels.shape == (9, 7, 3)
+    assert pixels[4, 3].tolist() == pytest.approx([255 if mode == "1" else 128] * 3, abs=2)
+
+
+def test_formats_and_orientation(tmp_path):
+    picture = Image.fromarray(np.arange(12 * 20 * 3, dtype=np.uint8).reshape(12, 20, 3))
+    for suffix in ("jpg", "png", "gif", "bmp", "webp", "tiff", "ppm"):
+        picture.save(tmp_path / f"x.{suffix}")
+        assert read_image(str(tmp_path / f"x.{suffix}")).size == (20, 12)
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turn by 90 degrees, as telephones write it
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(str(tmp_path / "turned.jpg")).size == (12, 20)
+    assert read_image(str(tmp_path / "turned.jpg"), upright=False).size == (20, 12)
+    data = read_bytes(str(tmp_path / "turned.jpg"))
+    assert np.array_equal(decode_image(data, "x"), read_image(str(tmp_path / "turned.jpg")))
+    assert decode_image(data, "x", upright=False).size == (20, 12)
+
+
+def picture(path, side=60):
+    pixels = np.random.default_rng(0).integers(0, 255, (side, side, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path.read_bytes()
+
+
+BROKEN = {
+    "text": (lambda path, whole: path.write_bytes(b"not an image"), "is no image: expected a file that Pillow can read"),
+    "empty": (lambda path, whole: path.write_bytes(b""), "is no image"),
+    "truncated": (lambda path, whole: path.write_bytes(whole[: len(whole) // 2]), "cannot be read as an image"),
+    "directory": (lambda path, whole: path.mkdir(), "cannot be read as an image .Is a directory"),
+    "missing": (lambda path, whole: None, "cannot be read as an image .No such file"),
+    "pipe": (lambda path, whole: os.mkfifo(path), "cannot be read as an image .a pipe or device in place of a file"),
+    "bomb": (lambda path, whole: picture(path, 300), "cannot be read as an image .Image size .90000 pixels. exceeds"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_what_cannot_be_read_is_named_in_one_line(tmp_path, monkeypatch, kind, suffix):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
+    path = tmp_path / f"5{suffix}"
+    whole = picture(path)
+    path.unlink()
+    harm, message = BROKEN[kind]
+    harm(path, whole)
+    with pytest.raises(BadImage, match=f"5{suffix} {message}") as error:
+        read_image(str(path))
+    assert "\n" not in str(error.value) and isinstance(error.value, InputError)
+    if path.is_file():
+        with pytest.raises(BadImage, match=f"^row 5 {message}"):
+            decode_image(path.read_bytes(), "row 5")
+    else:
+        with pytest.raises(BadImage, match=f"5{suffix} {message}"):
+            read_bytes(str(path))
+    if kind == "truncated":  # the first bytes are those of an image
+        check_header(str(path))
+    else:
+        with pytest.raises(BadImage, match=f"5{suffix} {message}"):
+            check_header(str(path))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "webp", "tiff", "ppm"])
+def test_mangled_bytes_give_an_image_or_are_named(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
+    whole = picture(tmp_path / f"x.{suffix}", 16)
+    rng, broken = np.random.default_rng(0), 0
+    for _ in range(150):
+        data = np.frombuffer(whole, np.uint8).copy()
+        places = rng.integers(0, min(len(data), 200), 3)  # headers are where Pillow stumbles
+        data[places] = rng.integers(0, 256, 3)
+        try:
+            assert decode_image(data.tobytes(), "x").mode == "RGB"
+        except BadImage as error:
+            broken += 1
+            assert str(error).startswith("x ")
+    assert broken

@@ -1,0 +1,170 @@
+"""The segmentation loss against the published code's numbers and by hand; the recognition losses against the same file."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from safetensors.torch import load_file
+
+from utils.cli.arguments import InputError
+from utils.losses.recognition import CrossEntropy
+from utils.losses.segmentation import SegmentationLoss, present_classes
+
+OUTPUTS = {"pred": "logits", "aux_pred": "aux", "se_pred": "se"}
+
+
+@pytest.fixture(scope="module")
+def published(golden):
+    return golden("5_losses_metrics/losses_metrics.json"), load_file(GOLDEN / "5_losses_metrics/losses_metrics.safetensors")
+
+
+def compare(case, tensors, loss, gradients):
+    """loss and gradients {published input name: tensor} with those of a golden case; NaN there is 0 here."""
+    if case["loss"] == "nan":
+        assert loss.item() == 0
+        assert all(not gradient.any() for gradient in gradients.values())
+        return
+    assert loss.item() == pytest.approx(case["loss"], rel=1e-6)
+    for name in case["grads_stored_for"]:
+        torch.testing.assert_close(gradients[name], tensors[f"{case['id']}.grad_{name}"], rtol=1e-5, atol=1e-8)
+
+
+def test_segmentation_losses_as_published(published):
+    losses, tensors = published
+    cases = [case for case in losses["losses"] if case["kind"] == "SegmentationLosses"]
+    assert cases
+    for case in cases:
+        config, names = case["config"], [name for name in case["inputs"] if name != "target"]
+        inputs = {name: tensors[f"{case['id']}.{name}"].requires_grad_() for name in names}
+        loss = SegmentationLoss(
+            config["nclass"],
+            aux_weight=config["aux_weight"] if config["aux"] else 0,
+            se_weight=config["se_weight"] if config["se_loss"] else 0,
+            class_weights=tensors[f"{case['id']}.weight"] if config["weight_given"] else None,
+            ignore_index=config["ignore_index"],
+        )({OUTPUTS[name]: tensor for name, tensor in inputs.items()}, tensors[f"{case['id']}.target"])
+        loss.backward()
+        compare(case, tensors, loss, {name: tensor.grad for name, tensor in inputs.items()})
+
+
+def test_recognition_losses_as_published(published):
+    losses, tensors = published
+    cases = [case for case in losses["losses"] if case["kind"] in ("LabelSmoothing", "NLLMultiLabelSmooth")]
+    assert cases
+    for case in cases:
+        smoothing, target = case["config"]["smoothing"], tensors[f"{case['id']}.target"]
+        x = tensors[f"{case['id']}.x"].requires_grad_()
+        if case["kind"] == "NLLMultiLabelSmooth":  # ours takes soft targets that are smoothed already
+            smoothing = smoothing if case["config"]["training"] else 0
+            target = (1 - smoothing) * target + smoothing / x.shape[1]
+        loss = CrossEntropy(smoothing)(x, target)
+        loss.backward()
+        compare(case, tensors, loss, {"x": x.grad})
+
+
+def test_present_classes_as_published(published):
+    metrics, tensors = published
+    cases = [case for case in metrics["metrics"] if case["kind"] == "get_selabel_vector"]
+    assert cases
+    for case in cases:
+        assert present_classes(tensors[f"{case['id']}.target"], case["config"]["nclass"]).tolist() == case["output"]
+
+
+def of_probabilities(probabilities):
+    """Two-class logits (1, 2, 1, n) and target (1, 1, n) in which the true class, 1, has these probabilities; None: ignored."""
+    p = torch.tensor([0.01 if value is None else value for value in probabilities])
+    target = torch.tensor([-1 if value is None else 1 for value in probabilities])
+    return torch.stack([1 - p, p]).log()[None, :, None], target[None, None]
+
+
+@pytest.mark.parametrize(
+    "ohem, kept",
+    [
+        (None, [0.9, 0.8, 0.3, 0.6]),
+        ((0.7, 1), [0.3, 0.6]),  # below the threshold
+        ((0.5, 3), [0.3, 0.6, 0.8]),  # too few below it: the least probable
+        ((0.0, 1), [0.3]),
+        ((0.0, 100), [0.9, 0.8, 0.3, 0.6]),  # more asked for than there are
+        ((1.0, 1), [0.9, 0.8, 0.3, 0.6]),
+    ],
+)
+def test_ohem_by_hand(ohem, kept):
+    logits, target = of_probabilities([0.9, None, 0.8, 0.3, None, 0.6])
+    loss = SegmentationLoss(2, ohem=ohem)({"logits": logits}, target)
+    assert loss.item() == pytest.approx(np.mean([-math.log(p) for p in kept]), rel=1e-5)
+
+
+def test_ohem_keeps_the_pixels_of_mmsegmentation():
+    """Its rule: of B images, probability < max(threshold, the one after the min_kept x B smallest)."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 5, 9, 7, generator=generator, requires_grad=True)
+    target = torch.randint(-1, 5, (2, 9, 7), generator=generator)
+    labelled = target >= 0
+    own = logits.detach().softmax(1).gather(1, target.clamp(min=0)[:, None])[:, 0]
+    for threshold, min_kept in ((0.1, 30), (0.6, 30), (0.0, 1), (0.2, 5)):
+        logits.grad = None
+        SegmentationLoss(5, ohem=(threshold, min_kept))({"logits": logits}, target).backward()
+        limit = max(threshold, np.sort(own[labelled].numpy())[2 * min_kept])
+        assert torch.equal(logits.grad.abs().sum(1) > 0, labelled & (own < limit))
+
+
+def test_ohem_with_class_weights_and_aux():
+    logits, target = of_probabilities([0.9, 0.3])
+    target[..., 0] = 0  # probability 0.1
+    loss = SegmentationLoss(2, ohem=(0.5, 1), class_weights=[3.0, 1.0], aux_weight=0.5)
+    expected = (3 * -math.log(0.1) - math.log(0.3)) / 4
+    assert loss({"logits": logits, "aux": logits}, target).item() == pytest.approx(1.5 * expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("ohem", [None, (0.7, 3)])
+@pytest.mark.parametrize("class_weights", [None, [1.0, 2.0, 0.0]])
+def test_nothing_labelled_is_zero(ohem, class_weights):
+    outputs = {"logits": torch.randn(2, 3, 4, 5), "aux": torch.randn(2, 3, 4, 5), "se": torch.randn(2, 3)}
+    outputs = {name: output.requires_grad_() for name, output in outputs.items()}
+    criterion = SegmentationLoss(3, aux_weight=0.4, se_weight=0.2, ohem=ohem, class_weights=class_weights)
+    loss = criterion(outputs, torch.full((2, 4, 5), -1))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(torch.equal(output.grad, torch.zeros_like(output)) for output in outputs.values())
+
+
+def test_classes_without_weight_are_zero():
+    criterion = SegmentationLoss(2, class_weights=[0.0, 1.0])
+    assert criterion({"logits": torch.randn(1, 2, 3, 3)}, torch.zeros(1, 3, 3, dtype=torch.int64)).item() == 0
+
+
+def test_half_precision_sums_in_float32():
+    logits = torch.zeros(1, 4, 300, 300, dtype=torch.float16)  # 90000 pixels x log 4 is beyond float16
+    assert SegmentationLoss(4)({"logits": logits}, torch.zeros(1, 300, 300, dtype=torch.int64)).item() == pytest.approx(
+        math.log(4)
+    )
+
+
+def test_missing_outputs():
+    outputs, target = {"logits": torch.zeros(1, 3, 2, 2)}, torch.zeros(1, 2, 2, dtype=torch.int64)
+    for weights in ({"aux_weight": 0.4}, {"se_weight": 0.2}):
+        criterion = SegmentationLoss(3, **weights)
+        with pytest.raises(InputError, match="no '(aux|se)' output"):
+            criterion(outputs, target)
+        assert criterion.eval()(outputs, target).item() == pytest.approx(math.log(3))
+
+
+def test_wrong_input():
+    target = torch.zeros(1, 2, 2, dtype=torch.int64)
+    for wrong in ({"ohem": (1.5, 10)}, {"ohem": (0.7, 0)}, {"class_weights": [1.0, 2.0]}):
+        with pytest.raises(InputError, match="expected|give"):
+            SegmentationLoss(3, **wrong)
+    for shape in ((1, 4, 2, 2), (1, 3, 4, 4)):
+        with pytest.raises(InputError, match="logits"):
+            SegmentationLoss(3)({"logits": torch.zeros(shape)}, target)
+
+
+def test_never_waits_for_the_device():
+    """On the meta device nothing has a value: reading one back raises."""
+    outputs = {"logits": torch.zeros(2, 3, 8, 8), "aux": torch.zeros(2, 3, 8, 8), "se": torch.zeros(2, 3)}
+    outputs = {name: output.to("meta").requires_grad_() for name, output in outputs.items()}
+    criterion = SegmentationLoss(3, aux_weight=0.4, se_weight=0.2, ohem=(0.7, 9), class_weights=[1.0, 2.0, 3.0]).to("meta")
+    criterion(outputs, torch.zeros(2, 8, 8, dtype=torch.int64, device="meta")).backward()
+    assert all(output.grad is not None for output in outputs.values())

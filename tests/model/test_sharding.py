@@ -1,0 +1,189 @@
+"""States of a model that FSDP2 shards over two processes: whole when saved, the same on any hardware when loaded."""
+
+import functools
+import importlib.util
+import shutil
+
+import pytest
+import sharded_on_cpu
+import timm
+import timm.optim.lamb
+import torch
+from conftest import ROOT, TINY, forked, lines, run, train
+from test_train_recognition import assert_same_run
+
+from utils.cli.arguments import InputError
+from utils.model import zero
+from utils.model.sharding import blocks, gather, load_model, load_optimizer
+from utils.run.checkpoint import states
+
+SCRIPT = """
+import copy
+import os
+import sys
+sys.path[:0] = ["ROOT", "ROOT/tests"]
+import torch
+from torch.distributed.fsdp import fully_shard
+from utils.model import sharding
+from utils.model.ema import EMA
+from test_sharding import adamw, make, step
+
+torch.distributed.init_process_group("gloo")
+torch.set_num_threads(1)
+model = make()
+fully_shard(model[0])
+fully_shard(model)
+optimizer = adamw(model)
+ema = EMA(model, 0.5)
+for update in range(3):
+    step(model, optimizer, update)
+    ema.update(update)
+saved = copy.deepcopy(sharding.gather([model.state_dict(), optimizer.state_dict(), ema.state_dict()]))
+with ema.in_model():
+    torch.testing.assert_close(sharding.gather(model.state_dict()), saved[2], rtol=0, atol=0)
+step(model, optimizer, 3)
+after = sharding.gather(model.state_dict())
+sharding.load_model(model, saved[0])
+sharding.load_optimizer(optimizer, copy.deepcopy(saved[1]))
+ema.load_state_dict(saved[2])
+again = sharding.gather([model.state_dict(), optimizer.state_dict(), ema.state_dict()])
+torch.testing.assert_close(again, saved, rtol=0, atol=0)
+step(model, optimizer, 3)
+torch.testing.assert_close(sharding.gather(model.state_dict()), after, rtol=0, atol=0)
+if torch.distributed.get_rank() == 0:
+    torch.save(saved + [after], sys.argv[1])
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+os._exit(0)  # gloo's threads now and then abort on the ordinary way out
+"""
+
+
+def make():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(3, 7), torch.nn.LayerNorm(7), torch.nn.Linear(7, 2))
+
+
+def adamw(model):
+    parameters = list(model.parameters())
+    return torch.optim.AdamW(
+        [{"params": parameters[:2], "lr_scale": 0.5}, {"params": parameters[2:], "weight_decay": 0.0}], lr=0.1
+    )
+
+
+def step(model, optimizer, update):
+    """The same batch on every process, so that one process alone does the same."""
+    batch = torch.randn(8, 3, generator=torch.Generator().manual_seed(update))
+    model(batch).square().mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.slow
+def test_a_sharded_state_is_that_of_one_process(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT.replace("ROOT", str(ROOT)))
+    done = run(tmp_path / "script.py", tmp_path / "state.pt", processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    weights, moments, average, after = torch.load(tmp_path / "state.pt", weights_only=True)
+
+    model = make()
+    optimizer = adamw(model)
+    for update in range(3):
+        step(model, optimizer, update)
+    torch.testing.assert_close(dict(model.state_dict()), weights, rtol=0, atol=1e-5)
+    assert average.keys() == weights.keys() and [g["lr_scale"] for g in moments["param_groups"] if "lr_scale" in g] == [0.5]
+    load_model(model, weights)  # and what two processes saved, one can go on with
+    load_optimizer(optimizer, moments)
+    step(model, optimizer, 3)
+    torch.testing.assert_close(gather(dict(model.state_dict())), after, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("convnextv2_atto", ["ConvNeXtBlock", "ConvNeXtStage"]),
+        ("resnest14d", []),  # one block in each stage
+        ("resnest26d", ["ResNestBottleneck"]),
+        ("vit_tiny_patch16_224", ["Block"]),
+        ("tf_efficientnet_lite0", ["InvertedResidual"]),
+    ],
+)
+def test_blocks_are_what_fsdp_gathers_at_once(name, expected):
+    with torch.device("meta"):
+        assert blocks(timm.create_model(name)) == expected
+
+
+def test_zero_refuses_an_optimizer_that_looks_at_whole_tensors():
+    with pytest.raises(InputError, match=r"Lamb looks at whole tensors.* such as adamw"):
+        zero.prepare(None, None, timm.optim.lamb.Lamb([torch.nn.Parameter(torch.ones(2))]), 1, None)
+
+
+# --- whole runs
+
+DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="the package deepspeed is missing")
+KINDS = ["FSDP", pytest.param("DEEPSPEED", marks=DEEPSPEED)]
+JOB = ["--batch_size", 32, "--layer_decay", 0.8, "--update_freq", 2, "--clip_grad", 1, "--model_ema", "true", "--mixup", 0.5,
+       "--model_ema_decay", 0.9, "--save_ckpt_updates", 4, "--epochs", 1, "--warmup_epochs", 0.5]  # fmt: skip
+
+
+def sharded(kind, script, *words, precision="no"):
+    prepare = functools.partial(sharded_on_cpu.prepare, kind, precision)
+    done = forked(script, *words, processes=2, prepare=prepare)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run of two ordinary processes."""
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    done = train(*JOB, "--output_dir", folder, processes=2)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def losses(folder):
+    return [record["loss"] for record in lines(folder / "updates.txt")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sharded_run_is_a_run_like_any_other(plain, tmp_path, kind):
+    """Its losses, norms, averages and evaluations; it resumes to the bit, and elsewhere."""
+    job = ["train_recognition", *TINY, *JOB]
+    sharded(kind, *job, "--output_dir", tmp_path / "a")
+    assert losses(tmp_path / "a") == pytest.approx(losses(plain), rel=1e-5)
+    norms = [[record["grad_norm"] for record in lines(folder / "updates.txt")] for folder in (plain, tmp_path / "a")]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+    for record, expected in zip(lines(tmp_path / "a" / "log.txt"), lines(plain / "log.txt"), strict=True):
+        for name in ("test_acc1", "test_acc1_ema"):
+            assert abs(record[name] - expected[name]) < 0.3  # one image of 359
+        assert record["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-3)
+
+    for name, source, again in (("b", tmp_path / "a", True), ("c", tmp_path / "a", False), ("d", plain, True)):
+        shutil.copytree(source, tmp_path / name)
+        for path in states(tmp_path / name / "checkpoints"):
+            if path.name > "update_00000004":
+                shutil.rmtree(path)
+        (tmp_path / name / "finished.json").unlink()
+        if again:
+            assert "after 4 updates" in sharded(kind, *job, "--output_dir", tmp_path / name)
+        else:  # one ordinary process with the same total batch
+            done = train(*JOB, "--update_freq", 4, "--output_dir", tmp_path / name)
+            assert done.returncode == 0 and "after 4 updates" in done.stdout, done.stderr
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert losses(tmp_path / "d") == pytest.approx(losses(plain), rel=1e-5)  # what ordinary processes saved
+    assert losses(tmp_path / "c") == pytest.approx(losses(tmp_path / "a"), rel=0.02)  # mixup sees other batches
+
+    out = sharded(kind, *job, "--eval", "true", "--finetune", tmp_path / "a" / "last")
+    assert f"top-1 {lines(tmp_path / 'a' / 'log.txt')[-1]['test_acc1']:.5f} %" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_segmentation_is_sharded_too(tmp_path, kind):
+    words = ["--max_updates", 6, "--warmup_epochs", 0, "--batch_size", 4, "--update_freq", 2, "--model_ema", "true",
+             "--report_to", "none", "--num_workers", 0, "--eval_mode", "whole", "--output_dir", tmp_path / "run"]  # fmt: skip
+    sharded(kind, "train_segmentation", *words, precision="bf16")
+    (record,) = lines(tmp_path / "run" / "log.txt")
+    assert 0 <= record["test_miou"] <= 100 and 0 <= record["test_miou_ema"] <= 100
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]

@@ -1,0 +1,202 @@
+"""Exported files, opened without this project: the network's logits at any batch size, and what they tell about input."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import timm
+import torch
+
+from segmentation_networks.network import build_network
+from utils.cli.arguments import InputError
+from utils.model.recognition import build_model, timm_config
+from utils.model.segmentation_weights import open_network
+from utils.result import export
+from utils.run.checkpoint import export_weights
+
+MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
+CONVNEXT = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
+MODELS = {
+    "convnextv2_atto": CONVNEXT,
+    "resnet18": {"channels": (8, 8, 16, 16), "stem_width": 8},
+    "vit_tiny_patch16_224": {"depth": 2, "embed_dim": 24},
+}
+CLASSES = ["cat", "dog", 'a "quoted" {name}', "Ümläut 猫"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Networks this small only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Folders as training leaves them, by the name of the network."""
+    folders = {}
+    for name, kwargs in MODELS.items():
+        folders[name] = tmp_path_factory.mktemp(name) / "best"
+        model = build_model(name, CLASSES, input_size=32, model_kwargs=kwargs)
+        geometry = {"mean": MEAN, "std": STD, "crop_pct": 1.0, "crop_mode": "center"}
+        config = timm_config(model, name, CLASSES, input_size=32, model_kwargs=kwargs, **geometry)
+        export_weights(folders[name], shaken(model).state_dict(), config)
+    network = {"backbone": "convnextv2_atto", "head": "upernet", "classes": 4, "channels": 8, "aux": True}
+    network["backbone_kwargs"] = CONVNEXT
+    folders["upernet"] = tmp_path_factory.mktemp("upernet") / "best"
+    config = {"network": network, "classes": CLASSES, "palette": [[0, 0, 0]] * 4, "crop_size": 40, "base_size": 40}
+    config |= {"transforms": "none", "mean": MEAN, "std": STD}
+    export_weights(folders["upernet"], shaken(build_network(**network, input_size=40)).state_dict(), config)
+    return folders
+
+
+def shaken(model):
+    """`model` with every parameter and statistic away from 0 and 1, so that none of them can get lost unseen."""
+    generator = torch.Generator().manual_seed(0)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.add_(torch.rand(tensor.shape, generator=generator) * 0.1)
+    return model
+
+
+def in_python(folder):
+    """The network of `folder`, opened as the README says, as a function to logits."""
+    if "network" in json.loads((folder / "config.json").read_text()):
+        network, _ = open_network(folder)
+        return lambda images: network(images)["logits"]
+    return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+
+def opened(path, kind):
+    """(function to logits, the facts in the file), with nothing but the format's own library."""
+    if kind == "onnx":
+        import onnx
+
+        onnxruntime = pytest.importorskip("onnxruntime")
+        session = onnxruntime.InferenceSession(path)
+        facts = {prop.key: json.loads(prop.value) for prop in onnx.load(path).metadata_props}
+        return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]), facts
+    extra = {export.FACTS: ""}
+    if kind == "torchscript":
+        model = torch.jit.load(path, _extra_files=extra)
+    else:
+        model = torch.export.load(path, extra_files=extra).module()
+    return model, json.loads(extra[export.FACTS])
+
+
+def needs(kind):
+    if kind == "onnx":
+        pytest.importorskip("onnx")
+        pytest.importorskip("onnxscript")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated")
+@pytest.mark.parametrize("kind", export.FILES)
+@pytest.mark.parametrize("name", [*MODELS, "upernet"])
+def test_the_file_gives_the_logits_of_the_network(results, tmp_path, name, kind):
+    needs(kind)
+    folder = shutil.copytree(results[name], tmp_path / "best")
+    said = []
+    path = export.export_run(folder, kind, said.append)
+    assert path == folder / export.FILES[kind] and str(path) in said[0]
+    assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors", path.name}
+
+    size = 40 if name == "upernet" else 32
+    run, facts = opened(path, kind)
+    assert facts == {"input_size": size, "mean": MEAN, "std": STD, "classes": CLASSES}
+    network = in_python(folder)  # beside the new file
+    for batch in (1, 2, 5):
+        images = torch.randn(batch, 3, size, size)
+        with torch.no_grad():
+            expected, found = network(images), run(images)
+        assert found.shape == ((batch, 4, 40, 40) if name == "upernet" else (batch, 4))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+class CountsItsBatch(torch.nn.Module):
+    """Takes the size of the batch into a number, which a trace keeps for ever."""
+
+    def forward(self, images):
+        return images.mean((2, 3)) * float(images.shape[0])
+
+
+class NotFinite(torch.nn.Module):
+    def forward(self, images):
+        return images.mean((2, 3)) * float("nan")
+
+
+FACTS = {"input_size": 8, "mean": MEAN, "std": STD, "classes": ["r", "g", "b"]}
+
+
+@pytest.mark.parametrize(
+    "model, reason",
+    [
+        (
+            CountsItsBatch(),
+            r"the file's logits differ from the model's by [\d.]+, expected \S+ at most; nothing was written, try",
+        ),
+        (NotFinite(), "the model's own logits are not finite; nothing was written$"),
+    ],
+)
+def test_a_file_with_other_logits_is_not_kept(tmp_path, model, reason):
+    old = tmp_path / export.FILES["torchscript"]
+    old.write_text("of an earlier run")
+    with pytest.raises(InputError, match=rf"^export to torchscript: {reason}"):
+        export.export_model(model.eval(), tmp_path, "torchscript", **FACTS)
+    assert [path.name for path in tmp_path.iterdir()] == [old.name] and old.read_text() == "of an earlier run"
+
+
+def test_a_graph_that_cannot_be_exported(tmp_path):
+    class Branches(torch.nn.Module):
+        def forward(self, images):
+            return images if images.sum() > 0 else -images
+
+    with pytest.raises(
+        InputError, match=r"^export to torch_export: \w+: [^\n]+; try another of onnx, torchscript, torch_export$"
+    ):
+        export.export_model(Branches(), tmp_path, "torch_export", **FACTS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_without_onnxruntime(results, tmp_path, monkeypatch):
+    needs("onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    folder = shutil.copytree(results["vit_tiny_patch16_224"], tmp_path / "best")
+    assert export.export_run(folder, "onnx", lambda line: None).is_file()
+    monkeypatch.setattr(export, "TOLERANCE", -1)  # so that whatever looked at the file has to refuse it
+    with pytest.raises(InputError, match="logits differ"):
+        export.export_run(folder, "onnx")
+
+
+def test_onnx_without_its_packages(results, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(InputError, match="found no .*onnxscript; pip install onnx onnxscript onnxruntime"):
+        export.check_export("onnx")
+    with pytest.raises(InputError, match="pip install onnx onnxscript onnxruntime"):
+        export.export_run(results["resnet18"], "onnx")
+    export.check_export("torchscript")
+
+
+def test_an_unknown_format():
+    with pytest.raises(InputError, match="unknown export format 'torchscrip': did you mean torchscript"):
+        export.check_export("torchscrip")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_folder_without_a_result(results, tmp_path, name):
+    folder = shutil.copytree(results["resnet18"], tmp_path / "best")
+    (folder / name).unlink()
+    with pytest.raises(InputError, match=f"found no {name}; expected a folder such as RUN/best"):
+        export.export_run(folder, "torchscript")
+
+
+@pytest.mark.parametrize("name, content", [("config.json", "{}"), ("config.json", "[1"), ("model.safetensors", "no tensors")])
+def test_a_broken_result(results, tmp_path, name, content):
+    folder = shutil.copytree(results["resnet18"], tmp_path / "best")
+    (folder / name).write_text(content)
+    with pytest.raises(InputError, match=r"^[^\n]+$"):
+        export.export_run(folder, "torchscript")
+    assert not (folder / export.FILES["torchscript"]).exists()

@@ -1,0 +1,109 @@
+"""Mixup and CutMix of a batch, on the batch's device, with random numbers keyed by seed, update and micro-batch.
+
+Modes as in timm's Mixup: `batch` draws once for the whole batch, `pair` once per pair (i, B-1-i), `elem` once per
+sample. Sources: Zhang et al. 2018 (mixup), Yun et al. 2019 (CutMix); the partner of a sample is its mirror in the
+batch, as in timm. Any batch of two or more will do, an odd one too.
+"""
+
+import numpy as np
+import torch
+
+from utils.losses.recognition import smooth_one_hot
+
+
+class Mixup:
+    """Callable (images (B, C, H, W), labels (B,) int64, seed) -> (mixed images, soft targets (B, classes)).
+
+    mixup, cutmix: alpha of the Beta distribution, 0 switches it off. cutmix_minmax: side of the box as fractions of
+    the image, instead of from lambda. prob: of mixing at all; switch_prob: of CutMix where both are on.
+    """
+
+    def __init__(
+        self, classes, mixup=0.8, cutmix=1.0, cutmix_minmax=None, prob=1.0, switch_prob=0.5, mode="batch", smoothing=0.1
+    ):
+        if mode not in ("batch", "pair", "elem"):
+            raise ValueError(f"mixup mode is '{mode}': expected batch, pair or elem")
+        self.classes, self.mode, self.smoothing = classes, mode, smoothing
+        self.mixup, self.prob, self.switch_prob = mixup, prob, switch_prob
+        self.cutmix, self.cutmix_minmax = (1.0, tuple(cutmix_minmax)) if cutmix_minmax else (cutmix, None)
+
+    def draw(self, count, shape, rng):
+        """Per mixing: lambda (count,) float32, and boxes (count, 4) int as y0, y1, x0, x1, empty where blended."""
+        height, width = shape
+        lam, boxes = np.ones(count, np.float32), np.zeros((count, 4), np.int64)
+        for i in range(count):
+            if rng.random() >= self.prob:
+                continue
+            cut = self.cutmix > 0 and (self.mixup <= 0 or rng.random() < self.switch_prob)
+            lam[i] = rng.beta(self.cutmix, self.cutmix) if cut else rng.beta(self.mixup, self.mixup)
+            if cut:
+                boxes[i] = self._box(height, width, lam[i], rng)
+                y0, y1, x0, x1 = boxes[i]
+                lam[i] = 1.0 - (y1 - y0) * (x1 - x0) / (height * width)  # the box may be cut by the border
+        return lam, boxes
+
+    def _box(self, height, width, lam, rng):
+        if self.cutmix_minmax:
+            low, high = self.cutmix_minmax
+            cut_h = int(rng.integers(int(height * low), max(int(height * high), int(height * low) + 1)))
+            cut_w = int(rng.integers(int(width * low), max(int(width * high), int(width * low) + 1)))
+            y0 = int(rng.integers(0, height - cut_h + 1))
+            x0 = int(rng.integers(0, width - cut_w + 1))
+            return y0, y0 + cut_h, x0, x0 + cut_w
+        side = float(np.sqrt(1.0 - lam))
+        cut_h, cut_w = int(height * side), int(width * side)
+        y, x = int(rng.integers(0, height)), int(rng.integers(0, width))
+        y0, y1 = max(y - cut_h // 2, 0), min(y + cut_h // 2, height)
+        x0, x1 = max(x - cut_w // 2, 0), min(x + cut_w // 2, width)
+        return y0, y1, x0, x1
+
+    def __call__(self, images, labels, seed):
+        batch = len(images)
+        rng = np.random.default_rng(seed)
+        if self.mode == "batch":
+            lam, boxes = self.draw(1, images.shape[-2:], rng)
+            lam, boxes = np.repeat(lam, batch), np.repeat(boxes, batch, axis=0)
+        elif self.mode == "pair":
+            lam, boxes = self.draw(batch // 2, images.shape[-2:], rng)
+            middle = ([np.float32(1)] * (batch % 2), np.zeros((batch % 2, 4), np.int64))  # has no partner
+            lam, boxes = np.concatenate([lam, middle[0], lam[::-1]]), np.concatenate([boxes, middle[1], boxes[::-1]])
+        else:
+            lam, boxes = self.draw(batch, images.shape[-2:], rng)
+        return mix(images, labels, lam.astype(np.float32), boxes, self.classes, self.smoothing)
+
+
+def mix(images, labels, lam, boxes, classes, smoothing=0.0):
+    """Mix each image with its mirror in the batch: paste the partner's box where there is one, else blend by lambda.
+
+    images (B, C, H, W); labels (B,) int64; lam (B,) float32; boxes (B, 4) int. Returns images and (B, classes) targets.
+    """
+    device = images.device
+    weight = torch.from_numpy(lam).to(device, non_blocking=True)
+    if (lam == lam[0]).all() and (boxes == boxes[0]).all():  # one draw for all, with fewer passes over the pixels
+        y0, y1, x0, x1 = boxes[0].tolist()
+        if y1 > y0 and x1 > x0:
+            mixed = images.clone(memory_format=torch.preserve_format)
+            mixed[:, :, y0:y1, x0:x1] = images[:, :, y0:y1, x0:x1].flip(0)
+        else:
+            mixed = images.flip(0).lerp_(images, float(lam[0])) if lam[0] != 1 else images
+    else:
+        mixed = _mix_each(images, lam, boxes)
+    targets = smooth_one_hot(labels, classes, smoothing)
+    weight = weight.unsqueeze(-1)
+    return mixed, targets * weight + targets.flip(0) * (1 - weight)
+
+
+def _mix_each(images, lam, boxes):
+    """The same with a lambda and a box of its own for each image."""
+    device, partner = images.device, images.flip(0)
+    is_cut = (boxes[:, 1] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 2])
+    blend = torch.from_numpy(np.where(is_cut, 1.0, lam).astype(np.float32)).to(device, non_blocking=True)
+    mixed = partner.lerp(images, blend.view(-1, 1, 1, 1).to(images.dtype))
+    if is_cut.any():
+        edges = torch.from_numpy(boxes).to(device, non_blocking=True)
+        rows = torch.arange(images.shape[-2], device=device)
+        columns = torch.arange(images.shape[-1], device=device)
+        in_rows = (rows >= edges[:, :1]) & (rows < edges[:, 1:2])  # (B, H)
+        in_columns = (columns >= edges[:, 2:3]) & (columns < edges[:, 3:])  # (B, W)
+        mixed = torch.where((in_rows[:, :, None] & in_columns[:, None, :]).unsqueeze(1), partner, mixed)
+    return mixed

@@ -1,0 +1,153 @@
+"""From what a file holds to a mask of class ids: (H, W) int64, IGNORE where a pixel has no class.
+
+Mask files of 1, 8 and 16 bits, SBD's .mat files, and the polygons and run lengths of COCO's instances.
+"""
+
+import os
+
+import numpy as np
+from PIL import UnidentifiedImageError
+
+from utils.cli.arguments import InputError, first_line
+from utils.images import open_image
+
+IGNORE = -1  # the class id of pixels that no loss and no metric counts
+_MOST_PIXELS = 2**28  # more than Pillow opens
+_NO_CLASS = -2  # of a value that must not occur
+
+
+def class_table(values, ignored):
+    """(65536,) int64: value in a mask file -> its place in `values`, IGNORE for those in `ignored`, else no class."""
+    table = np.full(65536, _NO_CLASS, np.int64)
+    table[list(values)] = np.arange(len(values))
+    table[list(ignored)] = IGNORE
+    return table
+
+
+def to_classes(values, tables, name):
+    """Mask (H, W) int64 from what a file holds, uint8 or uint16. Raises InputError for values without a class."""
+    table = tables[values.dtype != np.uint8]
+    mask = table[values]
+    if mask.size and mask.min() == _NO_CLASS:
+        wrong = np.unique(values[mask == _NO_CLASS]).tolist()
+        known = np.flatnonzero(table[: np.iinfo(values.dtype).max + 1] != _NO_CLASS)
+        some = f"{', '.join(map(str, wrong[:5]))}{', …' if len(wrong) > 5 else ''}"
+        raise InputError(f"{name}: the mask holds {some}, which is no class; expected {_ranges(known)}")
+    return mask
+
+
+def _ranges(values):
+    """[0, 1, 2, 255] -> "0..2, 255" """
+    runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
+    return ", ".join(f"{run[0]}..{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def read_values(path):
+    """What the mask file at `path` holds, an image or SBD's .mat: (H, W) uint8 or uint16. Raises InputError naming it."""
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        raise InputError(f"{path} is no file: expected a mask; replace it")
+    try:
+        if path.endswith(".mat"):
+            return _read_mat(path)
+        with open_image(path) as image:
+            image.load()
+            return mask_values(image, path)
+    except InputError:
+        raise
+    except UnidentifiedImageError:
+        raise InputError(f"{path} is no image: expected a palette or grey PNG; replace it") from None
+    except Exception as error:  # scipy's reader and Pillow raise many kinds for damaged files
+        raise InputError(f"{path} cannot be read as a mask ({first_line(error)}); replace it") from None
+
+
+def _read_mat(path):
+    from scipy.io import loadmat
+
+    values = np.asarray(loadmat(path, squeeze_me=True, struct_as_record=False, variable_names="GTcls")["GTcls"].Segmentation)
+    if values.ndim != 2 or values.dtype.kind not in "iu" or values.size == 0 or values.min() < 0 or values.max() > 255:
+        raise ValueError(f"{values.dtype} values of shape {values.shape}; expected rows of class ids, 0 to 255")
+    return values.astype(np.uint8)
+
+
+def mask_values(image, name):
+    """(H, W) uint8 of a 1-bit, 8-bit or palette image, uint16 of a deeper grey. Raises InputError for a colour picture."""
+    values = np.asarray(image)
+    if image.mode in ("RGB", "RGBA") and (values[..., :3] == values[..., :1]).all():
+        values = values[..., 0]  # a grey saved as colours
+    elif image.mode.startswith("I"):
+        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+            raise InputError(f"{name}: values {values.min()}..{values.max()}; expected class ids in a PNG of 8 or 16 bits")
+        return values.astype(np.uint16)
+    elif image.mode not in ("1", "L", "P"):
+        raise InputError(f"{name} is a picture of mode {image.mode}; expected class ids in a palette or grey PNG")
+    return values.astype(np.uint8)
+
+
+# --- COCO's shapes --------------------------------------------------------------------------------------------------
+
+
+def draw_instances(height, width, shapes, name):
+    """Mask (height, width) int64 of [[class, segmentation], ...]; the first shape at a pixel wins, the rest is 0.
+
+    A segmentation is a list of polygons [x, y, x, y, ...] in pixels, or run lengths {"size", "counts"}, packed or not.
+    """
+    if not all(type(side) is int and side > 0 for side in (height, width)) or height * width > _MOST_PIXELS:
+        raise InputError(f"{name}: the instances file says {height} x {width} pixels; expected those of an image")
+    mask = np.zeros((height, width), np.int64)
+    try:
+        for label, segmentation in shapes:
+            if isinstance(segmentation, dict):
+                inside = decode_runs(segmentation["counts"], height, width)
+                mask[(mask == 0) & inside] = label
+                continue
+            for polygon in segmentation:
+                inside, top = fill_polygon(polygon, height, width)
+                band = mask[top : top + len(inside)]
+                band[(band == 0) & inside] = label
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError) as error:
+        raise InputError(f"{name}: an instance's shape cannot be drawn ({first_line(error)})") from None
+    return mask
+
+
+def fill_polygon(polygon, height, width):
+    """(inside (rows, width) bool, first row): pixels whose centre lies within [x, y, x, y, ...], by the even-odd rule."""
+    x, y = np.asarray(polygon, np.float64).reshape(-1, 2).T
+    if not len(x) or not (np.abs([x, y]) < 1e6).all():  # nor is NaN
+        raise ValueError("no corners, or corners far outside of any image")
+    top, bottom = int(np.clip(y.min(), 0, height)), int(np.clip(np.ceil(y.max()), 0, height))
+    centres = np.arange(top, bottom)[:, None] + 0.5  # (rows, 1)
+    if len(x) * (bottom - top) > _MOST_PIXELS:
+        raise ValueError(f"{len(x):,} corners; no outline has so many")
+    next_x, next_y = np.roll(x, -1), np.roll(y, -1)
+    rows, edges = np.nonzero((y <= centres) != (next_y <= centres))  # edges that cross a row of centres
+    slope = (next_x - x)[edges] / (next_y - y)[edges]
+    crossings = x[edges] + (centres[rows, 0] - y[edges]) * slope
+    columns = np.clip(np.ceil(crossings - 0.5), 0, width).astype(int)  # the first centre to the right
+    turns = np.zeros((bottom - top, width + 1), np.int64)
+    np.add.at(turns, (rows, columns), 1)
+    return turns.cumsum(1)[:, :width] % 2 == 1, top
+
+
+def decode_runs(counts, height, width):
+    """(height, width) bool from run lengths, outside first, column by column; packed into text or not.
+
+    A packed number has five bits in each character, lowest first, above them a bit for "goes on"; the last one's fifth
+    is the sign; from the fourth number on it is the difference to the number before the last. Source: COCO API, maskApi.c
+    """
+    if isinstance(counts, str):
+        text, counts, at = counts, [], 0
+        while at < len(text):
+            number, shift, more = 0, 0, True
+            while more:
+                code = ord(text[at]) - 48
+                if not 0 <= code < 64 or shift > 60:
+                    raise ValueError("the packed run lengths are damaged")
+                number |= (code & 31) << shift
+                more, shift, at = code & 32, shift + 5, at + 1
+            if code & 16:
+                number -= 1 << shift
+            counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+    if not all(type(count) is int and 0 <= count <= height * width for count in counts) or sum(counts) != height * width:
+        raise ValueError(f"run lengths that do not add up to {height} x {width} pixels")
+    inside = np.repeat(np.arange(len(counts)) % 2 == 1, np.array(counts, np.int64))
+    return inside.reshape(width, height).T

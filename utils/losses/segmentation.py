@@ -1,0 +1,91 @@
+"""The loss of semantic segmentation: cross-entropy over the labelled pixels, with what EncNet and its relatives add to it.
+
+Formulas of PyTorch-Encoding, encoding/nn/loss.py (SegmentationLosses), except that a batch without a labelled pixel
+gives 0 and not NaN. Nothing here reads a value back from the device.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from utils.cli.arguments import InputError
+
+
+class SegmentationLoss(torch.nn.Module):
+    """Cross-entropy + aux_weight * cross-entropy of "aux" + se_weight * presence of classes in "se".
+
+    - Cross-entropy: mean over the labelled pixels, weighted by `class_weights` (classes,) as torch's own.
+    - aux_weight: of the auxiliary head, an FCN on an earlier stage (Zhao et al. 2017, PSPNet, section 3.3).
+    - se_weight: of the SE-loss (Zhang et al. 2018, EncNet, section 3.1): binary cross-entropy of "is the class
+      anywhere in the image", mean over images and classes; `class_weights` weigh it too, as published.
+    - ohem: None, or (threshold, min_kept): online hard example mining. Cross-entropies are then means over the labelled
+      pixels whose own class has a probability below `threshold`, or over the `min_kept` x B least probable ones where
+      these are more; threshold 0 always keeps just min_kept x B. Source: mmsegmentation, OHEMPixelSampler; unlike there
+      the mean is over the kept pixels, so that the size of the loss does not depend on how many they are.
+
+    Raises InputError for weights that do not fit `classes` and for an `ohem` out of range.
+    """
+
+    def __init__(self, classes, *, aux_weight=0.0, se_weight=0.0, ohem=None, class_weights=None, ignore_index=-1):
+        super().__init__()
+        if ohem is not None and not (0 <= ohem[0] <= 1 and ohem[1] >= 1):
+            raise InputError(f"OHEM with threshold {ohem[0]} and {ohem[1]} kept pixels: expected 0..1 and at least 1")
+        if class_weights is not None:
+            class_weights = torch.as_tensor(class_weights, dtype=torch.float32)
+            if class_weights.shape != (classes,):
+                raise InputError(f"{class_weights.numel()} class weights for {classes} classes: give one per class")
+        self.classes, self.ignore_index = classes, ignore_index
+        self.aux_weight, self.se_weight, self.ohem = aux_weight, se_weight, ohem
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def forward(self, outputs, target):
+        """outputs: "logits" (B, C, H, W), "aux" alike, "se" (B, C) -> scalar. target: (B, H, W) int64.
+
+        A term whose weight is 0 is left out; so is, in evaluation, one whose output the network left out.
+        """
+        loss = self._cross_entropy(outputs["logits"], target)
+        if self._wants("aux", self.aux_weight, outputs):
+            loss = loss + self.aux_weight * self._cross_entropy(outputs["aux"], target)
+        if self._wants("se", self.se_weight, outputs):
+            present = present_classes(target, self.classes)
+            se = F.binary_cross_entropy_with_logits(_wide(outputs["se"]), present, weight=self.class_weights)
+            loss = loss + self.se_weight * se * (target != self.ignore_index).any()  # nothing labelled, nothing to learn
+        return loss
+
+    def _wants(self, name, weight, outputs):
+        if weight and self.training and name not in outputs:
+            raise InputError(f"--{name}_weight {weight}: the network has no '{name}' output; build it with one, or give 0")
+        return weight and name in outputs
+
+    def _cross_entropy(self, logits, target):
+        if logits.shape[1] != self.classes or logits.shape[2:] != target.shape[1:]:
+            raise InputError(
+                f"logits {tuple(logits.shape)} for masks {tuple(target.shape)}: expected (B, {self.classes}, H, W), (B, H, W)"
+            )
+        losses = F.cross_entropy(_wide(logits), target, ignore_index=self.ignore_index, reduction="none")  # (B, H, W)
+        labelled = target != self.ignore_index
+        counted = labelled if self.ohem is None else labelled & self._hard(losses.detach())
+        weights = counted.to(losses.dtype)
+        if self.class_weights is not None:
+            weights = weights * self.class_weights[target.where(labelled, 0)]
+        total = weights.sum()
+        return (losses * weights).sum() / total.where(total > 0, 1)
+
+    def _hard(self, losses):
+        """The pixels (B, H, W) that OHEM keeps: a small probability is a large loss, an ignored pixel has loss 0."""
+        threshold, min_kept = self.ohem
+        kept = min(min_kept * len(losses), losses.numel())
+        last_kept = losses.flatten().topk(kept, sorted=False).values.amin()
+        probabilities = (-losses).exp()
+        return (losses >= last_kept) | (probabilities < threshold)
+
+
+def present_classes(target, classes):
+    """(B, H, W) int64 -> (B, classes) float32: 1 where the class is in the image. Labels outside 0..classes-1 don't count."""
+    inside = (target >= 0) & (target < classes)
+    column = target.where(inside, classes).flatten(1)  # the others share a column of their own, dropped below
+    return torch.zeros(len(target), classes + 1, device=target.device).scatter_(1, column, 1.0)[:, :classes]
+
+
+def _wide(tensor):
+    """At least float32: sums over pixels need it."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

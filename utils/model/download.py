@@ -1,0 +1,92 @@
+"""Weights from elsewhere, as a local path: a URL (downloaded once), a Hub id, or what is on this disk already."""
+
+import hashlib
+import http.client
+import os
+import pathlib
+import re
+import tempfile
+import urllib.request
+
+import torch
+from tqdm import tqdm
+
+from utils.cli.arguments import InputError, first_line
+
+CHUNK = 1 << 20  # bytes
+
+
+def is_remote(source):
+    """Whether `source` would have to be fetched over the network, unless a cache has it."""
+    return bool(re.match(r"https?://|hf[-_]hub:", source)) or (source.startswith("timm/") and not os.path.exists(source))
+
+
+def fetch(source):
+    """Local path of `source`: a file or folder, `https://…`, `hf-hub:USER/NAME[@REVISION]` or `timm/NAME`.
+
+    Raises InputError where it cannot be had. A download that breaks off leaves nothing behind.
+    """
+    source = os.fspath(source)
+    if re.match(r"https?://", source):
+        return _download(source)
+    if is_remote(source):
+        return _from_hub(re.sub(r"^hf[-_]hub:", "", source))
+    return pathlib.Path(source)
+
+
+def cached_path(url):
+    """Where the file of `url` lies once it is downloaded: in torch's cache, apart from other URLs' files of that name."""
+    name = pathlib.PurePosixPath(urllib.request.url2pathname(url.partition("?")[0])).name
+    name = re.sub(r"[^\w.+-]", "_", name)[-100:].strip(".") or "weights"  # one that any disk and terminal takes
+    stem, dot, suffix = name.partition(".")
+    mark = hashlib.sha256(url.encode()).hexdigest()[:8]
+    return pathlib.Path(torch.hub.get_dir(), "checkpoints", f"{stem}-{mark}{dot}{suffix}")
+
+
+def _download(url):
+    path = cached_path(url)
+    if path.exists():
+        return path
+    aside = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        request = urllib.request.Request(url, headers={"User-Agent": "strata"})
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            size = int(reply.headers.get("Content-Length") or 0)
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix="tmp-", delete=False) as file:
+                aside = pathlib.Path(file.name)
+                with tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name, leave=False) as bar:
+                    while chunk := reply.read(CHUNK):
+                        file.write(chunk)
+                        bar.update(len(chunk))
+                file.flush()
+                os.fsync(file.fileno())
+                got = file.tell()
+        if size and got != size:  # http.client takes a connection that ends early for the end of the file
+            raise InputError(f"{url}: the connection ended after {got:,} of {size:,} bytes; run the command again")
+        aside.replace(path)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{url} cannot be downloaded ({first_line(error)}); give a file on this machine instead") from None
+    finally:
+        if aside is not None:
+            aside.unlink(missing_ok=True)
+    return path
+
+
+def _from_hub(name):
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    repo, _, revision = name.partition("@")
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        try:
+            return pathlib.Path(hf_hub_download(repo, file, revision=revision or None))
+        except LocalEntryNotFoundError:
+            raise InputError(f"Hub id {name}: not in the cache, and the Hub cannot be reached from here") from None
+        except EntryNotFoundError:
+            continue
+        except Exception as error:  # the library and its HTTP client raise many kinds
+            raise InputError(f"Hub id {name}: {first_line(error)}") from None
+    raise InputError(f"Hub id {name}: found neither model.safetensors nor pytorch_model.bin there")

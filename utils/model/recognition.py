@@ -1,0 +1,83 @@
+"""The timm model of a run, and the config.json with which timm opens its weights again."""
+
+import timm
+import torch
+
+from utils.cli.arguments import InputError, check_model_kwargs, choose_one, first_line
+
+
+def build_model(
+    name,
+    classes,
+    *,
+    input_size=224,
+    pretrained=False,
+    model_kwargs=(),
+    drop_path=0.0,
+    drop_block=0.0,
+    last_gamma=None,
+    layer_scale_init_value=None,
+    head_init_scale=1.0,
+):
+    """timm model `name` for the `classes` (list of names), its classifier's weights times `head_init_scale`.
+
+    Raises InputError for an unknown name (with near ones), for options that the model does not take, and for
+    pretrained weights that cannot be had.
+    """
+    by_name = ":" not in name  # no hf-hub: or local-dir: before it
+    if by_name:
+        choose_one(name.partition(".")[0], timm.list_models(), "model")
+    kwargs = dict(model_kwargs)
+    check_model_kwargs(kwargs, "--model_kwargs")
+    if layer_scale_init_value is not None:
+        kwargs["ls_init_value"] = layer_scale_init_value
+    if last_gamma is not None:
+        kwargs["zero_init_last"] = last_gamma
+    if drop_block:
+        kwargs["drop_block_rate"] = drop_block
+    try:
+        known = timm.models.get_pretrained_cfg(name) if by_name else None
+        if known is not None and known.fixed_input_size:
+            kwargs.setdefault("img_size", input_size)
+        model = timm.create_model(
+            name, pretrained=pretrained, num_classes=len(classes), drop_path_rate=drop_path or None, **kwargs
+        )
+    except TypeError as error:
+        raise InputError(f"--model {name} does not take one of the flags given for it: {error}") from None
+    except Exception as error:  # timm's models stumble over odd options and folders in many ways
+        raise InputError(f"--model {name} cannot be made: {first_line(error)}") from None
+    if head_init_scale != 1.0:
+        head = model.get_classifier()
+        if not isinstance(head, torch.nn.Module):
+            raise InputError(f"--head_init_scale: {name} has no single classifier to scale")
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.mul_(head_init_scale)
+    return model
+
+
+def timm_config(model, name, classes, *, input_size, mean, std, crop_pct, crop_mode, model_kwargs=()):
+    """What timm's `local-dir:` and Hub loaders read beside model.safetensors."""
+    cfg = model.pretrained_cfg
+    kwargs = dict(model_kwargs)
+    if cfg.get("fixed_input_size"):
+        kwargs.setdefault("img_size", input_size)
+    return {
+        "architecture": cfg.get("architecture") or name,
+        "num_classes": len(classes),
+        "num_features": model.num_features,
+        "model_args": kwargs,
+        "label_names": classes,
+        "pretrained_cfg": {
+            "input_size": [3, input_size, input_size],
+            "fixed_input_size": bool(cfg.get("fixed_input_size")),
+            "interpolation": "bicubic",
+            "crop_pct": crop_pct,
+            "crop_mode": crop_mode,
+            "mean": list(mean),
+            "std": list(std),
+            "num_classes": len(classes),
+            "first_conv": cfg.get("first_conv"),
+            "classifier": cfg.get("classifier"),
+        },
+    }

@@ -1,0 +1,114 @@
+"""Whole tensors out of sharded ones (FSDP2, ZeRO) and back, so that a saved state has one form on any hardware.
+
+Ordinary tensors go through untouched; every process must call these together where the model is sharded.
+"""
+
+import torch
+
+from utils.model import zero
+
+
+def prepare(accelerator, model, optimizer, batch_size, clip_grad):
+    """(network, optimizer) as `accelerator.prepare` returns them; batch_size: images per process and step."""
+    if accelerator.distributed_type == "DEEPSPEED":
+        return zero.prepare(accelerator, model, optimizer, batch_size, clip_grad)
+    if accelerator.distributed_type == "FSDP":
+        plugin = accelerator.state.fsdp_plugin
+        model._no_split_modules = blocks(model)  # where Accelerate looks for what TRANSFORMER_BASED_WRAP gathers at once
+        if accelerator.mixed_precision == "bf16":
+            plugin.mixed_precision_policy = bf16_policy(model)
+    return accelerator.prepare(model, optimizer)
+
+
+def bf16_policy(model):
+    """Gathers weights in bf16, in which autocast computes anyway; batch norm mixes them with averages in float32 and cannot.
+
+    Gradients are summed in float32, as on whole models.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy  # takes half a second, which most runs need not spend
+
+    with_batch_norm = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    return MixedPrecisionPolicy(param_dtype=None if with_batch_norm else torch.bfloat16, reduce_dtype=torch.float32)
+
+
+def blocks(model):
+    """Names of the classes of modules that follow one another: a network's stages, and the blocks within them."""
+    lists, found = (torch.nn.Sequential, torch.nn.ModuleList), set()
+    for module in model.modules():
+        children = list(module) if isinstance(module, lists) else []
+        kinds = [type(child) for child in children]
+        found.update(
+            type(child).__name__ for child in children
+            if kinds.count(type(child)) > 1 and any(child.children()) and not isinstance(child, (*lists, torch.nn.ModuleDict))
+        )  # fmt: skip
+    return sorted(found)
+
+
+def prepare_to_evaluate(accelerator, model):
+    """The model, whole on each process, in the precision of the launcher."""
+    if accelerator.distributed_type == "DEEPSPEED":
+        return zero.autocast(accelerator, model)
+    return accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
+
+
+def gather(tree):
+    """A tensor, or dicts and lists of them, with every sharded tensor whole and on the CPU."""
+    if isinstance(tree, dict):
+        return {key: gather(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [gather(value) for value in tree]
+    return whole(tree.detach()).cpu() if is_sharded(tree) else tree
+
+
+def whole(value):
+    """A sharded tensor whole, on its device; any other value as it is."""
+    return value.full_tensor() if is_sharded(value) else value
+
+
+def local(value):
+    """This process's part of a sharded tensor, in the same memory; any other value as it is."""
+    return value.to_local() if is_sharded(value) else value
+
+
+def shard_like(tensor, like):
+    """This process's part of `tensor` (the same on all) if `like` is sharded; otherwise `tensor` itself."""
+    if not is_sharded(like) or tensor.shape != like.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor  # takes half a second, which most runs need not spend
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def is_sharded(value):
+    return hasattr(value, "full_tensor")  # a DTensor
+
+
+def load_model(model, weights):
+    """`model.load_state_dict` of whole tensors."""
+    current = model.state_dict()
+    model.load_state_dict({name: shard_like(t, current[name]) if name in current else t for name, t in weights.items()})
+
+
+def parameters(optimizer):
+    """The parameters by their number in `optimizer_state`."""
+    if zero.is_zero(optimizer):
+        return zero.parameters(optimizer)
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def optimizer_state(optimizer):
+    """`optimizer.state_dict()` of whole tensors."""
+    return zero.state_dict(optimizer) if zero.is_zero(optimizer) else gather(optimizer.state_dict())
+
+
+def load_optimizer(optimizer, state):
+    """`optimizer.load_state_dict` of whole tensors, after `load_model`; its moments are sharded as their parameters are."""
+    if zero.is_zero(optimizer):
+        zero.load_state_dict(optimizer, state)
+        return
+    members = parameters(optimizer)
+    shards = {
+        number: {key: shard_like(value, members[number]) if torch.is_tensor(value) else value for key, value in moments.items()}
+        for number, moments in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": shards})

@@ -1,0 +1,7 @@
+"""python -m utils.report RUN [RUN …]"""
+
+from utils.cli.arguments import run_script
+from utils.report.report import main, parse_args
+
+if __name__ == "__main__":
+    run_script("python -m utils.report", main, parse_args())

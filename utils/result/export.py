@@ -1,0 +1,173 @@
+"""A run's weights as one file that other programs run: ONNX, TorchScript or torch.export.
+
+The file takes images (N, 3, S, S) float32, normalised by its mean and std, any N, and gives logits: (N, classes), or
+(N, classes, S, S) of a segmentation network. S, mean, std and the class names are in the file, as JSON: under these
+names in ONNX's metadata_props, in the extra file strata.json otherwise.
+"""
+
+import importlib.util
+import json
+import pathlib
+import tempfile
+import warnings
+
+import timm
+import torch
+
+from utils.cli.arguments import InputError, choose_one, first_line
+from utils.model.segmentation_weights import open_network, read_config
+
+FILES = {"onnx": "model.onnx", "torchscript": "model.torchscript.pt", "torch_export": "model.pt2"}
+FACTS = "strata.json"
+TOLERANCE = 1e-4  # of the largest logit; ResNet-152, ConvNeXt V2-B and ViT-B differ by 1e-6 of it in onnxruntime
+
+
+class OnlyLogits(torch.nn.Module):
+    """A SegmentationNetwork as a function from images (N, 3, H, W) to logits (N, classes, H, W)."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return self.network(images, only_logits=True)["logits"]
+
+
+def check_export(kind):
+    """InputError for an unknown `kind` (see FILES), or one that needs packages which are not installed."""
+    choose_one(kind, FILES, "export format")
+    missing = [name for name in ("onnx", "onnxscript") if kind == "onnx" and not importlib.util.find_spec(name)]
+    if missing:
+        raise InputError(f"export to ONNX: found no {' and no '.join(missing)}; pip install onnx onnxscript onnxruntime")
+
+
+def export_run(folder, kind, say=print):
+    """Export the weights in `folder` (such as RUN/best) to a file beside them (see FILES); returns its path.
+
+    Raises InputError where there are no weights, where torch cannot export the model, and where the file does not give
+    the model's logits.
+    """
+    check_export(kind)
+    model, facts = open_result(folder)
+    path = export_model(model, folder, kind, **facts)
+    say(f"exported: {path}, {path.stat().st_size / 2**20:.1f} MiB; images (N, 3, {facts['input_size']}, {facts['input_size']})")
+    return path
+
+
+def open_result(folder):
+    """(model from images to logits, in evaluation mode on the CPU; its input_size, mean, std and classes)."""
+    folder = pathlib.Path(folder)
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder}: found no {name}; expected a folder such as RUN/best")
+    if read_config(folder) is not None:
+        network, config = open_network(folder)
+        if not {"mean", "std"} <= config.keys():
+            raise InputError(f"{folder}: its config.json has no mean and std; expected one as training writes it")
+        facts = {"input_size": config["crop_size"]} | {name: config[name] for name in ("mean", "std", "classes")}
+        return OnlyLogits(network).eval(), facts
+    try:
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        config = model.pretrained_cfg
+        facts = {"input_size": config["input_size"][-1], "mean": list(config["mean"]), "std": list(config["std"])}
+    except Exception as error:  # what timm and safetensors raise for files of another making
+        raise InputError(f"{folder}: timm cannot open the weights ({type(error).__name__}: {first_line(error)})") from None
+    return model, facts | {"classes": config.get("label_names") or [str(i) for i in range(model.num_classes)]}
+
+
+@torch.no_grad()
+def export_model(model, folder, kind, *, input_size, mean, std, classes):
+    """Write `model` to `folder` under its name in FILES; returns the path.
+
+    model: images (N, 3, H, W) to logits, in evaluation mode on the CPU; input_size: pixels; mean, std: three floats
+    each; classes: names in the order of the logits. What is on the disk is run on 1 and on 3 images of noise, and only
+    takes its place if its logits are the model's within TOLERANCE; otherwise an InputError, and no new file.
+    """
+    check_export(kind)
+    folder, save, load = pathlib.Path(folder), *_FORMATS[kind]
+    facts = {"input_size": input_size, "mean": mean, "std": std, "classes": classes}
+    images = torch.randn(3, 3, input_size, input_size, generator=torch.Generator().manual_seed(0))
+    other = f"try another of {', '.join(FILES)}"
+    with _folder_aside(folder) as aside:
+        path = pathlib.Path(aside, FILES[kind])
+        try:
+            expected = [model(batch) for batch in (images[:1], images)]
+            if not all(logits.isfinite().all() for logits in expected):
+                raise InputError(f"export to {kind}: the model's own logits are not finite; nothing was written")
+            with warnings.catch_warnings():  # that TorchScript is deprecated, and what tracing might miss: it is tested here
+                warnings.simplefilter("ignore")
+                save(model, images[:2], path, facts)  # two: a batch of one would be taken for a constant
+                run = load(path)
+                faults = [_fault(logits, run(images[: len(logits)])) for logits in expected]
+        except InputError:
+            raise
+        except Exception as error:  # torch's exporters and onnxruntime raise many kinds
+            raise InputError(f"export to {kind}: {type(error).__name__}: {first_line(error)}; {other}") from None
+        if fault := faults[0] or faults[1]:
+            raise InputError(f"export to {kind}: {fault}; nothing was written, {other}")
+        for part in sorted(path.parent.iterdir(), key=lambda part: part == path):  # ONNX above 2 GB has a second file
+            part.replace(folder / part.name)
+    return folder / path.name
+
+
+def _folder_aside(folder):
+    try:
+        return tempfile.TemporaryDirectory(dir=folder, prefix="tmp-export-")
+    except OSError as error:
+        raise InputError(f"export to {folder}: it cannot be written ({error.strerror})") from None
+
+
+def _fault(expected, found):
+    """What is wrong with the logits `found`, or None."""
+    if found.shape != expected.shape:
+        return f"the file gives logits {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    difference, limit = (found - expected).abs().max().item(), TOLERANCE * expected.abs().max().item()
+    if not difference <= limit:  # NaN is a fault too
+        return f"the file's logits differ from the model's by {difference:.2g}, expected {limit:.2g} at most"
+    return None
+
+
+# --- formats: each saves (model, images (2, 3, H, W), path, facts) and loads a function of images ---------------------
+
+
+def _any_batch():
+    return ({0: torch.export.Dim("batch", min=1)},)
+
+
+def _save_onnx(model, images, path, facts):
+    program = torch.onnx.export(
+        model, (images,), dynamo=True, dynamic_shapes=_any_batch(), input_names=["images"], output_names=["logits"],
+        verbose=False,
+    )  # fmt: skip
+    program.model.metadata_props.update({name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()})
+    program.save(path)
+
+
+def _load_onnx(path):
+    """The file in onnxruntime, or, where that is not installed, in onnx's own slow evaluator."""
+    if importlib.util.find_spec("onnxruntime"):
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    else:
+        from onnx.reference import ReferenceEvaluator
+
+        session = ReferenceEvaluator(str(path))
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def _save_torchscript(model, images, path, facts):
+    traced = torch.jit.trace(model, images, check_trace=False)
+    torch.jit.save(traced, path, _extra_files={FACTS: json.dumps(facts)})
+
+
+def _save_torch_export(model, images, path, facts):
+    program = torch.export.export(model, (images,), dynamic_shapes=_any_batch())
+    torch.export.save(program, path, extra_files={FACTS: json.dumps(facts)})
+
+
+_FORMATS = {
+    "onnx": (_save_onnx, _load_onnx),
+    "torchscript": (_save_torchscript, torch.jit.load),
+    "torch_export": (_save_torch_export, lambda path: torch.export.load(path).module()),
+}

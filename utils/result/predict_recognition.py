@@ -1,0 +1,201 @@
+"""The classes of images without labels, by the model of a run: a CSV file of all of them and a table of the first."""
+
+import contextlib
+import csv
+import os
+import pathlib
+import unicodedata
+
+import torch
+from timm.data import create_transform, resolve_model_data_config
+from tqdm import tqdm
+
+from utils.cli.arguments import InputError, first_line, one_line
+from utils.images import naming, read_image
+from utils.result.export import OnlyLogits, open_result
+from utils.result.predict_segmentation import picture_files
+from utils.run.signals import in_worker
+
+SHOWN = 20  # rows of the table
+NAME_WIDTH = 48  # columns of the terminal that an image's or a label's name may take in the table
+
+
+def predict(folder, images, output, *, topk=5, batch_size=64, device, workers=0, share=(0, 1), gather=None, say=print):
+    """Write the `topk` likeliest classes of every image at or below `images` to the CSV file `output`, in one step.
+
+    folder: config.json and model.safetensors as training writes them (RUN/best). share: (process, processes), which take
+    turns; gather: list of a process -> list of all of them, needed where there are several. Only process 0 writes and says
+    anything. Columns: image (its path below `images`, or its name), label_1, probability_1 (0..1), label_2, …; they are
+    empty where an image cannot be read, which is also said. Raises InputError for a folder without such a model, a path
+    without images, none of which can be read, and an output that cannot be written.
+    """
+    rank, processes = share
+    assert gather is not None or processes == 1, "several processes need gather"
+    model, transform, classes = open_classifier(folder)
+    files = find_images(images)
+    output = pathlib.Path(output)
+    if rank == 0:
+        _check_output(output)  # now, not after an hour
+    topk = min(topk, len(classes))
+    part = _Images(files, range(rank, len(files), processes), transform)
+    found = _predict_part(model.to(device), part, topk, batch_size, torch.device(device), workers, show=rank == 0)
+    found = sorted(gather(found) if gather else found, key=lambda row: row[0])
+    broken = [fault for _, fault, _ in found if fault]
+    if len(broken) == len(files):
+        others = f"; nor can the other {len(files) - 1} below {images}" if len(files) > 1 else ""
+        raise InputError(f"--predict: {broken[0]}{others}")
+    if rank > 0:
+        return
+    root = images if os.path.isdir(images) else files[0].parent
+    names = [path.relative_to(root).as_posix() for path in files]
+    rows = [(names[i], [(classes[label], p) for label, p in best]) for i, _, best in found]
+    _write(output, rows, topk)
+    for fault in broken:
+        say(f"warning: {fault}")
+    for line in table(rows[:SHOWN]):
+        say(line)
+    whole = len(files) - len(broken)
+    more = f", the first {SHOWN} of them above" if len(files) > SHOWN else ""
+    unread = f", {len(broken)} more could not be read" if broken else ""
+    say(f"predicted: {whole} image{'s' * (whole != 1)}{unread}{more}; all are in {one_line(str(output))}")
+
+
+def open_classifier(folder):
+    """(timm model in evaluation mode on the CPU, its transform of a PIL image to (3, H, W) float32, its class names)."""
+    model, facts = open_result(folder)
+    if isinstance(model, OnlyLogits):
+        raise InputError(f"{folder}: holds a segmentation network; expected a classifier, use train_segmentation.py")
+    names = model.pretrained_cfg.get("label_names")
+    if not isinstance(names, list) or len(names) != model.num_classes or not all(isinstance(name, str) for name in names):
+        there = f"{len(names)} label_names" if isinstance(names, list | dict) else "no label_names"
+        raise InputError(
+            f"{folder}: found {there} in config.json; expected a list of {model.num_classes} names, as training writes it"
+        )
+    try:
+        transform = create_transform(**resolve_model_data_config(model))
+    except Exception as error:  # timm takes the values of config.json as they are
+        raise InputError(f"{folder}: config.json describes no input ({first_line(error)}); expected one of training") from None
+    return model, transform, facts["classes"]
+
+
+def find_images(images):
+    """Paths of the images below the folder `images`, sorted, or the one file. Raises InputError where there is none."""
+    if os.path.isfile(images):
+        return [pathlib.Path(images)]
+    if not os.path.isdir(images):
+        raise InputError(f"--predict {images}: no such file or folder; expected an image, or a folder of images")
+    return picture_files(images)
+
+
+class _Images(torch.utils.data.Dataset):
+    """(number, transformed image (3, H, W) or None, why it cannot be read or None) of the `numbers` among `files`."""
+
+    def __init__(self, files, numbers, transform):
+        self.files, self.numbers, self.transform = files, numbers, transform
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, index):
+        path = self.files[self.numbers[index]]
+        try:
+            image = read_image(path)
+            with naming(path):  # 1 x 60,000 pixels are soon read, but enlarged they need more memory than there is
+                return self.numbers[index], self.transform(image), None
+        except InputError as error:
+            return self.numbers[index], None, str(error)
+
+
+def _collate(samples):
+    """([number] and images (B, 3, H, W), or None, of what can be read, [(number, why not)] of the rest)."""
+    whole = [(number, image) for number, image, fault in samples if fault is None]
+    images = torch.stack([image for _, image in whole]) if whole else None
+    return [number for number, _ in whole], images, [(number, fault) for number, _, fault in samples if fault]
+
+
+@torch.no_grad()
+def _predict_part(model, part, topk, batch_size, device, workers, show):
+    """[(number of the image, why it cannot be read or None, [(label, probability)] from the likeliest down)]."""
+    loader = torch.utils.data.DataLoader(
+        part, batch_size, num_workers=workers, collate_fn=_collate, pin_memory=device.type == "cuda", worker_init_fn=in_worker
+    )
+    found = []
+    with tqdm(total=len(part), desc="predict", unit="image", disable=not show) as progress:
+        for numbers, images, broken in loader:
+            if numbers:
+                probabilities = model(images.to(device, non_blocking=True)).float().softmax(1)  # (B, classes)
+                if not probabilities.isfinite().all():
+                    raise InputError(f"{part.files[numbers[0]]}: the model's output is not finite; its weights are broken")
+                best = probabilities.topk(topk)
+                pairs = map(zip, best.indices.tolist(), best.values.tolist())
+                found += [(number, None, list(pair)) for number, pair in zip(numbers, pairs, strict=True)]
+            found += [(number, fault, []) for number, fault in broken]
+            progress.update(len(numbers) + len(broken))
+    return found
+
+
+def _check_output(path):
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(0, "its folder is not to be written to")
+
+
+def _write(path, rows, topk):
+    """rows: (name, [(label, probability)]). Names that are no UTF-8 keep their bytes."""
+    aside = path.with_name(f"tmp-{path.name}")
+    with _writing(path):
+        try:
+            with open(aside, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                writer = csv.writer(file)
+                writer.writerow(
+                    ["image", *(f"{column}_{i}" for i in range(1, topk + 1) for column in ("label", "probability"))]
+                )
+                for name, best in rows:
+                    cells = [cell for label, p in best for cell in (label, f"{p:.8g}")]
+                    writer.writerow([name, *cells, *[""] * (2 * topk - len(cells))])
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(path):
+    try:
+        yield
+    except (OSError, UnicodeError) as error:  # the latter for half a letter in a class name
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{path}: cannot be written ({reason}); name another .csv file") from None
+
+
+# --- the table ---------------------------------------------------------------------------------------------------------
+
+
+def table(rows):
+    """Lines of aligned columns: image, likeliest label, its probability, the others. rows: (name, [(label, probability)])."""
+    cells = [("image", "label", "probability", "others")]
+    for name, best in rows:
+        labels = [(_cut(label), f"{p:.4f}") for label, p in best] or [("cannot be read", "")]
+        cells.append((_cut(name), *labels[0], ", ".join(map(" ".join, labels[1:]))))
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]
+
+
+def _cut(text):
+    """`text` as it can be shown, and the end of it where it is too long: names of a folder differ there."""
+    text = one_line(text)
+    if _width(text) <= NAME_WIDTH:
+        return text
+    while _width(text) > NAME_WIDTH - 1:
+        text = text[1:]
+    return "…" + text
+
+
+def _width(text):
+    """Columns that `text` takes in a terminal: two for each wide letter, none for accents on their own."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

@@ -1,0 +1,126 @@
+"""The folder of a run: a new one, or an unfinished one to go on with; never one that holds another run."""
+
+import contextlib
+import datetime
+import errno
+import json
+import os
+import pathlib
+import platform
+import sys
+
+import accelerate
+
+from utils.cli.arguments import InputError, one_line
+from utils.run import log as run_log
+from utils.run.checkpoint import newest_state, set_aside_newer
+
+FINISHED = "finished.json"
+_locks = []  # open files, held until this process ends
+
+
+def open_folder(folder, script, settings, args, *, resume="", auto_resume=True, say=print):
+    """(folder, state to resume from or None). Makes the folder and its args.json.
+
+    settings: what decides the result; args: all flags, for the record. Raises InputError where the folder holds a
+    finished run or one with other settings, and where it cannot be written; nothing in it is touched then.
+    """
+    folder = pathlib.Path(folder) if folder else _restarted(script) or _fresh_name(script)
+    record, resume_from = folder / "args.json", resume or None
+    if record.exists():
+        if (folder / FINISHED).exists():
+            raise InputError(f"--output_dir {folder} holds a finished run: choose another folder, or remove this one")
+        if not (auto_resume or resume):
+            raise InputError(f"--output_dir {folder} holds an unfinished run: choose another folder, or --auto_resume true")
+        try:
+            differ = differences(json.loads(record.read_text())["settings"], settings)
+        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
+            raise InputError(f"--output_dir {folder}: its args.json cannot be read; choose another folder") from None
+        if differ and not resume:
+            raise InputError(f"--output_dir {folder} holds a run with other settings ({differ}): choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _lock(folder)
+        resume_from = resume_from or newest_state(folder / "checkpoints", say)
+        set_aside_newer(folder / "checkpoints", resume_from and pathlib.Path(resume_from))
+        run_log.write_json(
+            record,
+            {
+                "settings": settings,
+                "args": args,
+                "command": sys.argv,
+                "launcher": _launcher(),
+                "commit": run_log.commit(),
+                "versions": run_log.versions(),
+            },
+        )
+    except OSError as error:
+        raise InputError(f"--output_dir {folder} cannot be written ({error.strerror}): choose another folder") from None
+    return str(folder), resume_from and str(resume_from)
+
+
+def open_together(accelerator, *words, say, **settings):
+    """`open_folder` by the main process; all processes learn what it found, an error too, so that none waits for ever."""
+    found = [None, None, None]
+    if accelerator.is_main_process:
+        try:
+            found[:2] = open_folder(*words, say=say, **settings)
+        except InputError as error:
+            found[2] = str(error)
+    accelerate.utils.broadcast_object_list(found)
+    if found[2]:
+        raise InputError(found[2])
+    return found[:2]
+
+
+def mark_finished(folder, best):
+    run_log.write_json(os.path.join(folder, FINISHED), best)
+
+
+def differences(old, new):
+    """The settings that differ, in words; "" if none does."""
+    old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
+    differ = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return one_line(", ".join(f"{key} was {old.get(key)} and is {new.get(key)} now" for key in differ))
+
+
+def _lock(folder):
+    """InputError if another process is training in `folder`; the lock goes with this process, however it ends."""
+    try:
+        import fcntl  # not on Windows, where nothing is locked
+
+        file = open(folder / ".lock", "a")  # noqa: SIM115
+        _locks.append(file)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        return
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise InputError(
+                f"--output_dir {folder}: another process is training there; wait for it or choose another"
+            ) from None
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+            raise  # some network drives have no locks, which is no reason to stop; a folder that cannot be written is
+
+
+def _launcher():
+    """What stays the same when torchrun or `accelerate launch` starts its processes again."""
+    return f"{platform.node()} {os.getppid()}"
+
+
+def _restarted(script):
+    """The folder that this run chose before its launcher restarted it (--max_restarts), or None."""
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
+        return None
+    for record in sorted(pathlib.Path("output", script).glob("*/args.json"), reverse=True):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if json.loads(record.read_text()).get("launcher") == _launcher():
+                return record.parent
+    return None
+
+
+def _fresh_name(script):
+    base = pathlib.Path("output") / script
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    names = [stamp, *(f"{stamp}-{i}" for i in range(2, 100))]  # two runs may start within one second
+    return next(base / name for name in names if not (base / name).exists())
