@@ -89,10 +89,7 @@ def parse_args(argv=None):
     add = group.add_argument
     add("--predict", metavar="DIR_OR_FILE", help="classify these images with --finetune RUN/best, write a CSV file, and stop")
     add("--topk", type=whole(1), default=5, help="of --predict: classes per image")
-    group = flags.add_speed_flags(parser)
-    group.add_argument(
-        "--decode", choices=("cpu", "gpu"), default="cpu", help="where JPEG files of the training set are decoded"
-    )
+    flags.add_speed_flags(parser)
     flags.add_output_flags(parser, "train_recognition")
     flags.add_result_flags(parser)
 
@@ -130,7 +127,6 @@ from utils.augment import encoding as encoding_transforms
 from utils.augment import fast as fast_transforms
 from utils.augment import timm as recognition_transforms
 from utils.augment.mixup import Mixup
-from utils.data import gpu_decoding
 from utils.data.bad_samples import BadSamples, check_data
 from utils.data.loaders import DeviceBatches
 from utils.data.sampling import MIX, MODEL, EvalBatches, TrainBatches, image_numbers, stream_seed
@@ -164,7 +160,7 @@ def main(args):
     accelerator, args.batch_size, args.update_freq = machine.start_processes(
         args.batch_size, args.update_freq, args.total_batch_size, args.use_amp
     )
-    machine.check_support(accelerator, sync_bn=args.sync_bn, skip_nonfinite=args.skip_nonfinite)
+    machine.check_support(accelerator, sync_bn=args.sync_bn)
     log = RunLog(None, accelerator.is_main_process and not args.dry_run)
     report_to = trackers.check(args.report_to or ["tensorboard"], default=args.report_to is None, say=log.say)
     device, processes = accelerator.device, accelerator.num_processes
@@ -192,7 +188,7 @@ def main(args):
     on_device = functools.partial(
         DeviceBatches, device=device, mean=geometry["mean"], std=geometry["std"], channels_last=args.channels_last
     )
-    collate, collate_val = choose_collate(args, train_set, device, log)
+    collate = fast_transforms.collate if args.transforms == "fast" else None
     if args.streaming:
         train_loader = batches = StreamLoader(
             train_set.source.table, train_set, len(train_set), args.batch_size, args.update_freq, workers, *share, args.seed,
@@ -202,7 +198,7 @@ def main(args):
         train_loader = loader(train_set, batch_sampler=batches, collate_fn=collate)
     eval_share = share if args.dist_eval else (0, 1)
     val_batches = EvalBatches(len(val_set), args.batch_size, *eval_share)
-    val_loader = loader(val_set, batch_sampler=val_batches, collate_fn=collate_val)
+    val_loader = loader(val_set, batch_sampler=val_batches, collate_fn=collate)
     train_loader, val_loader = map(on_device, (train_loader, val_loader))
     log.say(f"data: {len(train_set)} training and {len(val_set)} validation images, {len(classes)} classes")
 
@@ -271,7 +267,7 @@ def main(args):
     gallery.put("lr_groups", pictures.lr_groups, groups=groups)
     norm = {name: geometry[name] for name in ("mean", "std")}
     on_first = functools.partial(gallery.first_batch, classes=classes, **norm)
-    network, optimizer = sharding.prepare(accelerator, model, optimizer, args.batch_size, args.clip_grad)
+    network, optimizer = sharding.prepare(accelerator, model, optimizer)
     if args.torchcompile:
         model.compile()  # in place, so that parameters keep their names
     ema = EMA(model, args.model_ema_decay, args.model_ema_warmup) if args.model_ema else None  # after prepare: equal everywhere
@@ -496,19 +492,6 @@ def build_data(args, check):
     dataset = recognition_data.RecognitionDataset
     for_training = recognition_data.RecognitionStream if args.streaming else dataset
     return for_training(train, augment, args.seed), dataset(val, plain), {**norm, "crop_pct": crop_pct, "crop_mode": crop_mode}
-
-
-def choose_collate(args, train_set, device, log):
-    """How samples become batches, in training and in evaluation; --decode gpu changes the transform of `train_set`."""
-    if args.decode == "gpu":
-        reason = (
-            gpu_decoding.why_not(device, train_set.transform) if args.transforms == "fast" else "it needs --transforms fast"
-        )
-        if reason is None:
-            train_set.transform = gpu_decoding.Draw(train_set.transform)
-            return gpu_decoding.collate, fast_transforms.collate
-        log.say(f"note: --decode gpu: {reason}; images are decoded on the CPU")
-    return (fast_transforms.collate if args.transforms == "fast" else None,) * 2
 
 
 def build_optimizer(args, model, log):

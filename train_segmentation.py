@@ -173,7 +173,7 @@ def main(args):
     accelerator, args.batch_size, args.update_freq = machine.start_processes(
         args.batch_size, args.update_freq, args.total_batch_size, args.use_amp, default_batch_size=16
     )
-    machine.check_support(accelerator, sync_bn=args.sync_bn, skip_nonfinite=args.skip_nonfinite)
+    machine.check_support(accelerator, sync_bn=args.sync_bn)
     if accelerator.distributed_type == "FSDP" and args.eval_mode == "slide" and not args.disable_eval:
         raise InputError("--eval_mode slide with FSDP: the processes would wait for each other's windows; use whole or crop")
     log = RunLog(None, accelerator.is_main_process and not args.dry_run)
@@ -290,7 +290,7 @@ def main(args):
     gallery = Gallery(log, "test_miou", lr_range(groups))
     gallery.put("lr_groups", pictures.lr_groups, groups=groups)
     on_first = functools.partial(gallery.first_batch, classes=classes, palette=palette, **NORM)
-    network, optimizer = sharding.prepare(accelerator, model, optimizer, args.batch_size, args.clip_grad)
+    network, optimizer = sharding.prepare(accelerator, model, optimizer)
     if not args.disable_eval and accelerator.distributed_type != "FSDP":  # whose model one process alone cannot run
         put_segmentation(
             gallery, val_set, functools.partial(scores_of, logits_of(model)), classes, palette, **NORM, size=args.crop_size,

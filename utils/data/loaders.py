@@ -3,14 +3,13 @@
 import torch
 
 from utils.augment import fast as fast_transforms
-from utils.data import gpu_decoding
 
 
 class DeviceBatches:
     """Iterates over the batches of `loader` on `device`; other attributes are those of the loader.
 
     A batch is (images, labels or masks, …). Those of `fast_transforms.collate` become (images (B, 3, H, W) float32, labels, …),
-    normalised by `mean` and `std`, with what was to be erased erased; those of `gpu_decoding.collate` are decoded before.
+    normalised by `mean` and `std`, with what was to be erased erased.
     Others, whose first element is a float tensor, are only moved. On a GPU a batch is copied and prepared on a stream of its
     own while the one before it is used. What follows the labels (the numbers of replaced samples) stays on the CPU.
     """
@@ -42,8 +41,6 @@ class DeviceBatches:
     def _prepare(self, batch):
         images, *rest = batch
         erase = None if torch.is_tensor(rest[0]) else rest.pop(0)
-        if isinstance(images, gpu_decoding.Encoded):
-            images = gpu_decoding.decode(images, self.device)
         images = images.to(self.device, non_blocking=True, memory_format=self.layout)
         if images.dtype == torch.uint8:
             images = fast_transforms.finish(images, erase, self.mean, self.std)

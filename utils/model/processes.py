@@ -11,7 +11,6 @@ import torch
 import torch.distributed
 
 from utils.cli.arguments import InputError, derive_batch
-from utils.model import zero
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # from malloc.h of glibc
 
@@ -28,7 +27,7 @@ def start_processes(batch_size, update_freq, total_batch_size, use_amp=False, de
     if use_amp and "ACCELERATE_MIXED_PRECISION" not in os.environ:
         precision = "fp16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else "bf16"
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        zero.check_packages()
+        raise InputError("the launcher asks for DeepSpeed: expected accelerate_configs/fsdp2.yaml, which shards weights too")
     keep_freed_memory()
     _meet_again(world)
     # Without cpu=True several processes on a machine without GPU would each believe to be alone.
@@ -60,14 +59,12 @@ def _meet_again(world):
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
-def check_support(accelerator, *, sync_bn, skip_nonfinite):
+def check_support(accelerator, *, sync_bn):
     """InputError for what the kind of processes cannot do."""
     if sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cpu":
         raise InputError("--sync_bn: torch synchronises batch norm on GPUs only; leave it out on the CPU")
     if accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2:
         raise InputError("FSDP of version 1: expected fsdp_version 2, as in accelerate_configs/fsdp2.yaml")
-    if accelerator.distributed_type == "DEEPSPEED":
-        zero.check(accelerator, skip_nonfinite)
 
 
 def has_accelerator():

@@ -1,17 +1,14 @@
-"""Whole tensors out of sharded ones (FSDP2, ZeRO) and back, so that a saved state has one form on any hardware.
+"""Whole tensors out of sharded ones (FSDP2) and back, so that a saved state has one form on any hardware.
 
 Ordinary tensors go through untouched; every process must call these together where the model is sharded.
 """
 
 import torch
 
-from utils.model import zero
 
 
-def prepare(accelerator, model, optimizer, batch_size, clip_grad):
-    """(network, optimizer) as `accelerator.prepare` returns them; batch_size: images per process and step."""
-    if accelerator.distributed_type == "DEEPSPEED":
-        return zero.prepare(accelerator, model, optimizer, batch_size, clip_grad)
+def prepare(accelerator, model, optimizer):
+    """(network, optimizer) as `accelerator.prepare` returns them."""
     if accelerator.distributed_type == "FSDP":
         plugin = accelerator.state.fsdp_plugin
         model._no_split_modules = blocks(model)  # where Accelerate looks for what TRANSFORMER_BASED_WRAP gathers at once
@@ -46,8 +43,6 @@ def blocks(model):
 
 def prepare_to_evaluate(accelerator, model):
     """The model, whole on each process, in the precision of the launcher."""
-    if accelerator.distributed_type == "DEEPSPEED":
-        return zero.autocast(accelerator, model)
     return accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
 
 
@@ -91,21 +86,16 @@ def load_model(model, weights):
 
 def parameters(optimizer):
     """The parameters by their number in `optimizer_state`."""
-    if zero.is_zero(optimizer):
-        return zero.parameters(optimizer)
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def optimizer_state(optimizer):
     """`optimizer.state_dict()` of whole tensors."""
-    return zero.state_dict(optimizer) if zero.is_zero(optimizer) else gather(optimizer.state_dict())
+    return gather(optimizer.state_dict())
 
 
 def load_optimizer(optimizer, state):
     """`optimizer.load_state_dict` of whole tensors, after `load_model`; its moments are sharded as their parameters are."""
-    if zero.is_zero(optimizer):
-        zero.load_state_dict(optimizer, state)
-        return
     members = parameters(optimizer)
     shards = {
         number: {key: shard_like(value, members[number]) if torch.is_tensor(value) else value for key, value in moments.items()}
