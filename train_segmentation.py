@@ -15,7 +15,8 @@ import time
 import warnings
 
 from utils.cli import flags
-from utils.cli.arguments import InputError, Parser, add_switch, input_errors, key_value, number, run_script, whole
+from utils.cli.arguments import Parser, add_switch, key_value, number, whole
+from utils.cli.errors import InputError, input_errors, run_script
 
 HEADS = ("fcn", "psp", "deeplab", "encnet", "upernet", "fpn")
 # What suits the built-in scenes of digits. Holds where neither --data_path nor --dataset is given; a flag on the line wins.

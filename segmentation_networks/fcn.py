@@ -9,7 +9,7 @@ are to be enlarged (`align_corners`).
 import torch
 from torch import nn
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 
 
 class FCNHead(nn.Module):

@@ -11,7 +11,8 @@ from segmentation_networks.fcn import FCNHead, pooled
 from segmentation_networks.fpn import FPNHead
 from segmentation_networks.psp import PSPHead
 from segmentation_networks.upernet import UPerNetHead
-from utils.cli.arguments import InputError, check_model_kwargs, choose_one, first_line
+from utils.cli.arguments import check_model_kwargs
+from utils.cli.errors import InputError, choose_one, first_line
 
 HEADS = {
     "fcn": FCNHead,

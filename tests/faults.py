@@ -85,6 +85,6 @@ def _run(script, words, text, rank, processes, port, prepare, errors, threads):
     if prepare:
         prepare(rank)
     sys.argv = [f"{script}.py", *words]
-    from utils.cli.arguments import run_script
+    from utils.cli.errors import run_script
 
     run_script(f"{script}.py", module.main, module.parse_args(words))

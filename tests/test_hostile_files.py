@@ -26,7 +26,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from segmentation_networks.network import build_network
-from utils.cli.arguments import InputError, Parser, expand_recipes, key_value
+from utils.cli.arguments import Parser, expand_recipes, key_value
+from utils.cli.errors import InputError
 from utils.data.masks import draw_instances, read_values
 from utils.model.ema import EMA
 from utils.model.recognition import build_model

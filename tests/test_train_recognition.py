@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import train_recognition
 from lr_sched import cosine_scheduler
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.run.checkpoint import states
 
 # All that has random numbers or a state of its own.

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train_segmentation
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.run.checkpoint import states
 
 TINY = (

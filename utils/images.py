@@ -9,7 +9,7 @@ import stat
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from utils.cli.arguments import InputError, first_line
+from utils.cli.errors import InputError, first_line
 
 
 class BadImage(InputError):

@@ -7,7 +7,8 @@ from conftest import ROOT, run
 
 import train_segmentation
 from train_recognition import DIGITS, parse_args
-from utils.cli.arguments import InputError, derive_batch, expand_recipes
+from utils.cli.arguments import derive_batch, expand_recipes
+from utils.cli.errors import InputError
 
 
 def error_of(capsys, *words):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.data import bad_samples
 from utils.data.bad_samples import BadSamples, check_all, check_data, in_threads
 from utils.data.sampling import Key, TrainBatches, replacement

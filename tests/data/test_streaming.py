@@ -14,7 +14,7 @@ from conftest import make_folder
 from PIL import Image
 from test_tar_shards import LABELS, encoded, samples, write
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.data.streaming import StreamLoader, place_of
 from utils.images import BadImage
 from utils.sources import recognition as recognition_data

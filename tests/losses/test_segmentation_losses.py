@@ -8,7 +8,7 @@ import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.losses.recognition import CrossEntropy
 from utils.losses.segmentation import SegmentationLoss, present_classes
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import GOLDEN
 from safetensors.torch import load_file
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.metrics.windows import evaluated_region, predict
 
 NORM = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.5, 1.0)}  # black is -2, -1, -0.5

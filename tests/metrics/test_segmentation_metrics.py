@@ -9,7 +9,7 @@ import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.metrics.segmentation import (
     ConfusionMatrix,
     batch_intersection_union,

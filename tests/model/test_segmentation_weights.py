@@ -14,7 +14,7 @@ from test_weights import SIZES, ChannelsFirst, Original, noisy, sparse
 from torch import nn
 
 from segmentation_networks import build_network, classifier_prefixes
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.model.segmentation_weights import load_segmentation_weights, mm_name
 from utils.model.weights import load_weights
 

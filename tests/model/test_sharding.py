@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, TINY, forked, lines, run, train
 from test_train_recognition import assert_same_run
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.model import zero
 from utils.model.sharding import blocks, gather, load_model, load_optimizer
 from utils.run.checkpoint import states

@@ -18,7 +18,7 @@ from conftest import GOLDEN, train
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.model.download import cached_path, fetch
 from utils.model.weights import load_weights, read_tensors, to_timm_name
 

@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT, run
 from PIL import Image
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.report import pictures, report
 
 EVIL = "<script>document.title='evil'</script><img src=http://127.0.0.1:1/a.png onerror=alert(1)>\"'&\x00\u202e"

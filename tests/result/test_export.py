@@ -9,7 +9,7 @@ import timm
 import torch
 
 from segmentation_networks.network import build_network
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.model.recognition import build_model, timm_config
 from utils.model.segmentation_weights import open_network
 from utils.result import export

@@ -16,7 +16,7 @@ import sys
 import time
 time.sleep = lambda seconds: None  # between the library's attempts
 from utils.result import hub
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 try:
     hub.push(sys.argv[1], sys.argv[2], private=sys.argv[3] == "private")
 except InputError as error:

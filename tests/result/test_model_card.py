@@ -9,7 +9,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard, metadata_load
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.model.recognition import build_model, timm_config
 from utils.result import card as model_card
 from utils.run.checkpoint import export_weights

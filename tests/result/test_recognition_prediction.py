@@ -9,7 +9,7 @@ import timm
 import torch
 from PIL import Image
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.model.recognition import build_model, timm_config
 from utils.result.predict_recognition import find_images, predict, table
 from utils.run.checkpoint import export_weights

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.result.predict_segmentation import legend, overlay, palette_image, picture_files, predict_folder
 
 PALETTE = np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255]], np.uint8)

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.run.checkpoint import find_fault, load_state, newest_state, save_state, states
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3)}

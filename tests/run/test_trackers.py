@@ -15,7 +15,7 @@ from accelerate import tracking
 from conftest import ROOT, run
 from PIL import Image
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.run.trackers import Trackers, check
 
 CONFIG = {"lr": 0.1, "model": "resnet18", "seed": None, "ema": True, "size": [32, 32], "settings": {"classes": 10}}

@@ -21,7 +21,7 @@ from segmentation_networks.fcn import FCNHead
 from segmentation_networks.fpn import FPNHead
 from segmentation_networks.psp import PSPHead, PyramidPooling
 from segmentation_networks.upernet import UPerNetHead
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 
 TINY = {  # backbones that build and run in a blink: timm's name -> its options
     "convnextv2_atto": {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)},

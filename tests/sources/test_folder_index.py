@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.data.string_list import StringList
 from utils.sources import folder_index
 from utils.sources.folder_index import index_folder

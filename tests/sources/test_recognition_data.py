@@ -7,7 +7,7 @@ from conftest import make_folder
 from PIL import Image
 
 from utils.augment.timm import eval_geometry, eval_transform, train_transform
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.data.string_list import StringList
 from utils.images import BadImage
 from utils.sources.recognition import check_headers, digits, folders, hub_table, scan_folder, stratified_split

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from utils.augment.segmentation import encoding_transform, eval_transform
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.data.masks import decode_runs, draw_instances, fill_polygon, read_values
 from utils.data.sampling import Key
 from utils.sources import class_names, palettes

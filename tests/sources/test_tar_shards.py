@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.images import BadImage
 from utils.sources import recognition as recognition_data
 from utils.sources import segmentation as segmentation_data

@@ -13,7 +13,7 @@ import torchvision
 from PIL import Image
 from scipy.io import savemat
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.sources.segmentation import check_files
 from utils.sources.torchvision_sets import open_data, pets_masks
 

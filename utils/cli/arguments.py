@@ -5,8 +5,7 @@ Standard library only, so that `--help` and a wrong flag answer before torch is 
 
 import argparse
 import ast
-import contextlib
-import difflib
+import collections
 import math
 import os
 import pathlib
@@ -14,106 +13,114 @@ import re
 import shlex
 import sys
 
-
-class InputError(ValueError):
-    """Something the user can put right: shown as one line, without a traceback.
-
-    The names in it may be anybody's: what would break the line or steer the terminal is shown as \\n, \\x1b and so on.
-    """
-
-    def __str__(self):
-        text = super().__str__()
-        if text.startswith("Caught ") and "\nOriginal Traceback" in text:  # raised in a loader worker
-            text = text.strip().splitlines()[-1].partition(": ")[2]
-        return one_line(text)
-
-
-class Stopped(Exception):
-    """A signal ended the run; the same command goes on with it."""
-
+from utils.cli.errors import InputError, did_you_mean, one_line
 
 RECIPE_BYTES = 100_000
 MODEL_SIZE = 20_000  # pixels, widths and depths in one option of a model, added up: more would take hours to build
-STOPPED = 75  # exit code: EX_TEMPFAIL of sysexits.h, "try again"
-# How gloo and NCCL say that another process is gone.
-LOST = re.compile(r"closed by peer|reset by peer|broken pipe|remote process exited|watchdog|timed out|timeout", re.I)
-
-
-@contextlib.contextmanager
-def input_errors(flag=""):
-    """Within this, a ValueError of a library is the user's to put right, and shown as one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (ValueError, AssertionError, RuntimeError) as error:
-        raise InputError(f"{flag}{first_line(error)}") from None
-
-
-def run_script(script, main, args):
-    """main(args); what a user can put right ends the process with one line and exit code 1, a signal with code STOPPED."""
-    try:
-        main(args)
-    except InputError as error:
-        code, line = 1, f"error: {error}"
-    except Stopped as stop:
-        code, line = STOPPED, str(stop)
-        if os.environ.get("RANK", "0") != "0":  # all processes stop together; one says so
-            _leave(code)
-    except KeyboardInterrupt:
-        code, line = 130, "interrupted; what was saved is whole"
-    except RuntimeError as error:
-        code, what = 1, first_line(error)
-        if "DataLoader worker" in what and "killed by signal" in what:
-            line = f"error: {what.strip()} Memory is the usual reason: try fewer --num_workers. The same command goes on"
-        elif "WORLD_SIZE" in os.environ and LOST.search(str(error)):
-            line = f"error: a process of this run was lost ({what}); the same command goes on from the last state"
-        else:
-            raise
-    else:
-        return
-    print(f"{script}: {line}", file=sys.stderr, flush=True)
-    _leave(code)
-
-
-def _leave(code):
-    """End at once, without the seconds that loader workers and other processes are waited for on the ordinary way out."""
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    os._exit(code)
-
-
-def first_line(error):
-    """What an exception says, on one line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def one_line(text, longest=2000):
-    """`text` with everything that does not print escaped, and its middle left out where it is longer than that."""
-    text = text.strip()
-    if len(text) > longest:
-        text = f"{text[: longest // 2]} … {text[-longest // 2 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+_UNSET = object()  # of a flag that is not on the line
 
 
 class Parser(argparse.ArgumentParser):
     """ArgumentParser in which hyphens are underscores, `@file` reads a recipe and errors are one line."""
 
-    def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, formatter_class=_Help, **kwargs)
+    def __init__(self, prog, description, epilog=None):
+        super().__init__(prog, description=description, epilog=epilog, allow_abbrev=False, formatter_class=_Help)
 
-    def parse_args(self, argv=None):
+    def topic(self, title):
+        """A group of flags under this title of the help."""
+        return Topic(self.add_argument_group(title))
+
+    def parse_args(self, argv=None, defaults_for=None, check=None):
+        """`Arguments` of the command line, sys.argv without `argv`. A mistake ends the process with code 2 and one line.
+
+        defaults_for: a function of the arguments that gives {flag: default} in place of the ordinary ones, such as those
+        of the built-in data; what is on the line wins. check: a function (args, error) that calls error(message) for
+        flags that contradict each other.
+        """
         words = expand_recipes(sys.argv[1:] if argv is None else argv, self.error)
-        args, unknown = self.parse_known_args([_underscores(word) for word in words])
+        flags = [action for action in self._actions if action.dest != "help"]
+        args = Arguments(**{action.dest: _UNSET for action in flags})
+        _, unknown = self.parse_known_args([_underscores(word) for word in words], args)
         if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-            self.error(_explain_unknown(unknown, flags))
+            self.error(_explain_unknown(unknown, [flag for action in flags for flag in action.option_strings]))
+        args.given = frozenset(name for name, value in vars(args).items() if value is not _UNSET)
+        args.free = frozenset(action.dest for action in flags if getattr(action, "free", False))
+        _fill(args, {action.dest: action.default for action in flags})
+        if defaults_for is not None:
+            _fill(args, defaults_for(args))
+        if check is not None:
+            check(args, self.error)
         return args
 
     def error(self, message):
         if os.environ.get("RANK", "0") == "0":  # every process reads the same line; one answers
             print(f"{self.prog}: error: {one_line(message)}", file=sys.stderr)
         sys.exit(2)
+
+
+class Arguments(argparse.Namespace):
+    """The flags of a run by name. Beside them, and not in vars(args):
+
+    given: names of the flags that stand on the line or in a recipe; free: names of those that may change between a run and
+    its resumption, since the result stays the same.
+    """
+
+    __slots__ = ("free", "given")
+
+    def decisive(self):
+        """{flag: value} of what decides the result."""
+        return {name: value for name, value in vars(self).items() if name not in self.free}
+
+
+class Topic:
+    """The flags of one topic. `free=True` marks a flag that may change between a run and its resumption."""
+
+    def __init__(self, group):
+        self.group = group
+
+    def add(self, flag, *, free=False, **options):
+        """One flag; `options` as of argparse's add_argument."""
+        self.group.add_argument(flag, **options).free = free
+
+    def switch(self, flag, default, help, free=False):
+        """A boolean flag as published: `--model_ema true`, `--model_ema false`, or alone for true."""
+        self.add(flag, free=free, type=boolean, nargs="?", const=True, default=default, metavar="BOOL", help=help)
+
+
+def settings_of(name, add_flags):
+    """A NamedTuple class with a field for each flag that `add_flags(parser)` adds, its default being the flag's.
+
+    `of(args)` of the class takes the values out of the arguments of a run. So a flag is written once, and whatever takes
+    the settings of its topic has it.
+    """
+    parser = Parser(name, "")
+    add_flags(parser)
+    flags = [action for action in parser._actions if action.dest != "help"]
+    fields = [action.dest for action in flags]
+    settings = collections.namedtuple(name, fields, defaults=[action.default for action in flags])
+    settings.of = classmethod(lambda cls, args: cls(**{field: getattr(args, field) for field in fields}))
+    return settings
+
+
+def refuse_idle(args, error, *rules):
+    """error(message) for a flag on the line that would do nothing.
+
+    rules: (names of flags, whether they take effect, when they do, in words).
+    """
+    for names, effective, when in rules:
+        idle = [name for name in names.split() if name in args.given]
+        if idle and not effective:
+            error(f"--{idle[0]} {_text(getattr(args, idle[0]))} would do nothing: it takes effect {when}; leave it out")
+
+
+def _text(value):
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _fill(args, defaults):
+    for name, value in defaults.items():
+        if name not in args.given:
+            setattr(args, name, value)
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -149,9 +156,8 @@ def _recipe_words(path, error):
             error(f"recipe {path}: {path.stat().st_size:,} bytes; expected a text file of flags, {RECIPE_BYTES:,} at most")
         return shlex.split(path.read_text(encoding="utf-8"), comments=True)
     except (OSError, UnicodeDecodeError) as failure:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.args")], n=3, cutoff=0.5)
         reason = getattr(failure, "strerror", None) or "no text file"
-        error(f"recipe {path}: {reason}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+        error(f"recipe {path}: {reason}{did_you_mean(path.name, [p.name for p in path.parent.glob('*.args')])}")
     except ValueError as failure:
         error(f"recipe {path}: {failure}; expected shell words, such as --drop_path 0.1")
 
@@ -167,14 +173,8 @@ def _explain_unknown(unknown, flags):
         name = word.partition("=")[0]
         if not name.startswith("--"):
             continue  # most likely the value of an unknown flag
-        near = difflib.get_close_matches(name, flags, n=1, cutoff=0.5)
-        parts.append(f"unknown flag {name}" + (f", did you mean {near[0]}?" if near else ""))
+        parts.append(f"unknown flag {name}{did_you_mean(name, flags)}")
     return "; ".join(parts) or f"unexpected '{unknown[0]}': every value belongs to a --flag before it"
-
-
-def add_switch(group, flag, default, help):
-    """A boolean flag as published: `--model_ema true`, `--model_ema false`, or alone for true."""
-    group.add_argument(flag, type=boolean, nargs="?", const=True, default=default, metavar="BOOL", help=help)
 
 
 def boolean(text):
@@ -274,11 +274,3 @@ def derive_batch(batch_size, update_freq, total_batch_size, processes, default_b
             f"--batch_size {batch_size}{asked}: choose numbers that divide it"
         )
     return batch_size, freq
-
-
-def choose_one(name, options, what):
-    """InputError for an unknown `name` among `options`, with the nearest."""
-    if name in options:
-        return
-    near = difflib.get_close_matches(name, options, n=3)
-    raise InputError(f"unknown {what} '{name}'" + (f": did you mean {' or '.join(near)}?" if near else ""))

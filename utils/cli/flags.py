@@ -1,162 +1,176 @@
-"""The flags that both training scripts have, by topic. Names and meanings are those of ConvNeXt and ConvNeXt-V2."""
+"""The flags that both training scripts have, by topic. Names and meanings are those of ConvNeXt and ConvNeXt-V2.
+
+A flag is added here, or in recognition_flags.py or segmentation_flags.py, and nowhere else: `settings_of` hands the flags
+of a topic on as one NamedTuple. `free=True`: the flag may change between a run and its resumption.
+"""
 
 from lr_sched import SCHEDULES
-from utils.cli.arguments import add_switch, number, whole
+from utils.cli.arguments import number, refuse_idle, settings_of, whole
 
 
 def add_start_flags(parser):
-    group = parser.add_argument_group("weights to start from: --resume before --finetune before --pretrained")
-    add_switch(group, "--pretrained", False, "timm's pretrained weights of this model")
-    add = group.add_argument
-    add("--finetune", default="", metavar="WEIGHTS", help="a file, a folder, https://…, hf-hub:USER/NAME or timm/NAME")
-    group.add_argument("--model_key", default="model|module", help="where a .pth holds them; model_ema for averaged ones")
-    group.add_argument("--model_prefix", default="", help="put before every name in the file")
+    topic = parser.topic("weights to start from: --resume before --finetune before --pretrained")
+    topic.switch("--pretrained", False, "start from the weights that timm offers for this model")
+    topic.add("--finetune", default="", metavar="WEIGHTS", help="start from these weights: a file, a folder such as RUN/best, "
+              "https://…, hf-hub:USER/NAME, or timm/NAME")  # fmt: skip
+    topic.add("--model_key", default="model|module", help="the names, tried in turn, under which a .pth holds its weights; "
+              "model_ema takes the averaged ones")  # fmt: skip
+    topic.add("--model_prefix", default="", help="this text is put before every name in the file, such as backbone.")
 
 
-def add_bad_sample_flags(group):
-    """For the data group."""
-    share = number(0, 1)
-    group.add_argument("--max_bad_samples", type=share, default=0.01, help="share of training images that may be broken")
-    add_switch(group, "--check_data", False, "read every sample before training, and list the broken ones")
+def add_bad_sample_flags(topic):
+    topic.add("--max_bad_samples", free=True, type=number(0, 1), default=0.01, help="the run stops when more than this share "
+              "of the training images cannot be read; until then others take their place")  # fmt: skip
+    topic.switch("--check_data", False, "read every sample before training, and list what cannot be read", free=True)
+
+
+def add_stream_flags(topic):
+    topic.switch("--streaming", False, "read the training data of --dataset in order, without storing it first")
+    topic.add("--shuffle_buffer", type=whole(1), default=1000, help="samples that --streaming shuffles at a time")
+    topic.add("--train_images", type=whole(1), help="training images of --streaming, where the data does not tell")
 
 
 def add_batch_flags(parser):
-    add = parser.add_argument_group("batch").add_argument
-    add("--batch_size", type=whole(1), help="images per process and step; none: 64, or less for --total_batch_size")
-    add("--update_freq", type=whole(1), help="steps that accumulate to one update; none: 1")
-    add("--total_batch_size", type=whole(1), help="images per update; derives --update_freq on any hardware")
+    topic = parser.topic("batch")
+    topic.add("--batch_size", free=True, type=whole(1), help="images per process and micro-batch; none: 64 in recognition, 16 "
+              "in segmentation, or less where --total_batch_size asks for less")  # fmt: skip
+    topic.add("--update_freq", free=True, type=whole(1), help="micro-batches whose gradients are summed up for one update; "
+              "none: 1")  # fmt: skip
+    topic.add("--total_batch_size", free=True, type=whole(1), help="images per update over all processes; --update_freq follows "
+              "from it, so that a recipe is the same on any hardware")  # fmt: skip
 
 
 def add_optimizer_flags(parser, layer_decay_types):
-    group = parser.add_argument_group("optimizer")
-    add = group.add_argument
-    add("--opt", default="adamw", help="sgd, momentum, adam, adamw, or any of timm's; lookahead_ before it")
-    add("--opt_eps", type=number(above=0), help="none: the optimizer's own")
-    add("--opt_betas", type=number(0, 1), nargs="+", help="none: the optimizer's own")
-    add("--momentum", type=number(0, 1), default=0.9, help="of SGD and its kin")
-    add("--weight_decay", type=number(0), default=0.05, help="see --weight_decay_filter")
-    add("--weight_decay_end", type=number(0), help="cosine from --weight_decay to this; none: constant")
-    add("--clip_grad", type=number(above=0), help="largest norm of the gradient; none: no clipping")
-    add("--weight_decay_filter", choices=("norm_bias", "bn_names", "none"), default="norm_bias", help="what is free of weight "
-        "decay: norms and biases; names with bn or bias in them (PyTorch-Encoding's --no-bn-wd); nothing")  # fmt: skip
-    add("--layer_decay", type=number(above=0, maximum=1), default=1.0, help="lr multiplier from each layer to the one before")
-    add("--layer_decay_type", choices=layer_decay_types, default=layer_decay_types[0], help="how layers are numbered")
-    return group
+    topic = parser.topic("optimizer")
+    topic.add("--opt", default="adamw", help="sgd (with Nesterov momentum), momentum (without), adam, adamw, or any name of "
+              "timm's; lookahead_adamw averages over six steps")  # fmt: skip
+    topic.add("--opt_eps", type=number(above=0), help="the optimizer's epsilon; none: its own")
+    topic.add("--opt_betas", type=number(0, 1), nargs="+", help="the optimizer's betas, such as 0.9 0.95; none: its own")
+    topic.add("--momentum", type=number(0, 1), default=0.9, help="momentum of SGD, RMSprop and the like")
+    topic.add("--weight_decay", type=number(0), default=0.05, help="weight decay; --weight_decay_filter says of what")
+    topic.add("--weight_decay_end", type=number(0), help="weight decay of the last update, reached in a half cosine; none: it "
+              "stays constant")  # fmt: skip
+    topic.add("--weight_decay_filter", choices=("norm_bias", "bn_names", "none"), default="norm_bias", help="parameters without "
+              "weight decay: norms and biases; names with bn or bias in them (PyTorch-Encoding's --no-bn-wd); none")  # fmt: skip
+    topic.add("--clip_grad", type=number(above=0), help="scale the gradient down to this norm where it is larger; none: never")
+    topic.add("--layer_decay", type=number(above=0, maximum=1), default=1.0, help="each layer learns this many times as fast as "
+              "the one after it: 0.7 gives the last block 0.7 of the head's rate, the one before 0.49")  # fmt: skip
+    topic.add("--layer_decay_type", choices=layer_decay_types, default=layer_decay_types[0], help="what a layer is: " +
+              ", ".join(_LAYER_DECAY_TYPES[name] for name in layer_decay_types))  # fmt: skip
+    return topic
+
+
+_LAYER_DECAY_TYPES = {
+    "single": "single, every block",
+    "group": "group, ConvNeXt's 12 groups of blocks",
+    "stage_wise": "stage_wise, a stage with mmsegmentation's numbers",
+    "layer_wise": "layer_wise, groups with mmsegmentation's numbers",
+}
 
 
 def add_schedule_flags(parser):
-    group = parser.add_argument_group("schedule, per update")
-    add = group.add_argument
-    add("--epochs", type=whole(1), default=100, help="passes over the data")
-    add("--lr", type=number(0), help="peak learning rate; none: --blr x images per update / 256")
-    add("--blr", type=number(0), default=5e-4, help="base learning rate")
-    add("--min_lr", type=number(0), default=1e-6, help="where the schedule ends")
-    add("--warmup_epochs", type=number(0), default=20, help="linear, from 0")
-    add("--warmup_steps", type=int, default=-1, help="in updates; wins over --warmup_epochs if above 0")
-    add("--sched", choices=SCHEDULES, default="cosine", help="shape")
-    add("--power", type=number(above=0), default=0.9, help="of poly")
-    add("--step_epochs", type=whole(1), default=30, help="of step: epochs between drops")
-    add("--step_rate", type=number(above=0, maximum=1), default=0.1, help="of step: factor of a drop")
-    add("--decay_epochs", type=number(above=0), help="of wsd: length of the last leg; none: a tenth of the run")
-    return group
+    topic = parser.topic("schedule, per update")
+    topic.add("--epochs", type=whole(1), default=100, help="passes over the training data")
+    topic.add("--lr", type=number(0), help="peak learning rate; none: --blr x images per update / 256")
+    topic.add("--blr", type=number(0), default=5e-4, help="learning rate for 256 images per update")
+    topic.add("--min_lr", type=number(0), default=1e-6, help="learning rate at the end of the run")
+    topic.add("--warmup_epochs", type=number(0), default=20, help="epochs in which the rate grows from 0 to its peak")
+    topic.add("--warmup_steps", type=int, default=-1, help="the same in updates; above 0 it wins over --warmup_epochs")
+    topic.add("--sched", choices=SCHEDULES, default="cosine", help="curve from the peak to --min_lr; lr_sched.py, "
+              "learning_rate, describes each")  # fmt: skip
+    topic.add("--power", type=number(above=0), default=0.9, help="exponent of the curve poly")
+    topic.add("--step_epochs", type=whole(1), default=30, help="epochs between two drops of the curve step")
+    topic.add("--step_rate", type=number(above=0, maximum=1), default=0.1, help="each drop of the curve step multiplies the "
+              "rate by this")  # fmt: skip
+    topic.add("--decay_epochs", type=number(above=0), help="epochs in which the curve wsd falls at the end; none: a tenth of "
+              "the run")  # fmt: skip
+    return topic
+
+
+Schedule = settings_of("Schedule", add_schedule_flags)
 
 
 def add_ema_flags(parser):
-    group = parser.add_argument_group("average of the weights (EMA)")
-    add_switch(group, "--model_ema", False, "keep one")
-    group.add_argument("--model_ema_decay", type=number(0, 1), default=0.9999, help="per update")
-    add_switch(group, "--model_ema_warmup", False, "smaller decay in the first updates: for short runs")
-    add_switch(group, "--model_ema_eval", True, "evaluate it too, and keep its best")
+    topic = parser.topic("average of the weights (EMA)")
+    topic.switch("--model_ema", False, "keep an exponential moving average of the weights beside them")
+    topic.add("--model_ema_decay", type=number(0, 1), default=0.9999, help="after each update the average keeps this share of "
+              "itself and takes the rest from the weights")  # fmt: skip
+    topic.switch("--model_ema_warmup", False, "begin with a smaller decay that grows to --model_ema_decay: for short runs")
+    topic.switch("--model_ema_eval", True, "evaluate the average too, and keep its best in best_ema/")
 
 
 def add_speed_flags(parser):
-    group = parser.add_argument_group("speed and memory")
-    add_switch(group, "--channels_last", False, "memory order that convolutions on GPUs prefer")
-    add_switch(group, "--torchcompile", False, "compile the model")
-    add_switch(group, "--grad_checkpointing", False, "recompute activations in the backward pass: less memory, slower")
-    add_switch(group, "--sync_bn", False, "batch norm statistics over all processes")
-    add_switch(group, "--use_amp", False, "as published: bf16 (or fp16) if the launcher chose no precision")
-    group.add_argument("--num_workers", type=whole(0), help="loader processes; none: the cores at hand, 10 at most")
-    add_switch(group, "--pin_mem", True, "page-locked memory for faster copies to a GPU")
-    return group
+    topic = parser.topic("speed and memory")
+    topic.switch("--channels_last", False, "store images channel by channel last (NHWC), which convolutions on GPUs prefer")
+    topic.switch("--torchcompile", False, "compile the model with torch.compile")
+    topic.switch("--grad_checkpointing", False, "compute activations again in the backward pass: less memory, more time")
+    topic.switch("--sync_bn", False, "batch norm takes its statistics over the images of all processes")
+    topic.switch("--use_amp", False, "as published: compute in bf16 (fp16 on a GPU without bf16) if the launcher chose no "
+                 "precision")  # fmt: skip
+    topic.add("--num_workers", free=True, type=whole(0), help="loader processes per process; none: its share of the cores, 10 "
+              "at most")  # fmt: skip
+    topic.switch("--pin_mem", True, "read batches into page-locked memory, from which copies to a GPU are faster", free=True)
+    return topic
 
 
 def add_evaluation_flags(parser):
-    group = parser.add_argument_group("evaluation")
-    add_switch(group, "--eval", False, "evaluate the weights and stop")
-    add_switch(group, "--disable_eval", False, "train without evaluating")
-    add_switch(group, "--dist_eval", True, "share the evaluation among the processes; exact either way")
-    return group
+    topic = parser.topic("evaluation")
+    topic.switch("--eval", False, "evaluate --resume, --finetune or --pretrained weights, and stop")
+    topic.switch("--disable_eval", False, "train without evaluating")
+    topic.switch("--dist_eval", True, "share the evaluation among the processes; each image counts once either way", free=True)
+    return topic
 
 
 def add_output_flags(parser, script):
-    group = parser.add_argument_group("output and resume")
-    add = group.add_argument
-    add("--output_dir", metavar="DIR", help=f"none: a new output/{script}/DATE-TIME")
-    add_switch(group, "--auto_resume", True, "go on with an unfinished run in --output_dir")
-    add("--resume", default="", metavar="CHECKPOINT", help="go on from this state, with these flags")
-    add_switch(group, "--save_ckpt", True, "save resumable states")
-    add("--save_ckpt_freq", type=whole(1), default=1, help="epochs between states")
-    add("--save_ckpt_updates", type=whole(1), help="updates between states, within epochs too")
-    add("--save_ckpt_minutes", type=number(above=0), help="minutes between states, within epochs too")
-    add("--save_ckpt_num", type=whole(1), default=3, help="states to keep")
-    add("--log_every", type=whole(1), default=50, help="updates between looks at the loss")
-    add("--skip_nonfinite", type=whole(0), default=0, help="leave out up to so many updates in a row whose loss or gradient is "
-        "no number; costs a look at the device each update")  # fmt: skip
-    add("--dry_run", nargs="?", const="text", choices=("text", "json"), help="print what the run would do, and stop")
-    add("--seed", type=whole(0), default=0, help="of weights, data order and augmentation")
-
-
-def add_stream_flags(group):
-    """For the data group."""
-    add_switch(group, "--streaming", False, "of --dataset: read training data as it comes, without storing it first")
-    group.add_argument("--shuffle_buffer", type=whole(1), default=1000, help="of --streaming: samples shuffled at a time")
-    group.add_argument("--train_images", type=whole(1), help="of --streaming: how many there are, where the data does not tell")
+    topic = parser.topic("output and resume")
+    topic.add("--output_dir", free=True, metavar="DIR", help=f"folder of the run; none: a new output/{script}/DATE-TIME")
+    topic.switch("--auto_resume", True, "go on with the unfinished run in --output_dir, if there is one", free=True)
+    topic.add("--resume", free=True, default="", metavar="STATE", help="go on from this state, such as "
+              "RUN/checkpoints/update_00000100, with the flags of this line")  # fmt: skip
+    topic.switch("--save_ckpt", True, "save states that a run can go on from", free=True)
+    topic.add("--save_ckpt_freq", free=True, type=whole(1), default=1, help="epochs between two states")
+    topic.add("--save_ckpt_updates", free=True, type=whole(1), help="updates between two states, within epochs too")
+    topic.add("--save_ckpt_minutes", free=True, type=number(above=0), help="minutes between two states, within epochs too")
+    topic.add("--save_ckpt_num", free=True, type=whole(1), default=3, help="number of states that are kept")
+    topic.add("--log_every", free=True, type=whole(1), default=50, help="updates after which losses are read from the device, "
+              "logged and checked")  # fmt: skip
+    topic.add("--skip_nonfinite", free=True, type=whole(0), default=0, help="number of updates in a row that may be left out "
+              "since their loss or gradient is not finite; above 0 every update waits for the device")  # fmt: skip
+    topic.add("--dry_run", free=True, nargs="?", const="text", choices=("text", "json"), help="print what the run would do, "
+              "and stop")  # fmt: skip
+    topic.add("--seed", type=whole(0), default=0, help="decides new weights, the order of the data and its augmentation")
 
 
 def add_result_flags(parser):
-    """What is done with the result, and where the run can be watched."""
-    group = parser.add_argument_group("result")
-    add = group.add_argument
-    add("--report_to", nargs="+", metavar="TRACKER", help="none, or tensorboard (as without this), wandb, trackio, mlflow, …")
-    add("--export", nargs="+", default=(), metavar="FORMAT", help="of best/, after training: onnx, torchscript, torch_export")
-    add("--push_to_hub", metavar="USER/NAME", help="upload best/ to the Hub after training")
-    add_switch(group, "--hub_private", False, "make that repository private")
-    add("--license", help="of the weights, for the model card: apache-2.0, mit, …")
+    topic = parser.topic("result")
+    topic.add("--report_to", free=True, nargs="+", metavar="TRACKER", help="where the run can be watched: tensorboard (as "
+              "without this flag), wandb, trackio, mlflow, …, or none")  # fmt: skip
+    topic.add("--export", free=True, nargs="+", default=(), metavar="FORMAT", help="write best/ in these formats after training: "
+              "onnx, torchscript, torch_export")  # fmt: skip
+    topic.add("--push_to_hub", free=True, metavar="USER/NAME", help="upload best/ to this repository of the Hub after training")
+    topic.switch("--hub_private", False, "make that repository private", free=True)
+    topic.add("--license", free=True, help="license of the weights in the model card, such as apache-2.0 or mit")
 
 
-# What may change between a run and its resumption, for the result stays the same (the data is compared by its size,
-# the batch by its total).
-FREE = frozenset(
-    [
-        "output_dir",
-        "auto_resume",
-        "resume",
-        "save_ckpt",
-        "save_ckpt_freq",
-        "save_ckpt_updates",
-        "save_ckpt_minutes",
-        "max_bad_samples",
-        "skip_nonfinite",
-        "save_ckpt_num",
-        "log_every",
-        "report_to",
-        "export",
-        "push_to_hub",
-        "hub_private",
-        "license",
-        "dry_run",
-        "check_data",
-        "eval_batch_size",
-        "num_workers",
-        "pin_mem",
-        "dist_eval",
-        "data_path",
-        "eval_data_path",
-        "data_set",
-        "dataset",
-        "batch_size",
-        "update_freq",
-        "total_batch_size",
-    ]
-)
+def check_common(args, error):
+    """error(message) for flags of both scripts that contradict each other, or that would do nothing."""
+    if args.data_path and args.dataset:
+        error("--data_path and --dataset: found both, expected one; leave the other out")
+    if args.streaming and (not args.dataset or args.val_split or args.check_data):
+        error("--streaming needs --dataset, and goes neither with --val_split nor with --check_data")
+    refuse_idle(
+        args, error,
+        ("image_column", args.dataset, "with --dataset only"),
+        ("shuffle_buffer train_images", args.streaming, "with --streaming true"),
+        ("model_ema_decay", args.model_ema, "with --model_ema true"),
+        ("model_ema_warmup model_ema_eval", args.model_ema or not (args.model_ema_warmup or "model_ema_eval" in args.given and
+         args.model_ema_eval), "with --model_ema true"),
+        ("layer_decay_type", args.layer_decay < 1, "with --layer_decay below 1"),
+        ("blr", "lr" not in args.given, "without --lr, which wins"),
+        ("min_lr", args.sched != "constant", "with every --sched but constant"),
+        ("power", args.sched in ("poly", "poly_mmseg"), "with --sched poly or poly_mmseg"),
+        ("step_epochs step_rate", args.sched == "step", "with --sched step"),
+        ("decay_epochs", args.sched == "wsd", "with --sched wsd"),
+        ("save_ckpt_freq save_ckpt_updates save_ckpt_minutes save_ckpt_num", args.save_ckpt, "with --save_ckpt true"),
+        ("hub_private", args.push_to_hub or not args.hub_private, "with --push_to_hub"),
+    )  # fmt: skip

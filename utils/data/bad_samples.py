@@ -14,7 +14,7 @@ import pathlib
 import accelerate
 from tqdm import tqdm
 
-from utils.cli.arguments import InputError, one_line
+from utils.cli.errors import InputError, one_line
 from utils.data.sampling import replacement
 from utils.images import BadImage
 

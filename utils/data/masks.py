@@ -8,7 +8,7 @@ import os
 import numpy as np
 from PIL import UnidentifiedImageError
 
-from utils.cli.arguments import InputError, first_line
+from utils.cli.errors import InputError, first_line
 from utils.images import open_image
 
 IGNORE = -1  # the class id of pixels that no loss and no metric counts

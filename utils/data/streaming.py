@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from utils.cli.arguments import InputError, first_line
+from utils.cli.errors import InputError, first_line
 from utils.data.bad_samples import ATTEMPTS
 from utils.data.sampling import ORDER, stream_seed
 from utils.images import BadImage

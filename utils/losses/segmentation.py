@@ -7,7 +7,7 @@ gives 0 and not NaN. Nothing here reads a value back from the device.
 import torch
 import torch.nn.functional as F
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 
 
 class SegmentationLoss(torch.nn.Module):

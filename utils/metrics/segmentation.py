@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 
 
 class ConfusionMatrix:

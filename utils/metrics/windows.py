@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from utils.cli.arguments import InputError, choose_one
+from utils.cli.errors import InputError, choose_one
 
 MODES = ("slide", "whole", "crop")
 

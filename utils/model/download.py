@@ -11,7 +11,7 @@ import urllib.request
 import torch
 from tqdm import tqdm
 
-from utils.cli.arguments import InputError, first_line
+from utils.cli.errors import InputError, first_line
 
 CHUNK = 1 << 20  # bytes
 

@@ -10,7 +10,8 @@ import accelerate
 import torch
 import torch.distributed
 
-from utils.cli.arguments import InputError, derive_batch
+from utils.cli.arguments import derive_batch
+from utils.cli.errors import InputError
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # from malloc.h of glibc
 

@@ -3,7 +3,8 @@
 import timm
 import torch
 
-from utils.cli.arguments import InputError, check_model_kwargs, choose_one, first_line
+from utils.cli.arguments import check_model_kwargs
+from utils.cli.errors import InputError, choose_one, first_line
 
 
 def build_model(

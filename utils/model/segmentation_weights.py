@@ -12,7 +12,7 @@ import re
 import torch
 
 from segmentation_networks.network import build_network, check_settings, classifier_prefixes
-from utils.cli.arguments import InputError, first_line
+from utils.cli.errors import InputError, first_line
 from utils.model.download import fetch
 from utils.model.weights import check_fit, put_in, read_tensors, same_but_for_ones, some_names, to_timm, to_timm_name
 

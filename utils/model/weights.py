@@ -17,7 +17,7 @@ import zipfile
 import torch
 from safetensors.torch import load_file
 
-from utils.cli.arguments import InputError, first_line
+from utils.cli.errors import InputError, first_line
 from utils.model.download import fetch
 
 _TO_TIMM = (  # original ConvNeXt name -> timm's, in this order

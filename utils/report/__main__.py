@@ -1,6 +1,6 @@
 """python -m utils.report RUN [RUN …]"""
 
-from utils.cli.arguments import run_script
+from utils.cli.errors import run_script
 from utils.report.report import main, parse_args
 
 if __name__ == "__main__":

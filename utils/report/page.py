@@ -10,7 +10,7 @@ import html
 import math
 import os
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 
 COLOURS = 8  # of curves; then they are dashed
 DASHES = ("", "7 4", "2 3", "9 3 2 3")

@@ -15,7 +15,8 @@ import shlex
 import types
 import urllib.parse
 
-from utils.cli.arguments import InputError, Parser
+from utils.cli.arguments import Parser
+from utils.cli.errors import InputError
 from utils.report import page as report_page
 from utils.report.page import COLOURS, bar, cell, chart, escaped, section, table
 

@@ -7,7 +7,7 @@ import re
 import shlex
 import urllib.parse
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 
 # Task -> (metric as the Hub calls it, key of the score in a record, what to call it, what else a record may hold)
 TASKS = {

@@ -14,7 +14,7 @@ import warnings
 import timm
 import torch
 
-from utils.cli.arguments import InputError, choose_one, first_line
+from utils.cli.errors import InputError, choose_one, first_line
 from utils.model.segmentation_weights import open_network, read_config
 
 FILES = {"onnx": "model.onnx", "torchscript": "model.torchscript.pt", "torch_export": "model.pt2"}

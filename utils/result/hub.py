@@ -2,7 +2,7 @@
 
 import pathlib
 
-from utils.cli.arguments import InputError, first_line
+from utils.cli.errors import InputError, first_line
 
 NEEDED = ("model.safetensors", "config.json")
 RESULT = (

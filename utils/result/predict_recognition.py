@@ -10,7 +10,7 @@ import torch
 from timm.data import create_transform, resolve_model_data_config
 from tqdm import tqdm
 
-from utils.cli.arguments import InputError, first_line, one_line
+from utils.cli.errors import InputError, first_line, one_line
 from utils.images import naming, read_image
 from utils.result.export import OnlyLogits, open_result
 from utils.result.predict_segmentation import picture_files

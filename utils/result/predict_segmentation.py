@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms import functional as F
 from tqdm import tqdm
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.images import is_image, read_image
 
 OPACITY = 0.55  # of the class colours in an overlay

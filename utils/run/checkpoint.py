@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from utils.cli.arguments import InputError, first_line, one_line
+from utils.cli.errors import InputError, first_line, one_line
 
 MANIFEST = "manifest.json"
 _NEEDED, _EMA = {"model.safetensors", "optimizer.pt", "state.json"}, "ema.safetensors"

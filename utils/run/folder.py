@@ -11,7 +11,7 @@ import sys
 
 import accelerate
 
-from utils.cli.arguments import InputError, one_line
+from utils.cli.errors import InputError, one_line
 from utils.run import log as run_log
 from utils.run.checkpoint import newest_state, set_aside_newer
 

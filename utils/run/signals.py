@@ -9,7 +9,7 @@ import time
 import torch
 import torch.distributed
 
-from utils.cli.arguments import InputError, Stopped
+from utils.cli.errors import InputError, Stopped
 
 RETRY = 60.0  # seconds after which a save that failed is tried again, if no other comes before
 LAST_BATCHES = 15  # seconds that a loader worker goes on after SIGTERM, for the update under way

@@ -12,7 +12,7 @@ import time
 import accelerate
 import torch
 
-from utils.cli.arguments import InputError, first_line, one_line
+from utils.cli.errors import InputError, first_line, one_line
 from utils.model import sharding
 from utils.run import checkpoint
 from utils.run import folder as run_folder

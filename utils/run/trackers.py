@@ -10,7 +10,7 @@ import numbers
 import os
 import pathlib
 
-from utils.cli.arguments import InputError, first_line
+from utils.cli.errors import InputError, first_line
 
 PROJECT = "strata"  # under which services group runs; for wandb WANDB_PROJECT, for mlflow MLFLOW_EXPERIMENT_NAME win
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from utils.cli.arguments import InputError
+from utils.cli.errors import InputError
 from utils.data.string_list import StringList
 from utils.images import is_image
 

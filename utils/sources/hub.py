@@ -9,7 +9,7 @@ import os
 import zipfile
 from typing import Any, NamedTuple
 
-from utils.cli.arguments import InputError, first_line, one_line
+from utils.cli.errors import InputError, first_line, one_line
 from utils.images import is_image
 from utils.sources import tar as tar_shards
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from utils.cli.arguments import InputError, first_line
+from utils.cli.errors import InputError, first_line
 from utils.data.bad_samples import read_or_replace
 from utils.data.sampling import AUGMENT, Key, seed_everything, stream_seed
 from utils.data.streaming import place_of

@@ -15,7 +15,7 @@ import pathlib
 import numpy as np
 import torch
 
-from utils.cli.arguments import InputError, choose_one, first_line
+from utils.cli.errors import InputError, choose_one, first_line
 from utils.data.bad_samples import in_threads, read_or_replace
 from utils.data.masks import IGNORE, class_table, draw_instances, mask_values, read_values, to_classes
 from utils.data.sampling import AUGMENT, Key, seed_everything, stream_seed

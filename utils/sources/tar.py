@@ -11,7 +11,7 @@ import os
 import re
 import tarfile
 
-from utils.cli.arguments import InputError, first_line
+from utils.cli.errors import InputError, first_line
 from utils.images import is_image
 
 _SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}

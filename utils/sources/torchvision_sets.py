@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from utils.cli.arguments import InputError, choose_one, first_line
+from utils.cli.errors import InputError, choose_one, first_line
 from utils.data.masks import class_table
 from utils.sources import recognition as recognition_data
 from utils.sources import segmentation as segmentation_data

@@ -1,0 +1,34 @@
+"""Answers --help and a wrong flag, and prints the first line of a run, before torch is imported, which takes seconds.
+
+A training script imports this file before all others. In any other program importing it does nothing.
+"""
+
+import os
+import sys
+
+from utils.cli import recognition_flags, segmentation_flags
+from utils.cli.arguments import Parser
+
+FLAGS = {"train_recognition.py": recognition_flags, "train_segmentation.py": segmentation_flags}
+
+
+def parse(script, description, argv=None):
+    """`Arguments` of the `script`, one of FLAGS; description: for its help."""
+    flags = FLAGS[script]
+    parser = Parser(script, description)
+    flags.add_flags(parser)
+    return parser.parse_args(argv, flags.defaults_for, flags.check)
+
+
+def _answer():
+    main = sys.modules["__main__"]
+    script = os.path.basename(getattr(main, "__file__", None) or "")
+    if script not in FLAGS:
+        return
+    args = parse(script, main.__doc__)
+    if os.environ.get("RANK", "0") == "0" and args.dry_run != "json":
+        model = f"{args.model} on {args.backbone}" if hasattr(args, "backbone") else args.model
+        print(f"{script.removesuffix('.py')}: {model}, {args.data_path or args.dataset or 'built-in data'}", flush=True)
+
+
+_answer()

@@ -1,0 +1,154 @@
+"""The flags of train_recognition.py, what suits the built-in digits, and which flags go together."""
+
+from utils.cli import flags
+from utils.cli.arguments import key_value, number, refuse_idle, settings_of, whole
+from utils.sources import RECOGNITION_SETS
+
+# What suits 1,438 digits of 8x8 pixels. Holds where neither --data_path nor --dataset is given; a flag on the line wins.
+DIGITS = {
+    "input_size": 64, "scale": (0.8, 1.0), "ratio": (0.9, 1.1), "crop_pct": 1.0, "hflip": 0.0, "aa": "none", "reprob": 0.0,
+    "epochs": 10, "warmup_epochs": 1, "blr": 8e-3, "min_lr": 1e-5, "num_workers": 0,
+}  # fmt: skip
+SMALL = 32  # pixels; up to here images are padded and cropped instead of cropped and resized
+LARGE = 384  # pixels; from here on ConvNeXt's evaluation warps the whole image
+
+
+def add_flags(parser):
+    add_model_flags(parser)
+    flags.add_start_flags(parser)
+    add_data_flags(parser)
+    add_augmentation_flags(parser)
+    add_mixup_flags(parser)
+    add_loss_flags(parser)
+    flags.add_batch_flags(parser)
+    flags.add_optimizer_flags(parser, layer_decay_types=("single", "group"))
+    flags.add_schedule_flags(parser)
+    flags.add_ema_flags(parser)
+    topic = flags.add_evaluation_flags(parser)
+    topic.switch("--tta_flip", False, "average the logits of each image and its mirror image")
+    topic.add("--predict", metavar="DIR_OR_FILE", help="classify these images with --finetune RUN/best into predictions.csv, "
+              "and stop")  # fmt: skip
+    topic.add("--topk", type=whole(1), default=5, help="classes that --predict writes for each image")
+    flags.add_speed_flags(parser)
+    flags.add_output_flags(parser, "train_recognition")
+    flags.add_result_flags(parser)
+
+
+def add_model_flags(parser):
+    topic = parser.topic("model")
+    topic.add("--model", default="convnextv2_atto", help="name of the model in timm, such as convnext_tiny or resnet50")
+    topic.add("--model_kwargs", nargs="+", type=key_value, default=[], metavar="KEY=VALUE", help="options of timm.create_model, "
+              "such as patch_size=2")  # fmt: skip
+    topic.add("--drop_path", type=number(0, 0.99), default=0.0, help="stochastic depth: probability that the last block is left "
+              "out for an image; earlier blocks less, in proportion")  # fmt: skip
+    topic.add("--head_init_scale", type=number(above=0), default=1.0, help="multiplies the first weights of the classifier")
+    topic.add("--layer_scale_init_value", type=number(0), help="ConvNeXt's layer scale at the start; none: the model's own")
+    topic.switch("--last_gamma", None, "start the last norm of each block of a ResNet or ResNeSt at 0; none: as the model does")
+    topic.add("--drop_block", type=number(0, 0.99), default=0.0, help="DropBlock's rate in a ResNet or ResNeSt")
+
+
+ModelOptions = settings_of("ModelOptions", add_model_flags)
+
+
+def add_data_flags(parser):
+    topic = parser.topic("data: the built-in digits unless --data_path or --dataset is given")
+    topic.add("--data_path", free=True, metavar="DIR", help="folder with train/ and val/, in each a folder per class; or one "
+              "such tree and --val_split; or the folder of --data_set")  # fmt: skip
+    topic.add("--eval_data_path", free=True, metavar="DIR", help="validation tree, where it is not DATA_PATH/val")
+    topic.add("--data_set", free=True, choices=("IMNET", "image_folder", *RECOGNITION_SETS), help="what is in --data_path: IMNET "
+              "and image_folder, as published, class folders; the others are downloaded there")  # fmt: skip
+    topic.add("--dataset", free=True, metavar="NAME_OR_DIR", help="read through the library datasets: a name on the Hub, or a "
+              "folder of Parquet, Arrow, image or WebDataset files")  # fmt: skip
+    topic.add("--image_column", help="column of --dataset with the images; none: found by type and name")
+    topic.add("--label_column", help="column of --dataset with the labels; none: found by type and name")
+    topic.add("--val_split", type=number(above=0, maximum=0.9), help="share of each class that is held out for validation, "
+              "chosen by --seed")  # fmt: skip
+    topic.add("--nb_classes", type=whole(1), help="number of classes, to be compared with the data; none: as the data has")
+    flags.add_bad_sample_flags(topic)
+    flags.add_stream_flags(topic)
+
+
+Data = settings_of("Data", add_data_flags)
+
+
+def add_augmentation_flags(parser):
+    topic = parser.topic("augmentation")
+    topic.add("--transforms", choices=("fast", "timm", "encoding"), default="fast", help="fast: ConvNeXt's, drawn as timm draws "
+              "them; timm: the same by timm itself, to the bit; encoding: PyTorch-Encoding's")  # fmt: skip
+    topic.add("--input_size", type=whole(8), default=224, help=f"side of the model's input in pixels; up to {SMALL} a padded "
+              f"random crop, from {LARGE} on evaluation warps the whole image")  # fmt: skip
+    topic.add("--scale", type=number(above=0, maximum=1), nargs=2, default=(0.08, 1.0), help="smallest and largest share of the "
+              "image's area in a random crop")  # fmt: skip
+    topic.add("--ratio", type=number(above=0), nargs=2, default=(0.75, 4 / 3), help="smallest and largest width / height of a "
+              "random crop")  # fmt: skip
+    topic.add("--hflip", type=number(0, 1), default=0.5, help="probability that an image is mirrored left to right")
+    topic.add("--vflip", type=number(0, 1), default=0.0, help="probability that an image is mirrored top to bottom")
+    topic.add("--color_jitter", type=number(0), help="strength of random brightness, contrast and saturation; with --aa it "
+              "takes effect in the encoding transforms only")  # fmt: skip
+    topic.add("--aa", default="rand-m9-mstd0.5-inc1", help="RandAugment, AutoAugment or AugMix in timm's words; rand-nN-mM with "
+              "the encoding transforms; none: off")  # fmt: skip
+    topic.add("--train_interpolation", choices=("bicubic", "bilinear", "random"), default="bicubic", help="how a random crop is "
+              "resized")  # fmt: skip
+    topic.add("--crop_pct", type=number(above=0, maximum=1), help=f"share of the short side in evaluation's centre crop, below "
+              f"{LARGE} pixels; none: 224 / 256")  # fmt: skip
+    topic.add("--reprob", type=number(0, 1), default=0.25, help="probability that a part of an image is erased")
+    topic.add("--remode", choices=("const", "rand", "pixel"), default="pixel", help="what erasing leaves: zeros, one random "
+              "colour, or noise of each pixel")  # fmt: skip
+    topic.add("--recount", type=whole(1), default=1, help="most boxes that are erased in an image")
+    topic.switch("--imagenet_default_mean_and_std", True, "normalise as ImageNet models expect; false: as Inception's (0.5)")
+
+
+Augmentation = settings_of("Augmentation", add_augmentation_flags)
+
+
+def add_mixup_flags(parser):
+    topic = parser.topic("mixup and CutMix, of whole batches")
+    topic.add("--mixup", type=number(0), default=0.0, help="mixup's alpha, such as 0.8: images are blended; 0: off")
+    topic.add("--cutmix", type=number(0), default=0.0, help="CutMix's alpha, such as 1.0: a box is pasted; 0: off")
+    topic.add("--cutmix_minmax", type=number(0, 1), nargs=2, help="smallest and largest side of CutMix's box as a share of the "
+              "image's, drawn uniformly; none: from alpha")  # fmt: skip
+    topic.add("--mixup_prob", type=number(0, 1), default=1.0, help="probability that a batch is mixed")
+    topic.add("--mixup_switch_prob", type=number(0, 1), default=0.5, help="probability of CutMix where mixup is on too")
+    topic.add("--mixup_mode", choices=("batch", "pair", "elem"), default="batch", help="one lambda per batch, per pair of "
+              "images, or per image")  # fmt: skip
+    topic.add("--mixup_off_epoch", type=whole(0), default=0, help="no mixing from this epoch on; 0: to the end")
+
+
+MixupOptions = settings_of("MixupOptions", add_mixup_flags)
+
+
+def add_loss_flags(parser):
+    topic = parser.topic("loss")
+    topic.add("--smoothing", type=number(0, 0.99), default=0.1, help="label smoothing: this share of a target is spread over all "
+              "classes")  # fmt: skip
+    topic.switch("--bce_loss", False, "binary cross-entropy of each class instead of cross-entropy")
+
+
+def defaults_for(args):
+    """{flag: default} of the data: those of the digits where no data is given."""
+    return {} if args.data_path or args.dataset else DIGITS
+
+
+def check(args, error):
+    """error(message) for flags that contradict each other, or that would do nothing."""
+    flags.check_common(args, error)
+    if args.predict and not args.finetune:
+        error("--predict needs --finetune RUN/best")
+    for name, needs in (("eval_data_path", args.data_path), ("data_set", args.data_path), ("label_column", args.dataset),
+                        ("val_split", args.data_path or args.dataset)):  # fmt: skip
+        if getattr(args, name) is not None and not needs:
+            error(f"--{name} needs images of yours: give {'--dataset' if name == 'label_column' else '--data_path'} too")
+    mixes = bool(args.mixup or args.cutmix or args.cutmix_minmax)
+    small, centre_crop = args.input_size <= SMALL, SMALL < args.input_size < LARGE
+    timms = args.transforms != "encoding"
+    no_aa = args.aa.lower() in ("", "none")
+    refuse_idle(
+        args, error,
+        ("scale ratio train_interpolation", not (small and timms), f"above {SMALL} pixels of --input_size"),
+        ("crop_pct", centre_crop or not timms, f"between {SMALL} and {LARGE} pixels of --input_size"),
+        ("color_jitter", no_aa or not timms or not args.color_jitter, "with --aa none"),
+        ("remode recount", args.reprob > 0, "with --reprob above 0"),
+        ("mixup_prob mixup_mode mixup_off_epoch", mixes, "with --mixup or --cutmix"),
+        ("mixup_switch_prob", args.mixup and (args.cutmix or args.cutmix_minmax), "with both --mixup and --cutmix"),
+        ("topk", args.predict, "with --predict"),
+    )  # fmt: skip

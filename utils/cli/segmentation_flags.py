@@ -1,0 +1,148 @@
+"""The flags of train_segmentation.py, the defaults that data brings, and which flags go together."""
+
+from segmentation_networks import HEADS
+from utils.cli import flags
+from utils.cli.arguments import key_value, number, refuse_idle, settings_of, whole
+from utils.sources import SEGMENTATION_SETS
+
+# What suits the built-in scenes of digits. Holds where neither --data_path nor --dataset is given; a flag on the line wins.
+SCENES = {
+    "crop_size": 96, "base_size": 96, "backbone": "resnet10t", "channels": 48, "opt": "adamw", "lr": 4e-3,
+    "weight_decay": 0.05, "weight_decay_filter": "norm_bias", "head_lr_scale": 1.0, "epochs": 12, "warmup_epochs": 1,
+    "batch_size": 8, "eval_batch_size": 16, "transforms": "none", "num_workers": 0,
+}  # fmt: skip
+# PyTorch-Encoding's SGD, for which its learning rates are.
+SGD = {"opt": "momentum", "weight_decay": 1e-4, "weight_decay_filter": "none", "sched": "poly", "warmup_epochs": 0, "min_lr": 0}
+
+
+def add_flags(parser):
+    add_network_flags(parser)
+    flags.add_start_flags(parser)
+    add_data_flags(parser)
+    add_augmentation_flags(parser)
+    add_loss_flags(parser)
+    flags.add_batch_flags(parser)
+    topic = flags.add_optimizer_flags(parser, layer_decay_types=("stage_wise", "layer_wise", "single", "group"))
+    topic.add("--head_lr_scale", type=number(above=0), default=10.0, help="all but the backbone learns this many times as fast")
+    topic = flags.add_schedule_flags(parser)
+    topic.add("--max_updates", type=whole(1), help="updates of the run, instead of --epochs")
+    flags.add_ema_flags(parser)
+    add_evaluation_flags(parser)
+    flags.add_speed_flags(parser)
+    flags.add_output_flags(parser, "train_segmentation")
+    flags.add_result_flags(parser)
+    parser.set_defaults(**SGD)
+
+
+def add_network_flags(parser):
+    topic = parser.topic("network")
+    topic.add("--model", choices=tuple(HEADS), default="upernet", help="the head")
+    topic.add("--head_kwargs", nargs="+", type=key_value, default=[], metavar="KEY=VALUE", help="options of the head: "
+              "atrous_rates=(6,12,18) of deeplab, codewords=32 or lateral=True of encnet, with_global=True of fcn, …")  # fmt: skip
+    topic.add("--channels", type=whole(1), help="inner width of the head; none: the published one")
+    topic.add("--dropout", type=number(0, 0.99), default=0.1, help="dropout before the last convolution of each head")
+    topic.add("--backbone", default="convnextv2_atto", help="name of a model in timm that gives feature maps")
+    topic.add("--backbone_kwargs", nargs="+", type=key_value, default=[], metavar="KEY=VALUE", help="options of "
+              "timm.create_model for the backbone")  # fmt: skip
+    topic.add("--output_stride", type=int, choices=(8, 16, 32), help="pixels of the image per pixel of the last feature map; "
+              "none: the backbone's own")  # fmt: skip
+    topic.add("--drop_path", type=number(0, 0.99), default=0.0, help="stochastic depth of the backbone: probability that its "
+              "last block is left out for an image")  # fmt: skip
+    topic.switch("--aux", False, "add an auxiliary FCN head on the third stage, for its loss")
+    topic.add("--aux_channels", type=whole(1), help="inner width of the auxiliary head; none: a quarter of its input's")
+
+
+NetworkOptions = settings_of("NetworkOptions", add_network_flags)
+
+
+def add_data_flags(parser):
+    topic = parser.topic("data: built-in scenes of digits unless --data_path or --dataset is given")
+    topic.add("--data_path", free=True, metavar="DIR", help="folder with images/train, images/val, masks/train and masks/val; or "
+              "the folder of --data_set")  # fmt: skip
+    topic.add("--data_set", free=True, choices=tuple(SEGMENTATION_SETS), help="what is in --data_path; brings the published "
+              "epochs and rate; pets is downloaded there")  # fmt: skip
+    topic.add("--train_split", choices=("train", "trainval"), help="images of --data_set to train on: those of the validation "
+              "too with trainval; none: train")  # fmt: skip
+    topic.add("--dataset", free=True, metavar="NAME_OR_DIR", help="read through the library datasets: a name on the Hub, or a "
+              "folder of Parquet or Arrow files")  # fmt: skip
+    topic.add("--image_column", help="column of --dataset with the images; none: found by type and name")
+    topic.add("--mask_column", help="column of --dataset with the masks; none: found by type and name")
+    topic.add("--val_split", type=number(above=0, maximum=0.9), help="share of --dataset that is held out for validation, "
+              "chosen by --seed")  # fmt: skip
+    topic.add("--nb_classes", type=whole(2), help="number of classes, to be compared with the data; none: as the data has")
+    flags.add_bad_sample_flags(topic)
+    flags.add_stream_flags(topic)
+
+
+Data = settings_of("Data", add_data_flags)
+
+
+def add_augmentation_flags(parser):
+    topic = parser.topic("augmentation")
+    topic.add("--transforms", choices=("encoding", "mmseg", "none"), default="encoding", help="PyTorch-Encoding's, "
+              "mmsegmentation's, or whole images as they are")  # fmt: skip
+    topic.add("--crop_size", type=whole(16), default=480, help="side of a training crop, and of a window in evaluation, in "
+              "pixels")  # fmt: skip
+    topic.add("--base_size", type=whole(16), default=520, help="pixels of an image's long side (encoding) or short side (mmseg) "
+              "at scale 1")  # fmt: skip
+    topic.add("--ratio_range", type=number(above=0), nargs=2, default=(0.5, 2.0), help="smallest and largest random scale of a "
+              "training image")  # fmt: skip
+    topic.add("--cat_max_ratio", type=number(above=0, maximum=1), default=0.75, help="a crop of mmseg is drawn again, up to ten "
+              "times, where one class has more than this share of it")  # fmt: skip
+
+
+Augmentation = settings_of("Augmentation", add_augmentation_flags)
+
+
+def add_loss_flags(parser):
+    topic = parser.topic("loss")
+    topic.add("--aux_weight", type=number(0), default=0.2, help="weight of the auxiliary head's loss, with --aux true")
+    topic.switch("--se_loss", False, "encnet learns which classes are in the image, too")
+    topic.add("--se_weight", type=number(0), default=0.2, help="weight of that loss, with --se_loss true")
+    topic.add("--ohem", type=number(0), nargs=2, metavar=("THRESHOLD", "MIN_KEPT"), help="learn from hard pixels only: those "
+              "whose class has a probability below THRESHOLD, but MIN_KEPT per image at least, such as 0.7 100000")  # fmt: skip
+
+
+LossOptions = settings_of("LossOptions", add_loss_flags)
+
+
+def add_evaluation_flags(parser):
+    topic = flags.add_evaluation_flags(parser)
+    topic.add("--eval_mode", choices=("whole", "slide", "crop"), default="whole", help="look at the whole image at once, at "
+              "windows of --crop_size, or at the centre only")  # fmt: skip
+    topic.add("--eval_scales", type=number(above=0), nargs="+", default=(1.0,), help="scales of --base_size, whose scores are "
+              "added up, such as 0.75 1.0 1.25")  # fmt: skip
+    topic.switch("--eval_flip", False, "add the scores of the mirror image")
+    topic.add("--eval_batch_size", free=True, type=whole(1), default=1, help="images per process; above 1 all must have one size")
+    topic.add("--eval_freq", type=whole(1), default=1, help="epochs between two evaluations")
+    topic.add("--predict", metavar="DIR", help="write masks and overlays of the images in DIR to --output_dir, by --finetune "
+              "RUN/best, and stop")  # fmt: skip
+
+
+def defaults_for(args):
+    """{flag: default} of the data: those of the scenes where no data is given, or what --data_set was published with."""
+    if not (args.data_path or args.dataset):
+        return SCENES
+    return SEGMENTATION_SETS[args.data_set].defaults if args.data_set else {}
+
+
+def check(args, error):
+    """error(message) for flags that contradict each other, or that would do nothing."""
+    flags.check_common(args, error)
+    for name, other, needs in (("data_set", "data_path", args.data_path), ("train_split", "data_set", args.data_set),
+                               ("mask_column", "dataset", args.dataset), ("val_split", "dataset", args.dataset)):  # fmt: skip
+        if getattr(args, name) is not None and not needs:
+            error(f"--{name} needs --{other} too")
+    if args.se_loss and args.model != "encnet":
+        error(f"--se_loss is for --model encnet; found {args.model}")
+    if args.predict and not (args.output_dir and args.finetune):
+        error("--predict needs --finetune RUN/best, and --output_dir, where masks and overlays go")
+    refuse_idle(
+        args, error,
+        ("aux_weight aux_channels", args.aux, "with --aux true"),
+        ("se_weight", args.se_loss, "with --se_loss true"),
+        ("cat_max_ratio", args.transforms == "mmseg", "with --transforms mmseg"),
+        ("ratio_range base_size", args.transforms != "none", "with --transforms encoding or mmseg"),
+        ("epochs", args.max_updates is None, "without --max_updates, which wins"),
+        ("eval_freq", not args.disable_eval, "without --disable_eval"),
+    )  # fmt: skip
