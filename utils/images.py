@@ -11,6 +11,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.cli.errors import InputError, first_line
 
+IGNORE = -1  # the class of a mask's pixels that no loss and no metric counts
+
 
 class BadImage(InputError):
     """An image that cannot be read: training replaces it, anything else ends with the message, which names it."""

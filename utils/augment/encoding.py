@@ -13,70 +13,66 @@ import re
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 from torchvision import transforms
 
+from utils.augment.normalisation import mean_and_std
+from utils.cli.errors import InputError
+from utils.cli.recognition_flags import aa_is_off
+
+RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 MARGIN = 32  # pixels: evaluation crops input_size / (input_size + MARGIN) of the short side
 
 
-def train_transform(
-    input_size,
-    *,
-    scale=(0.1, 1.0),
-    ratio=(3 / 4, 4 / 3),
-    hflip=0.5,
-    vflip=0.0,
-    color_jitter=None,
-    aa=None,
-    interpolation="bicubic",
-    reprob=0.0,
-    remode="pixel",
-    recount=1,
-    mean=IMAGENET_DEFAULT_MEAN,
-    std=IMAGENET_DEFAULT_STD,
-):
-    """PIL image -> (3, input_size, input_size) float32. aa: rand-nN-mM, N operations of strength M out of 30, or None.
+def train_transform(settings):
+    """PIL image -> (3, S, S) float32, S = settings.input_size. settings: Augmentation; its `aa` is rand-nN-mM or none.
 
-    color_jitter: of brightness, contrast and saturation; None is the published 0.4. What the published set lacks
-    (vertical flips, random erasing) is there too, for the flags to take effect.
+    --color_jitter changes brightness, contrast and saturation; without it, by the published 0.4. What the published set lacks
+    (vertical flips, random erasing) is there too, for the flags to take effect. Raises InputError for an interpolation, and
+    ValueError for a policy, that the set does not have.
     """
-    resample = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}.get(interpolation)
+    resample = RESAMPLING.get(settings.train_interpolation)
     if resample is None:
-        raise ValueError(f"interpolation '{interpolation}': expected bicubic or bilinear")
-    jitter = 0.4 if color_jitter is None else color_jitter
-    steps = [RandAugment.from_string(aa)] if aa else []
+        raise InputError(
+            f"--train_interpolation {settings.train_interpolation}: --transforms encoding has {' and '.join(RESAMPLING)}; "
+            "choose one of them"
+        )
+    jitter = 0.4 if settings.color_jitter is None else settings.color_jitter
+    steps = [] if aa_is_off(settings.aa) else [RandAugment.from_string(settings.aa)]
     steps += [
-        RandomCrop(input_size, scale, ratio, resample),
-        transforms.RandomHorizontalFlip(hflip),
-        transforms.RandomVerticalFlip(vflip),
+        RandomCrop(settings.input_size, settings.scale, settings.ratio, resample),
+        transforms.RandomHorizontalFlip(settings.hflip),
+        transforms.RandomVerticalFlip(settings.vflip),
         transforms.ColorJitter(jitter, jitter, jitter),
         transforms.ToTensor(),
         Lighting(),
-        transforms.Normalize(mean, std),
+        transforms.Normalize(*mean_and_std(settings)),
     ]
-    if reprob:
-        steps.append(RandomErasing(reprob, mode=remode, max_count=recount, device="cpu"))
+    if settings.reprob:
+        steps.append(RandomErasing(settings.reprob, mode=settings.remode, max_count=settings.recount, device="cpu"))
     return transforms.Compose(steps)
 
 
-def eval_geometry(input_size, crop_pct=None):
+def eval_geometry(settings):
     """(crop_pct, crop_mode) in timm's terms."""
-    return (input_size / (input_size + MARGIN) if crop_pct is None else crop_pct), "center"
+    return (_published_crop(settings.input_size) if settings.crop_pct is None else settings.crop_pct), "center"
 
 
-def eval_transform(input_size, *, crop_pct=None, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD):
-    """Centre crop of the share `crop_pct` (default size / (size + 32)) of the short side, then resized."""
-    crop = CenterCrop(input_size, crop_pct, Image.Resampling.BICUBIC)
-    return transforms.Compose([crop, transforms.ToTensor(), transforms.Normalize(mean, std)])
+def eval_transform(settings):
+    """PIL image -> (3, S, S) float32: the centre crop of `eval_geometry`, resized and normalised."""
+    crop = CenterCrop(settings.input_size, eval_geometry(settings)[0], Image.Resampling.BICUBIC)
+    return transforms.Compose([crop, transforms.ToTensor(), transforms.Normalize(*mean_and_std(settings))])
+
+
+def _published_crop(input_size):
+    return input_size / (input_size + MARGIN)
 
 
 class CenterCrop:
     """Square of the share `crop_pct` of the short side, resized to `input_size`."""
 
-    def __init__(self, input_size, crop_pct=None, resample=Image.Resampling.BICUBIC):
-        self.input_size, self.resample = input_size, resample
-        self.crop_pct, _ = eval_geometry(input_size, crop_pct)
+    def __init__(self, input_size, crop_pct, resample):
+        self.input_size, self.crop_pct, self.resample = input_size, crop_pct, resample
 
     def __call__(self, image):
         side = self.crop_pct * min(image.size)
@@ -90,9 +86,9 @@ class RandomCrop:
     After ten draws that do not fit, and where the draw is the whole image, the centre crop of evaluation.
     """
 
-    def __init__(self, input_size, scale=(0.1, 1.0), ratio=(3 / 4, 4 / 3), resample=Image.Resampling.BICUBIC):
+    def __init__(self, input_size, scale, ratio, resample):
         self.input_size, self.scale, self.ratio, self.resample = input_size, scale, ratio, resample
-        self.center = CenterCrop(input_size, resample=resample)
+        self.center = CenterCrop(input_size, _published_crop(input_size), resample)
 
     def box(self, width, height):
         """(left, top, right, bottom) in pixels, or None for the centre crop."""

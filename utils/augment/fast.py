@@ -1,12 +1,12 @@
 """timm's training transforms, about twice as fast: uint8 pixels from the loader's workers, the rest per batch on the device.
 
 Crops, flips, RandAugment and erasing are drawn as timm draws them, from the same random numbers in the same order: with
-the same seed, `train_transform` here and in recognition_transforms see the same box, operations and strengths, and their
-pixels differ by rounding. What saves the time: only those rows of a JPEG file are decoded that the crop reaches, large
-crops at a fraction of their size; torch's resizing of uint8 is several times faster than Pillow's; the slow operations
-of RandAugment (fast_operations.py); and normalisation and erasing happen once per batch, on a GPU where there is one.
+the same seed, `train_transform` here and in timm.py draw the same box, operations and strengths, and their pixels differ by
+rounding. What saves the time: of a JPEG file only those rows are decoded that the crop reaches, and large crops at a
+fraction of their size; torch resizes uint8 several times faster than Pillow does; the slow operations of RandAugment are
+written anew (fast_operations.py); and a batch is normalised and erased at once, on a GPU where there is one.
 
-    worker:  (pixels, erase) = train_transform(224, aa="rand-m9-mstd0.5-inc1", reprob=0.25)(bytes of a file, or a PIL image)
+    worker:  (pixels, erase) = train_transform(settings)(bytes of a file, or a PIL image)
     loader:  images, erase, labels = collate([(pixels, erase, label), …])
     device:  images = finish(images, erase, mean, std)
 """
@@ -18,14 +18,13 @@ import random
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import Compose
 
-from utils.augment import timm as recognition_transforms
+from utils.augment import timm as timm_transforms
 from utils.augment.fast_operations import speed_up
-from utils.augment.timm import SMALL, eval_geometry  # noqa: F401 (offered here as there)
+from utils.cli.recognition_flags import SMALL
 from utils.images import open_image, to_rgb
 
 MODES = {"bicubic": ("bicubic",), "bilinear": ("bilinear",), "random": ("bilinear", "bicubic")}
@@ -34,51 +33,30 @@ END = b"\xff\xd9"  # marker after the last row of a JPEG file
 MARGIN = 8  # rows decoded below the crop: smoothing of colours looks at most 4 ahead
 
 
-def train_transform(
-    input_size,
-    *,
-    scale=(0.08, 1.0),
-    ratio=(3 / 4, 4 / 3),
-    hflip=0.5,
-    vflip=0.0,
-    color_jitter=None,
-    aa=None,
-    interpolation="bicubic",
-    reprob=0.0,
-    remode="pixel",
-    recount=1,
-    mean=IMAGENET_DEFAULT_MEAN,
-    std=IMAGENET_DEFAULT_STD,
-):
-    """As in recognition_transforms, in two parts: a `TrainTransform`, and `finish`, which normalises and erases.
+def train_transform(settings):
+    """A `TrainTransform` that draws what timm.py's draws by the same seed; normalising and erasing are left to `finish`.
 
-    `aa` is a string of timm's; where it is given, `color_jitter` is left out. `std` counts in `finish` only.
-    Raises ValueError for an interpolation other than bicubic, bilinear and random.
+    settings: Augmentation. Raises what timm raises for a wrong --aa.
     """
-    if interpolation not in MODES:
-        raise ValueError(f"interpolation '{interpolation}': expected {', '.join(MODES)}")
-    timm_steps = recognition_transforms.train_transform(
-        input_size, scale=scale, ratio=ratio, hflip=0, vflip=0, color_jitter=color_jitter, aa=aa,
-        interpolation=interpolation, mean=mean, std=std,
-    ).transforms  # fmt: skip
-    crop, *changes = timm_steps[:-2]  # without ToTensor and Normalize
+    (crop, *_), changes, _ = timm_transforms.train_steps(settings)
     for step in changes:
         speed_up(step)
-    if input_size > SMALL:
-        crop = RandomResizedCrop(input_size, scale, ratio, interpolation)
+    if settings.input_size > SMALL:
+        crop = RandomResizedCrop(settings.input_size, settings.scale, settings.ratio, settings.train_interpolation)
     else:
         crop = Compose([opened, crop, _to_tensor])
-    erasing = RandomErasing(reprob, mode=remode, max_count=recount, device="cpu") if reprob else None
-    return TrainTransform(crop, hflip, vflip, changes, erasing)
+    erasing = None
+    if settings.reprob:
+        erasing = RandomErasing(settings.reprob, mode=settings.remode, max_count=settings.recount, device="cpu")
+    return TrainTransform(crop, settings.hflip, settings.vflip, changes, erasing)
 
 
-def eval_transform(input_size, *, crop_pct=None, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD):
-    """Bytes of an image file or a PIL image -> (uint8 (3, S, S), None); after `finish`, bit for bit recognition_transforms'.
+eval_geometry = timm_transforms.eval_geometry
 
-    `mean` and `std` count in `finish` only.
-    """
-    steps = recognition_transforms.eval_transform(input_size, crop_pct=crop_pct, mean=mean, std=std).transforms[:-2]
-    transform = Compose([opened, *steps, _to_tensor, _nothing_erased])
+
+def eval_transform(settings):
+    """Bytes of an image file or a PIL image -> (uint8 (3, S, S), None): after `finish`, timm.py's, bit for bit."""
+    transform = Compose([opened, *timm_transforms.eval_steps(settings), _to_tensor, _nothing_erased])
     transform.takes_bytes = True
     return transform
 
@@ -234,10 +212,10 @@ def collate(samples):
     return [torch.utils.data.default_collate(pixels), (boxes, noise), *collated]
 
 
-def finish(images, erase, mean, std, dtype=torch.float32):
-    """uint8 (B, 3, S, S) on any device -> normalised and erased, of `dtype`, in the images' memory format.
+def finish(images, erase, mean, std):
+    """uint8 (B, 3, S, S) on any device -> float32, normalised and erased, in the images' memory format.
 
-    erase: from `collate`, or None. The same operations in the same order as torchvision's ToTensor and Normalize, then
+    erase: from `collate`. The same operations in the same order as torchvision's ToTensor and Normalize, then
     timm's RandomErasing, so that the bits are the same. Nothing waits for a GPU.
     """
     full, mean, std = _constants(tuple(mean), tuple(std), images.device)
@@ -246,14 +224,14 @@ def finish(images, erase, mean, std, dtype=torch.float32):
     parts = zip(images, finished, strict=True) if images.device.type == "cpu" else [(images, finished)]
     for part, result in parts:
         torch.div(part, full, out=result).sub_(mean).div_(std)
-    boxes, noise = erase or ((), torch.empty(0))
+    boxes, noise = erase
     noise, start = noise.to(images.device, non_blocking=True), 0
     # Box by box, whose numbers the host knows: a mask would be another pass over all pixels of the batch.
     for number, top, left, height, width, count in boxes:
         values = noise[start : start + count].view(3, *((height, width) if count > 3 else (1, 1)))
         finished[number, :, top : top + height, left : left + width] = values
         start += count
-    return finished.to(dtype)
+    return finished
 
 
 @functools.lru_cache

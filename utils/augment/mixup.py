@@ -8,34 +8,36 @@ batch, as in timm. Any batch of two or more will do, an odd one too.
 import numpy as np
 import torch
 
-from utils.losses.recognition import smooth_one_hot
+
+def make_mixup(options, classes, smoothing):
+    """`Mixup` of these MixupOptions for so many classes; None where they switch mixup and CutMix off."""
+    if options.mixup or options.cutmix or options.cutmix_minmax:
+        return Mixup(classes, options, smoothing)
+    return None
 
 
 class Mixup:
-    """Callable (images (B, C, H, W), labels (B,) int64, seed) -> (mixed images, soft targets (B, classes)).
+    """Callable (images (B, C, H, W), labels (B,) int64, seed) -> (mixed images, soft targets (B, classes) float32).
 
-    mixup, cutmix: alpha of the Beta distribution, 0 switches it off. cutmix_minmax: side of the box as fractions of
-    the image, instead of from lambda. prob: of mixing at all; switch_prob: of CutMix where both are on.
+    options: MixupOptions of utils/cli/recognition_flags.py, whose flags say what each does; --cutmix_minmax switches CutMix on
+    by itself. smoothing: the share of a target that is spread over all classes.
     """
 
-    def __init__(
-        self, classes, mixup=0.8, cutmix=1.0, cutmix_minmax=None, prob=1.0, switch_prob=0.5, mode="batch", smoothing=0.1
-    ):
-        if mode not in ("batch", "pair", "elem"):
-            raise ValueError(f"mixup mode is '{mode}': expected batch, pair or elem")
-        self.classes, self.mode, self.smoothing = classes, mode, smoothing
-        self.mixup, self.prob, self.switch_prob = mixup, prob, switch_prob
-        self.cutmix, self.cutmix_minmax = (1.0, tuple(cutmix_minmax)) if cutmix_minmax else (cutmix, None)
+    def __init__(self, classes, options, smoothing=0.0):
+        self.classes, self.options, self.smoothing = classes, options, smoothing
+        self.cutmix = 1.0 if options.cutmix_minmax else options.cutmix  # alpha
 
     def draw(self, count, shape, rng):
-        """Per mixing: lambda (count,) float32, and boxes (count, 4) int as y0, y1, x0, x1, empty where blended."""
-        height, width = shape
+        """`count` draws for images of `shape`: lambda (count,) float32, and boxes (count, 4) int64 as y0, y1, x0, x1, which
+        are empty where images are blended.
+        """
+        height, width, mixup = *shape, self.options.mixup
         lam, boxes = np.ones(count, np.float32), np.zeros((count, 4), np.int64)
         for i in range(count):
-            if rng.random() >= self.prob:
+            if rng.random() >= self.options.mixup_prob:
                 continue
-            cut = self.cutmix > 0 and (self.mixup <= 0 or rng.random() < self.switch_prob)
-            lam[i] = rng.beta(self.cutmix, self.cutmix) if cut else rng.beta(self.mixup, self.mixup)
+            cut = self.cutmix > 0 and (mixup <= 0 or rng.random() < self.options.mixup_switch_prob)
+            lam[i] = rng.beta(self.cutmix, self.cutmix) if cut else rng.beta(mixup, mixup)
             if cut:
                 boxes[i] = self._box(height, width, lam[i], rng)
                 y0, y1, x0, x1 = boxes[i]
@@ -43,8 +45,8 @@ class Mixup:
         return lam, boxes
 
     def _box(self, height, width, lam, rng):
-        if self.cutmix_minmax:
-            low, high = self.cutmix_minmax
+        if self.options.cutmix_minmax:
+            low, high = self.options.cutmix_minmax
             cut_h = int(rng.integers(int(height * low), max(int(height * high), int(height * low) + 1)))
             cut_w = int(rng.integers(int(width * low), max(int(width * high), int(width * low) + 1)))
             y0 = int(rng.integers(0, height - cut_h + 1))
@@ -60,10 +62,10 @@ class Mixup:
     def __call__(self, images, labels, seed):
         batch = len(images)
         rng = np.random.default_rng(seed)
-        if self.mode == "batch":
+        if self.options.mixup_mode == "batch":
             lam, boxes = self.draw(1, images.shape[-2:], rng)
             lam, boxes = np.repeat(lam, batch), np.repeat(boxes, batch, axis=0)
-        elif self.mode == "pair":
+        elif self.options.mixup_mode == "pair":
             lam, boxes = self.draw(batch // 2, images.shape[-2:], rng)
             middle = ([np.float32(1)] * (batch % 2), np.zeros((batch % 2, 4), np.int64))  # has no partner
             lam, boxes = np.concatenate([lam, middle[0], lam[::-1]]), np.concatenate([boxes, middle[1], boxes[::-1]])
@@ -107,3 +109,10 @@ def _mix_each(images, lam, boxes):
         in_columns = (columns >= edges[:, 2:3]) & (columns < edges[:, 3:])  # (B, W)
         mixed = torch.where((in_rows[:, :, None] & in_columns[:, None, :]).unsqueeze(1), partner, mixed)
     return mixed
+
+
+def smooth_one_hot(labels, classes, smoothing=0.0):
+    """(B,) int64 -> (B, classes) float32: smoothing / classes everywhere, and 1 - smoothing more at the label."""
+    off = smoothing / classes
+    target = torch.full((*labels.shape, classes), off, device=labels.device)
+    return target.scatter_(-1, labels.unsqueeze(-1), 1.0 - smoothing + off)

@@ -1,4 +1,7 @@
-"""From a PIL image to the network's input (3, input_size, input_size) float32, for training and for evaluation.
+"""ConvNeXt's transforms by timm: from a PIL image in RGB to the network's input (3, S, S) float32, S = --input_size.
+
+A new augmentation flag takes two places: the flag, in `add_augmentation_flags` (utils/cli/recognition_flags.py), and its use,
+in `train_steps` below, as settings.NAME. A step that changes colours goes into `changes`; fast.py takes its own from there.
 
 Source: ConvNeXt, datasets.py, build_transform, over timm's create_transform. One difference: at 32 pixels and below,
 where that code takes for granted that images have the right size, they are resized to it first.
@@ -6,54 +9,49 @@ where that code takes for granted that images have the right size, they are resi
 
 from PIL import Image, ImageOps
 from timm.data import create_transform
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision import transforms
 
-SMALL = 32  # pixels; up to here images are padded and cropped instead of cropped and resized
+from utils.augment.normalisation import mean_and_std
+from utils.cli.recognition_flags import LARGE, SMALL, aa_is_off
+
 BICUBIC = transforms.InterpolationMode.BICUBIC
 
 
-def train_transform(
-    input_size,
-    *,
-    scale=(0.08, 1.0),
-    ratio=(3 / 4, 4 / 3),
-    hflip=0.5,
-    vflip=0.0,
-    color_jitter=None,
-    aa=None,
-    interpolation="bicubic",
-    reprob=0.0,
-    remode="pixel",
-    recount=1,
-    mean=IMAGENET_DEFAULT_MEAN,
-    std=IMAGENET_DEFAULT_STD,
-):
-    """Random crop, flips, RandAugment or colour jitter, normalisation, random erasing.
+def train_transform(settings):
+    """Random crop, flips, RandAugment or colour jitter, normalisation, random erasing. settings: Augmentation.
 
-    `aa` is a string of timm's such as rand-m9-mstd0.5-inc1; where it is given, `color_jitter` is left out.
+    Raises what timm raises for a wrong --aa: ValueError, AssertionError and others.
     """
-    transform = create_transform(
-        input_size,
+    return transforms.Compose([step for part in train_steps(settings) for step in part])
+
+
+def train_steps(settings):
+    """Three lists of transforms: (crop and flips, changes), of PIL images, and (to a tensor, normalised and erased)."""
+    mean, std = mean_and_std(settings)
+    parts = create_transform(
+        settings.input_size,
         is_training=True,
-        scale=scale,
-        ratio=ratio,
-        hflip=hflip,
-        vflip=vflip,
-        color_jitter=color_jitter,
-        auto_augment=aa,
-        interpolation=interpolation,
-        re_prob=reprob,
-        re_mode=remode,
-        re_count=recount,
+        separate=True,
+        scale=settings.scale,
+        ratio=settings.ratio,
+        hflip=settings.hflip,
+        vflip=settings.vflip,
+        color_jitter=settings.color_jitter,
+        auto_augment=None if aa_is_off(settings.aa) else settings.aa,
+        interpolation=settings.train_interpolation,
+        re_prob=settings.reprob,
+        re_mode=settings.remode,
+        re_count=settings.recount,
         mean=mean,
         std=std,
     )
-    for step in transform.transforms:
+    crop_and_flips, changes, to_input = (part.transforms for part in parts)
+    if settings.input_size <= SMALL:
+        size = settings.input_size
+        crop_and_flips[0] = transforms.Compose([_resize_both(size), transforms.RandomCrop(size, padding=4)])
+    for step in changes:
         _let_posterize_keep_no_bits(step)
-    if input_size <= SMALL:
-        transform.transforms[0] = transforms.Compose([_resize_both(input_size), transforms.RandomCrop(input_size, padding=4)])
-    return transform
+    return crop_and_flips, changes, to_input
 
 
 def _let_posterize_keep_no_bits(step):
@@ -70,24 +68,25 @@ def _posterize(image, bits, **_):
     return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
-def eval_geometry(input_size, crop_pct=None):
+def eval_geometry(settings):
     """(crop_pct, crop_mode) in timm's terms: up to 32 and from 384 pixels the whole image is warped, else centre crop."""
-    if input_size <= SMALL or input_size >= 384:
+    if not SMALL < settings.input_size < LARGE:
         return 1.0, "squash"
-    return (224 / 256 if crop_pct is None else crop_pct), "center"
+    return (224 / 256 if settings.crop_pct is None else settings.crop_pct), "center"
 
 
-def eval_transform(input_size, *, crop_pct=None, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD):
-    """Below 384 pixels: short side to input_size / crop_pct (default 224 / 256), centre crop; from 384 on: warp."""
-    crop_pct, crop_mode = eval_geometry(input_size, crop_pct)
+def eval_transform(settings):
+    """`eval_steps`, then a tensor, normalised."""
+    return transforms.Compose([*eval_steps(settings), transforms.ToTensor(), transforms.Normalize(*mean_and_std(settings))])
+
+
+def eval_steps(settings):
+    """List of transforms of PIL images: short side to S / crop_pct and centre crop, or the whole image warped to S x S."""
+    size = settings.input_size
+    crop_pct, crop_mode = eval_geometry(settings)
     if crop_mode == "squash":
-        steps = [_resize_both(input_size)]
-    else:
-        steps = [
-            transforms.Resize(int(input_size / crop_pct), interpolation=BICUBIC),
-            transforms.CenterCrop(input_size),
-        ]
-    return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
+        return [_resize_both(size)]
+    return [transforms.Resize(int(size / crop_pct), interpolation=BICUBIC), transforms.CenterCrop(size)]
 
 
 def _resize_both(size):

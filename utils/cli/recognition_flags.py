@@ -101,6 +101,11 @@ def add_augmentation_flags(parser):
 Augmentation = settings_of("Augmentation", add_augmentation_flags)
 
 
+def aa_is_off(aa):
+    """Whether --aa asks for no policy of operations."""
+    return aa.lower() in ("", "none")
+
+
 def add_mixup_flags(parser):
     topic = parser.topic("mixup and CutMix, of whole batches")
     topic.add("--mixup", type=number(0), default=0.0, help="mixup's alpha, such as 0.8: images are blended; 0: off")
@@ -141,12 +146,11 @@ def check(args, error):
     mixes = bool(args.mixup or args.cutmix or args.cutmix_minmax)
     small, centre_crop = args.input_size <= SMALL, SMALL < args.input_size < LARGE
     timms = args.transforms != "encoding"
-    no_aa = args.aa.lower() in ("", "none")
     refuse_idle(
         args, error,
         ("scale ratio train_interpolation", not (small and timms), f"above {SMALL} pixels of --input_size"),
         ("crop_pct", centre_crop or not timms, f"between {SMALL} and {LARGE} pixels of --input_size"),
-        ("color_jitter", no_aa or not timms or not args.color_jitter, "with --aa none"),
+        ("color_jitter", aa_is_off(args.aa) or "3a" in args.aa or not timms or not args.color_jitter, "with --aa none or 3a"),
         ("remode recount", args.reprob > 0, "with --reprob above 0"),
         ("mixup_prob mixup_mode mixup_off_epoch", mixes, "with --mixup or --cutmix"),
         ("mixup_switch_prob", args.mixup and (args.cutmix or args.cutmix_minmax), "with both --mixup and --cutmix"),
