@@ -1,6 +1,18 @@
-"""Semantic segmentation networks: a timm backbone and a head. A head is one file and one line here.
+"""Semantic segmentation networks: a timm backbone and a head. A head is one file, and one line in HEADS.
 
-network.py puts them together; backbones.py knows timm's peculiarities. See docs/ADDING.md.
+A head is a torch module that is made as `Head(in_channels, classes, *, channels=None, dropout=0.1, …)` and has
+
+    in_channels     channels of the feature maps of the backbone's stages 1 to 4
+    classes         number of classes
+    its options     every argument after the `*`; --head_kwargs KEY=VALUE sets one, and options.py checks it. Only
+                    `output_stride` is no option: a head that has this argument is given the backbone's, in pixels
+    forward         a list of four feature maps (B, in_channels[i], H_i, W_i) -> logits (B, classes, H, W) of the size of one
+                    of them, or a pair: these and the logits (B, classes) of which classes are in the image
+    stages          which maps forward reads, numbered from 0; the others may be None
+    classifiers     names of its modules that depend on the number of classes
+    align_corners   how its logits are enlarged to the size of the image
+
+network.py puts a network together; backbones.py knows timm's peculiarities. docs/ADDING.md adds a head.
 """
 
 HEADS = {

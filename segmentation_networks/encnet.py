@@ -4,12 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from segmentation_networks.fcn import conv_norm_relu, last
+from segmentation_networks.blocks import conv_norm_relu, last
+from segmentation_networks.options import check_probability, check_switch, check_whole
 
 
 class EncHead(nn.Module):
     """A 3x3 convolution of `channels` (default 512), the context encoding of it, the classifier.
 
+    codewords: of the encoding layer (default 32).
     se_loss: also predict which classes are in the image; forward then gives (logits, se logits (B, classes)).
     lateral: stages 2 and 3 join before the encoding, at the last stage's size, which is theirs at output stride 8.
     """
@@ -23,21 +25,24 @@ class EncHead(nn.Module):
         *,
         channels=None,
         dropout=0.1,
-        norm=nn.BatchNorm2d,
         align_corners=True,
-        codewords=32,
+        codewords=None,
         se_loss=False,
         lateral=False,
     ):
         super().__init__()
+        check_whole(channels=channels)
+        check_whole(4096, codewords=codewords)
+        check_probability(dropout=dropout)
+        check_switch(align_corners=align_corners, se_loss=se_loss, lateral=lateral)
         channels = channels or 512
         self.align_corners, self.lateral = align_corners, lateral
         self.stages = (1, 2, 3) if lateral else (3,)
-        self.conv5 = conv_norm_relu(last(in_channels), channels, 3, norm)
+        self.conv5 = conv_norm_relu(last(in_channels), channels, 3)
         if lateral:
-            self.connect = nn.ModuleList(conv_norm_relu(width, channels, 1, norm) for width in in_channels[1:3])
-            self.fusion = conv_norm_relu(3 * channels, channels, 3, norm)
-        self.encmodule = EncModule(channels, classes, codewords=codewords, se_loss=se_loss, norm=norm)
+            self.connect = nn.ModuleList(conv_norm_relu(width, channels, 1) for width in in_channels[1:3])
+            self.fusion = conv_norm_relu(3 * channels, channels, 3)
+        self.encmodule = EncModule(channels, classes, codewords=codewords or 32, se_loss=se_loss)
         self.conv6 = nn.Sequential(nn.Dropout(dropout), nn.Conv2d(channels, classes, 1))
         if se_loss:
             self.classifiers += ("encmodule.selayer",)
@@ -56,13 +61,12 @@ class EncHead(nn.Module):
 class EncModule(nn.Module):
     """Channels weighted by the context that the encoding layer sums up: (B, C, H, W) to the same, and se logits or None."""
 
-    def __init__(self, in_channels, classes, *, codewords=32, se_loss=False, norm=nn.BatchNorm2d):
+    def __init__(self, in_channels, classes, *, codewords=32, se_loss=False):
         super().__init__()
-        norm_codes = nn.BatchNorm1d if norm is nn.BatchNorm2d else norm  # its input is (B, codewords, C)
         self.encoding = nn.Sequential(
-            *conv_norm_relu(in_channels, in_channels, 1, norm),
+            *conv_norm_relu(in_channels, in_channels, 1),
             Encoding(in_channels, codewords),
-            norm_codes(codewords),
+            nn.BatchNorm1d(codewords),  # of (B, codewords, C)
             nn.ReLU(inplace=True),
         )
         self.fc = nn.Sequential(nn.Linear(in_channels, in_channels), nn.Sigmoid())

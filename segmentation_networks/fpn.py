@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from segmentation_networks.fcn import conv_norm_relu
+from segmentation_networks.blocks import conv_norm_relu
+from segmentation_networks.options import check_probability, check_switch, check_whole
 
 
 class FPNHead(nn.Module):
@@ -16,25 +17,18 @@ class FPNHead(nn.Module):
     stages = (0, 1, 2, 3)
     classifiers = ("conv5.4",)
 
-    def __init__(
-        self,
-        in_channels,
-        classes,
-        *,
-        channels=None,
-        dropout=0.1,
-        norm=nn.BatchNorm2d,
-        align_corners=True,
-        fusion_channels=None,
-    ):
+    def __init__(self, in_channels, classes, *, channels=None, dropout=0.1, align_corners=True, fusion_channels=None):
         super().__init__()
+        check_whole(channels=channels, fusion_channels=fusion_channels)
+        check_probability(dropout=dropout)
+        check_switch(align_corners=align_corners)
         channels, fusion_channels = channels or 256, fusion_channels or 512
         *finer, coarsest = in_channels
         self.align_corners = align_corners
-        self.fpn_lateral = nn.ModuleList(conv_norm_relu(width, channels, 1, norm) for width in finer)
-        self.fpn_out = nn.ModuleList(conv_norm_relu(channels, channels, 3, norm) for _ in finer)
-        self.c4conv = conv_norm_relu(coarsest, channels, 3, norm)
-        fusion = conv_norm_relu(len(in_channels) * channels, fusion_channels, 3, norm)
+        self.fpn_lateral = nn.ModuleList(conv_norm_relu(width, channels, 1) for width in finer)
+        self.fpn_out = nn.ModuleList(conv_norm_relu(channels, channels, 3) for _ in finer)
+        self.c4conv = conv_norm_relu(coarsest, channels, 3)
+        fusion = conv_norm_relu(len(in_channels) * channels, fusion_channels, 3)
         self.conv5 = nn.Sequential(*fusion, nn.Dropout(dropout), nn.Conv2d(fusion_channels, classes, 1))
 
     def forward(self, features):

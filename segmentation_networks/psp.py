@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from segmentation_networks.fcn import conv_norm_relu, last, pooled
+from segmentation_networks.blocks import conv_norm_relu, last, pooled
+from segmentation_networks.options import check_probability, check_switch, check_whole
 
 
 class PSPHead(nn.Module):
@@ -13,13 +14,16 @@ class PSPHead(nn.Module):
     stages = (3,)
     classifiers = ("conv5.5",)
 
-    def __init__(self, in_channels, classes, *, channels=None, dropout=0.1, norm=nn.BatchNorm2d, align_corners=True):
+    def __init__(self, in_channels, classes, *, channels=None, dropout=0.1, align_corners=True):
         super().__init__()
+        check_whole(channels=channels)
+        check_probability(dropout=dropout)
+        check_switch(align_corners=align_corners)
         width = last(in_channels)
         channels = channels or width // 4
         self.align_corners = align_corners
-        pyramid = PyramidPooling(width, channels, norm=norm, align_corners=align_corners)
-        block = conv_norm_relu(pyramid.out_channels, channels, 3, norm)
+        pyramid = PyramidPooling(width, channels, align_corners=align_corners)
+        block = conv_norm_relu(pyramid.out_channels, channels, 3)
         self.conv5 = nn.Sequential(pyramid, *block, nn.Dropout(dropout), nn.Conv2d(channels, classes, 1))
 
     def forward(self, features):
@@ -33,13 +37,13 @@ class PyramidPooling(nn.Module):
     Raises InputError in training on a single image, for which BatchNorm has no variance.
     """
 
-    def __init__(self, in_channels, channels=None, *, pool_scales=(1, 2, 3, 6), norm=nn.BatchNorm2d, align_corners=True):
+    def __init__(self, in_channels, channels=None, pool_scales=(1, 2, 3, 6), align_corners=True):
         super().__init__()
         channels = channels or in_channels // 4
         self.pool_scales, self.align_corners = tuple(pool_scales), align_corners
         self.out_channels = in_channels + len(self.pool_scales) * channels
         for number in range(len(self.pool_scales)):
-            self.add_module(f"conv{number + 1}", conv_norm_relu(in_channels, channels, 1, norm))
+            self.add_module(f"conv{number + 1}", conv_norm_relu(in_channels, channels, 1))
 
     def forward(self, x):
         maps = [x]

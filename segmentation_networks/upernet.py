@@ -3,6 +3,7 @@
 from torch import nn
 
 from segmentation_networks.fpn import FPNHead
+from segmentation_networks.options import check_list, check_switch, check_whole
 from segmentation_networks.psp import PyramidPooling
 
 
@@ -11,8 +12,8 @@ class UPerNetHead(FPNHead):
 
     The defaults are UPerNet-ConvNeXt's (ConvNeXt, semantic_segmentation/configs/_base_/models/upernet_convnext.py):
     `channels` 512 in the pyramid network, in each branch of the pooling (pyramid_channels) and in the last 3x3
-    convolution (fusion_channels). PyTorch-Encoding's (encoding/models/sseg/upernet.py): channels 256, pyramid_channels
-    a quarter of the last stage's width, fusion_channels 512, align_corners True.
+    convolution (fusion_channels); pool_scales 1, 2, 3, 6. PyTorch-Encoding's (encoding/models/sseg/upernet.py): channels
+    256, pyramid_channels a quarter of the last stage's width, fusion_channels 512, align_corners True.
     """
 
     def __init__(
@@ -22,23 +23,22 @@ class UPerNetHead(FPNHead):
         *,
         channels=None,
         dropout=0.1,
-        norm=nn.BatchNorm2d,
         align_corners=False,
         pyramid_channels=None,
         fusion_channels=None,
-        pool_scales=(1, 2, 3, 6),
+        pool_scales=None,
     ):
+        check_whole(channels=channels, pyramid_channels=pyramid_channels)
+        check_list(pool_scales=pool_scales)
+        check_switch(align_corners=align_corners)
         channels = channels or 512
         *finer, coarsest = in_channels
-        pyramid = PyramidPooling(
-            coarsest, pyramid_channels or channels, pool_scales=pool_scales, norm=norm, align_corners=align_corners
-        )
+        pyramid = PyramidPooling(coarsest, pyramid_channels or channels, pool_scales or (1, 2, 3, 6), align_corners)
         super().__init__(
             [*finer, pyramid.out_channels],
             classes,
             channels=channels,
             dropout=dropout,
-            norm=norm,
             align_corners=align_corners,
             fusion_channels=fusion_channels or channels,
         )

@@ -1,0 +1,41 @@
+"""The blocks that several heads share. PyTorch-Encoding, encoding/nn and encoding/models/sseg."""
+
+from torch import nn
+
+from utils.cli.errors import InputError
+
+
+class GlobalPooling(nn.Module):
+    """The mean over the map, through a 1x1 convolution, at every position: (B, in, H, W) to (B, out, H, W)."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.gap = nn.Sequential(nn.AdaptiveAvgPool2d(1), *conv_norm_relu(in_channels, out_channels, 1))
+
+    def forward(self, x):
+        return pooled(self.gap, x).expand(-1, -1, *x.shape[-2:])
+
+
+def conv_norm_relu(in_channels, out_channels, kernel_size, dilation=1):
+    """Convolution that keeps the map's size, BatchNorm2d and ReLU, as 0, 1 and 2 of a Sequential."""
+    padding = dilation * (kernel_size // 2)
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+
+def pooled(block, x):
+    """block(x), where `block` norms maps that were pooled to 1x1; InputError where that leaves BatchNorm one value."""
+    try:
+        return block(x)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise InputError(
+            "pooling to 1x1 leaves BatchNorm one value per channel to learn from: train with at least two images per "
+            "process (--batch_size 2), or with SyncBN over several processes"
+        ) from None
+
+
+def last(values):
+    """The last of a list of channels or feature maps; a single one as it is."""
+    return values[-1] if isinstance(values, (list, tuple)) else values
