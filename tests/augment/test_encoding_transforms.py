@@ -7,8 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from utils.augment.encoding import OPERATIONS, CenterCrop, Lighting, RandAugment, RandomCrop, eval_transform, train_transform
+from utils.augment.encoding import OPERATIONS, CenterCrop, Lighting, RandAugment, RandomCrop
 from utils.data.sampling import seed_everything
+
+NEAREST = Image.Resampling.NEAREST
+RATIO = (3 / 4, 4 / 3)
 
 
 def ramp(width=60, height=40):
@@ -17,15 +20,14 @@ def ramp(width=60, height=40):
     return Image.fromarray(np.stack([x, y, np.full_like(x, 128)], axis=-1).astype(np.uint8))
 
 
-def test_center_crop_takes_the_published_share_of_the_short_side():
-    assert CenterCrop(224).crop_pct == 224 / 256 and CenterCrop(320).crop_pct == 320 / 352
-    out = CenterCrop(8, crop_pct=0.5, resample=Image.Resampling.NEAREST)(ramp())  # 20 x 20 pixels from (20, 10)
+def test_center_crop_takes_its_share_of_the_short_side():
+    out = CenterCrop(8, 0.5, NEAREST)(ramp())  # 20 x 20 pixels from (20, 10)
     assert out.size == (8, 8) and out.getpixel((0, 0)) == (4 * 21, 5 * 11, 128) and out.getpixel((7, 7))[:2] == (4 * 38, 5 * 28)
 
 
 def test_random_crop_draws_boxes_of_the_asked_areas_and_ratios():
     random.seed(0)
-    crop = RandomCrop(8)
+    crop = RandomCrop(8, (0.1, 1.0), RATIO, NEAREST)
     boxes = [crop.box(500, 375) for _ in range(3000)]
     sizes = np.array([(box[2] - box[0], box[3] - box[1]) for box in boxes if box])
     area, ratio = sizes.prod(1) / (500 * 375), sizes[:, 0] / sizes[:, 1]
@@ -36,8 +38,9 @@ def test_random_crop_draws_boxes_of_the_asked_areas_and_ratios():
     assert np.median(near_one) == pytest.approx(((137 + 375) / 2) ** 2 / (500 * 375), rel=0.08)
     left = np.array([box[0] for box in boxes if box])
     assert left.min() == 0 and all(box[2] <= 500 and box[3] <= 375 for box in boxes if box)
-    assert RandomCrop(8, scale=(1.0, 1.0), ratio=(1.0, 1.0)).box(40, 40) is None  # the whole image: centre crop
-    assert RandomCrop(8, scale=(1.0, 1.0), ratio=(1.0, 1.0)).box(400, 40) is None  # cannot be had in ten draws
+    whole = RandomCrop(8, (1.0, 1.0), (1.0, 1.0), NEAREST)
+    assert whole.box(40, 40) is None  # the whole image: centre crop
+    assert whole.box(400, 40) is None  # cannot be had in ten draws
 
 
 def test_lighting_moves_along_the_principal_components():
@@ -52,7 +55,6 @@ def test_lighting_moves_along_the_principal_components():
 def test_operations_have_the_published_strengths():
     image = ramp()
     at = {name: (high - low) * 12 / 30 + low for name, (_, low, high) in OPERATIONS.items()}
-    assert len(OPERATIONS) == 16
     assert at["Rotate"] == 12 and at["SolarizeAdd"] == 44 and at["TranslateX"] == 40 and at["Cutout"] == 16
     assert at["Color"] == pytest.approx(0.82) and at["ShearX"] == pytest.approx(0.12) and at["Posterize"] == pytest.approx(1.6)
 
@@ -96,16 +98,3 @@ def test_rand_augment_applies_half_of_the_operations():
     for text in ("rand-m9-mstd0.5-inc1", "rand-n2-m31", "v0"):
         with pytest.raises(ValueError, match="expected none or rand-nN-mM"):
             RandAugment.from_string(text)
-
-
-@pytest.mark.parametrize("more", [{}, {"aa": "rand-n2-m12", "reprob": 0.5, "vflip": 0.5, "interpolation": "bilinear"}])
-def test_the_whole_is_repeatable_by_seed(more):
-    transform, image = train_transform(32, **more), ramp()
-    results = []
-    for seed in (0, 0, 1):
-        seed_everything(seed)
-        results.append(torch.stack([transform(image) for _ in range(20)]))
-    assert results[0].shape == (20, 3, 32, 32) and results[0].dtype == torch.float32
-    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
-    plain = eval_transform(32)(image)
-    assert plain.shape == (3, 32, 32) and torch.equal(plain, eval_transform(32)(image))

@@ -1,14 +1,16 @@
-"""Mixup and CutMix against timm's with the same draws, and what timm refuses."""
+"""Mixup and CutMix against timm's with the same draws, and how they draw."""
 
 import numpy as np
 import pytest
 import torch
 from timm.data.mixup import Mixup as TimmMixup
 
-from utils.augment.mixup import Mixup, mix
+from utils.augment.mixup import Mixup, make_mixup, mix, smooth_one_hot
+from utils.cli.recognition_flags import MixupOptions
 
 IMAGES = torch.rand(8, 3, 12, 10, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
+BOTH = MixupOptions(mixup=0.8, cutmix=1.0)
 
 
 @pytest.mark.parametrize("cut", [False, True])
@@ -33,7 +35,7 @@ def test_targets_tell_how_much_of_each_image_there_is(mode, size):
     labels = LABELS[:size]
     images = labels.float().view(-1, 1, 1, 1).expand(-1, 3, 16, 16)
     for seed in range(12):
-        mixed, targets = Mixup(5, mixup=0.8, cutmix=1.0, mode=mode, smoothing=0.0)(images, labels, seed)
+        mixed, targets = Mixup(5, MixupOptions(mixup=0.8, cutmix=1.0, mixup_mode=mode))(images, labels, seed)
         assert torch.allclose(targets.sum(1), torch.ones(size))
         assert torch.allclose(mixed.mean((1, 2, 3)), (targets * torch.arange(5)).sum(1), atol=1e-5)
 
@@ -42,7 +44,7 @@ def test_modes_draw_as_often_as_they_say():
     def lambdas(mode):
         images = torch.zeros(8, 1, 4, 4)
         images[4:] = 1  # an image and its mirror differ
-        mixed, _ = Mixup(5, mixup=0.8, cutmix=0, mode=mode)(images, LABELS, 3)
+        mixed, _ = Mixup(5, MixupOptions(mixup=0.8, mixup_mode=mode))(images, LABELS, 3)
         first = mixed.mean((1, 2, 3))
         return torch.cat([1 - first[:4], first[4:]])
 
@@ -53,25 +55,30 @@ def test_modes_draw_as_often_as_they_say():
 
 
 def test_keyed_by_the_seed_and_off_by_probability():
-    mixup = Mixup(5)
+    mixup = Mixup(5, BOTH)
     a, b, c = mixup(IMAGES, LABELS, 1), mixup(IMAGES, LABELS, 1), mixup(IMAGES, LABELS, 2)
     assert torch.equal(a[0], b[0]) and not torch.equal(a[0], c[0])
-    images, targets = Mixup(5, prob=0.0)(IMAGES, LABELS, 1)
+    images, targets = Mixup(5, BOTH._replace(mixup_prob=0.0), 0.1)(IMAGES, LABELS, 1)
     assert torch.equal(images, IMAGES) and targets[0, 0] == pytest.approx(0.92)
 
 
 def test_distributions():
-    mixup = Mixup(5, mixup=0.5, cutmix=1.0, switch_prob=0.25)
+    mixup = Mixup(5, MixupOptions(mixup=0.5, cutmix=1.0, mixup_switch_prob=0.25))
     rng = np.random.default_rng(0)
     lam, boxes = mixup.draw(4000, (32, 32), rng)
     cut = boxes[:, 1] > boxes[:, 0]
     assert cut.mean() == pytest.approx(0.25, abs=0.03)  # switch_prob, less the empty boxes
     assert lam[~cut].var() == pytest.approx(0.125, abs=0.02)  # Beta(0.5, 0.5)
-    _, boxes = Mixup(5, cutmix_minmax=(0.25, 0.5), mixup=0).draw(500, (32, 32), rng)
+    _, boxes = Mixup(5, MixupOptions(cutmix_minmax=(0.25, 0.5))).draw(500, (32, 32), rng)
     sides = boxes[:, 1] - boxes[:, 0]
     assert sides.min() == 8 and sides.max() == 15 and boxes.min() >= 0 and boxes.max() <= 32
 
 
-def test_unknown_mode():
-    with pytest.raises(ValueError, match="expected batch, pair or elem"):
-        Mixup(5, mode="row")
+def test_without_an_alpha_nothing_is_mixed():
+    assert make_mixup(MixupOptions(mixup_mode="elem"), 5, 0.1) is None
+    for options in (MixupOptions(mixup=0.8), MixupOptions(cutmix=1.0), MixupOptions(cutmix_minmax=(0.2, 0.5))):
+        assert not torch.equal(make_mixup(options, 5, 0.1)(IMAGES, LABELS, 1)[0], IMAGES)
+
+
+def test_smoothing_spreads_its_share_over_all_classes():
+    assert smooth_one_hot(torch.tensor([1]), 4, 0.1)[0].tolist() == pytest.approx([0.025, 0.925, 0.025, 0.025])
