@@ -21,13 +21,12 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-from utils.augment import fast as fast_transforms
-from utils.augment import timm as recognition_transforms
-from utils.augment.fast import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from utils.augment.recognition import build_transforms
+from utils.cli.recognition_flags import Augmentation
 from utils.data.sampling import seed_everything
 
 JOBS = {
-    "random crop and flip": {},
+    "random crop and flip": {"aa": "none", "reprob": 0.0},
     "the same, RandAugment and erasing": {"aa": "rand-m9-mstd0.5-inc1", "reprob": 0.25},
 }
 BATCH = 64  # images per round and pipeline
@@ -51,16 +50,12 @@ def jpeg(image, quality):
     return file.getvalue()
 
 
-def timm_batch(transform, files):
-    return default_collate([transform(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
+def timm_batch(transforms, files):
+    return default_collate([transforms.train(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
 
 
-def fast_batch(transform, files):
-    return fast_transforms.collate([transform(file) for file in files])
-
-
-def finish(images, erase):
-    return fast_transforms.finish(images, erase, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+def fast_batch(transforms, files):
+    return transforms.collate([transforms.train(file) for file in files])
 
 
 def timed(function, *values):
@@ -71,15 +66,14 @@ def timed(function, *values):
 
 def measure(options, size, files, rounds):
     """Median seconds per image: timm's, our worker's part, the rest."""
-    timm_transform = recognition_transforms.train_transform(size, **options)
-    fast_transform = fast_transforms.train_transform(size, **options)
+    with_timm, fast = (build_transforms(Augmentation(transforms=name, input_size=size, **options)) for name in ("timm", "fast"))
     seconds = []
     for seed in range(rounds + 1):
         seed_everything(seed)
-        _, of_timm = timed(timm_batch, timm_transform, files)
+        _, of_timm = timed(timm_batch, with_timm, files)
         seed_everything(seed)
-        batch, of_worker = timed(fast_batch, fast_transform, files)
-        _, of_finish = timed(finish, *batch)
+        batch, of_worker = timed(fast_batch, fast, files)
+        _, of_finish = timed(fast.finish, *batch)
         seconds.append((of_timm, of_worker, of_finish))
     return [statistics.median(column) / len(files) for column in zip(*seconds[1:], strict=True)]  # the first one warms up
 
