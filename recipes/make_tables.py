@@ -1,12 +1,13 @@
-"""Write the tables of the README from the recipes' headers: python recipes/make_tables.py (a test keeps them in step).
+"""Write the tables of docs/RECIPES.md from the comments at the top of each recipe: python recipes/make_tables.py
 
-A header's lines: what is trained (model, data, resolution, how), Expected, Measured (where somebody did), Start, Source.
+A comment's lines: what is trained (model, data, pixels, how), Expected, Measured (where somebody did), Start, Source.
 """
 
 import pathlib
 import re
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "RECIPES.md"
 COLUMNS = ("model", "data", "pixels", "published", "measured", "start", "recipe")
 
 
@@ -27,7 +28,7 @@ def row(path):
         score[1] if score else "none",
         fields.get("Measured", ""),
         f"[{start.rpartition('/')[2]}]({start})" if start.startswith("http") else start,
-        f"[{path.stem}]({path.relative_to(ROOT).as_posix()})",
+        f"[{path.stem}](../{path.relative_to(ROOT).as_posix()})",
     )
 
 
@@ -37,12 +38,11 @@ def table(folder):
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (COLUMNS, ["---"] * len(COLUMNS), *rows))
 
 
-def with_tables(readme):
-    """The text of the README with each `<!-- recipes: FOLDER -->` … `<!-- end -->` filled in."""
+def with_tables(text):
+    """The text of the page with each `<!-- recipes: FOLDER -->` … `<!-- end -->` filled in."""
     block = re.compile(r"(<!-- recipes: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-    return block.sub(lambda found: f"{found[1]}{table(found[2])}\n{found[3]}", readme)
+    return block.sub(lambda found: f"{found[1]}{table(found[2])}\n{found[3]}", text)
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
