@@ -21,6 +21,8 @@ def create_backbone(name, kwargs, *, output_stride=None, drop_path=0.0, input_si
     by_name = ":" not in name  # no hf-hub: or local-dir: before it
     if by_name:
         choose_one(name.partition(".")[0], timm.list_models(), "backbone")
+    if "output_stride" in kwargs:
+        raise InputError("backbone_kwargs output_stride: found it there; expected --output_stride, which the head follows too")
     kwargs = dict(kwargs)
     if drop_path:
         kwargs["drop_path_rate"] = drop_path
@@ -39,8 +41,8 @@ def create_backbone(name, kwargs, *, output_stride=None, drop_path=0.0, input_si
         except Exception as error:  # timm's models stumble over odd options and folders in many ways
             if isinstance(error, TypeError) and any(option in str(error) for option in size):
                 continue
-            raise _refusal(name, error, kwargs.get("output_stride")) from None
-    _check_strides(backbone, name, kwargs.get("output_stride"))
+            raise _refusal(name, error, output_stride) from None
+    _check_strides(backbone, name, output_stride)
     if _architecture(backbone).startswith("resnest") and "output_stride" in kwargs:
         _dilate_resnest(backbone)
     return backbone
@@ -61,7 +63,7 @@ def _refusal(name, error, output_stride):
             return _no_output_stride(name, output_stride)
         return InputError(f"backbone {name} does not take one of the options given for it: {first_line(error)}")
     if isinstance(error, AssertionError):
-        if output_stride and not str(error):
+        if output_stride not in (None, 32) and not str(error):
             return _no_output_stride(name, output_stride)
         return InputError(f"backbone {name} gives no four feature maps: {first_line(error)}")
     return InputError(f"backbone {name} cannot be made: {first_line(error)}")
@@ -76,7 +78,7 @@ def _no_output_stride(name, output_stride):
 
 def _check_strides(backbone, name, output_stride):
     strides = backbone.feature_info.reduction()
-    if output_stride and strides == list(STRIDES):
+    if output_stride not in (None, 32) and strides == list(STRIDES):
         raise _no_output_stride(name, output_stride)
     if strides != [min(stride, output_stride or 32) for stride in STRIDES] and not is_plain(backbone):
         raise InputError(

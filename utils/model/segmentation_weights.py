@@ -11,7 +11,7 @@ import re
 
 import torch
 
-from segmentation_networks.network import build_network, check_settings, classifier_prefixes
+from segmentation_networks.network import build_network, classifier_prefixes
 from utils.cli.errors import InputError, first_line
 from utils.model.download import fetch
 from utils.model.weights import check_fit, put_in, read_tensors, same_but_for_ones, some_names, to_timm, to_timm_name
@@ -39,17 +39,19 @@ _AFTER_BACKBONE = re.compile(  # what timm's recognition models have after their
 )
 _TRAINING_ONLY = ("auxiliary_head.", "decode_head.encmodule.selayer.")
 
-
-# What a config says of a network; the rest of build_network's options is for those who build one.
+# What a config says of a network; build_network's other arguments are for those who train one.
 _NETWORK = set(inspect.signature(build_network).parameters) - {"pretrained", "drop_path", "input_size"}
+_OF_HEADS = ("channels", "dropout", "codewords", "se_loss", "lateral", "with_global", "atrous_rates")  # in older configs
 _CONFIG_BYTES = 1 << 24
 
 
 def read_config(folder):
-    """config.json of a folder that this project's training wrote (network, classes, palette, sizes), or None.
+    """config.json of a folder that training wrote, or None where there is none of a segmentation network.
 
-    Every value is checked here: InputError for what training does not write, and for a backbone that would be looked
-    for on the network or on the disk.
+    "network": arguments of build_network by name, which checks their values. "classes": names. "palette": a colour
+    [red, green, blue] for each, 0 to 255. "crop_size" and "base_size": pixels. "transforms": encoding, mmseg or none.
+    Raises InputError for what training does not write, and for a backbone that timm would look for on the network or on
+    the disk.
     """
     path = os.path.join(folder, "config.json")
     if not os.path.isfile(path):
@@ -64,19 +66,19 @@ def read_config(folder):
     if not isinstance(config, dict) or "network" not in config:
         return None
     try:
-        _check_config(config)
+        return _checked(config)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    return config
 
 
-def _check_config(config):
+def _checked(config):
+    if isinstance(config["network"], dict):
+        config = config | {"network": _without_older_form(config["network"])}
     network = config["network"]
     if not isinstance(network, dict) or not {"backbone", "head", "classes"} <= set(network) <= _NETWORK:
         found = ", ".join(network) if isinstance(network, dict) else network
-        raise InputError(f"network: found {found}; expected backbone, head, classes and other options of a network")
-    check_settings(**network)
-    if not re.fullmatch(r"[\w.-]+", network["backbone"]):
+        raise InputError(f"network: found {found}; expected backbone, head, classes and other arguments of build_network")
+    if not isinstance(network["backbone"], str) or not re.fullmatch(r"[\w.-]+", network["backbone"]):
         raise InputError(f"backbone {network['backbone']}: expected a model's plain name; nothing was looked for")
     classes, palette = config.get("classes"), config.get("palette")
     named = isinstance(classes, list) and _all(classes, str) and all(map(str.isprintable, classes))
@@ -90,6 +92,18 @@ def _check_config(config):
             raise InputError(f"{name} {config.get(name)}: expected a number of pixels")
     if config.get("transforms") not in ("encoding", "mmseg", "none"):
         raise InputError(f"transforms {config.get('transforms')}: expected encoding, mmseg or none")
+    return config
+
+
+def _without_older_form(network):
+    """Arguments of build_network, of a config in which the options of the heads stand beside them."""
+    if "head_kwargs" in network or not {"aux", *_OF_HEADS} & set(network):
+        return network
+    options = {name: network[name] for name in _OF_HEADS if name in network}
+    options = {name: value for name, value in options.items() if value is not None and value is not False}
+    aux = {"channels": network.get("aux_channels"), "dropout": network.get("dropout", 0.1)}
+    rest = {name: value for name, value in network.items() if name not in ("aux", "aux_channels", *_OF_HEADS)}
+    return rest | {"head_kwargs": options, "aux_kwargs": aux if network.get("aux") else None}
 
 
 def _all(values, kind):
@@ -106,7 +120,11 @@ def open_network(folder):
         raise InputError(f"{folder}: found no config.json of a segmentation network; expected a folder such as RUN/best")
     settings = config["network"] | {"input_size": config["crop_size"]}
     with torch.device("meta"):  # takes no memory: only a network that the file has weights for is built
-        _, layout, _ = load_segmentation_weights(build_network(**settings), folder)
+        try:
+            network = build_network(**settings)
+        except InputError as error:
+            raise InputError(f"{os.path.join(folder, 'config.json')}: {error}") from None
+        _, layout, _ = load_segmentation_weights(network, folder)
     if "; new: " in layout:
         raise InputError(f"{folder}: its weights are not those of the network in config.json ({layout})")
     network = build_network(**settings)
