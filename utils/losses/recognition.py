@@ -1,14 +1,28 @@
-"""Losses of image recognition, for hard labels (B,) int64 and soft targets (B, classes) alike.
-
-Each returns the mean over the batch; cross-entropy takes soft targets as torch's own does.
-"""
+"""The loss of image recognition by its name, and cross-entropy."""
 
 import torch
 import torch.nn.functional as F
 
+from utils.cli.errors import choose_one
+from utils.cli.registry import load
+from utils.losses import LOSSES
+
+
+def make_loss(name, smoothing=0.0):
+    """The loss `name`, one of LOSSES, for hard labels and soft targets alike. Raises InputError for an unknown name.
+
+    smoothing: this share of a hard label is spread over all classes; soft targets are taken as they are.
+    """
+    choose_one(name, LOSSES, "loss")
+    return load(LOSSES[name])(smoothing)
+
 
 class CrossEntropy(torch.nn.Module):
-    """Cross-entropy with label smoothing; soft targets (from mixup) come smoothed and are taken as they are."""
+    """Cross-entropy with label smoothing, mean over the batch.
+
+    logits (B, classes); targets: labels (B,) int64, or soft targets (B, classes) float32, which are smoothed already.
+    timm.loss has one class for each of the two, and other rounding for the first; a run may see both (--mixup_off_epoch).
+    """
 
     def __init__(self, smoothing=0.0):
         super().__init__()
@@ -18,23 +32,3 @@ class CrossEntropy(torch.nn.Module):
         if targets.is_floating_point():
             return torch.sum(-targets * F.log_softmax(logits, dim=-1), dim=-1).mean()
         return F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
-
-
-class BinaryCrossEntropy(torch.nn.Module):
-    """Each class on its own, mean over classes and batch (Wightman et al. 2021, ResNet strikes back, section 2.1)."""
-
-    def __init__(self, smoothing=0.0):
-        super().__init__()
-        self.smoothing = smoothing
-
-    def forward(self, logits, targets):
-        if not targets.is_floating_point():
-            targets = smooth_one_hot(targets, logits.shape[-1], self.smoothing)
-        return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
-
-
-def smooth_one_hot(labels, classes, smoothing=0.0):
-    """(B,) int64 -> (B, classes) float32 with 1 - smoothing + smoothing / classes at the label."""
-    off = smoothing / classes
-    target = torch.full((*labels.shape, classes), off, device=labels.device)
-    return target.scatter_(-1, labels.unsqueeze(-1), 1.0 - smoothing + off)

@@ -1,4 +1,4 @@
-"""The loss of semantic segmentation: cross-entropy over the labelled pixels, with what EncNet and its relatives add to it.
+"""The loss of semantic segmentation: cross-entropy of the labelled pixels, auxiliary head and SE-loss included.
 
 Formulas of PyTorch-Encoding, encoding/nn/loss.py (SegmentationLosses), except that a batch without a labelled pixel
 gives 0 and not NaN. Nothing here reads a value back from the device.
@@ -8,47 +8,43 @@ import torch
 import torch.nn.functional as F
 
 from utils.cli.errors import InputError
+from utils.images import IGNORE
 
 
 class SegmentationLoss(torch.nn.Module):
-    """Cross-entropy + aux_weight * cross-entropy of "aux" + se_weight * presence of classes in "se".
+    """Cross-entropy + aux_weight * cross-entropy of "aux" + se_weight * binary cross-entropy of "se".
 
-    - Cross-entropy: mean over the labelled pixels, weighted by `class_weights` (classes,) as torch's own.
+    - Cross-entropy: mean over the labelled pixels, those whose label is not IGNORE.
     - aux_weight: of the auxiliary head, an FCN on an earlier stage (Zhao et al. 2017, PSPNet, section 3.3).
     - se_weight: of the SE-loss (Zhang et al. 2018, EncNet, section 3.1): binary cross-entropy of "is the class
-      anywhere in the image", mean over images and classes; `class_weights` weigh it too, as published.
+      anywhere in the image", mean over images and classes.
     - ohem: None, or (threshold, min_kept): online hard example mining. Cross-entropies are then means over the labelled
       pixels whose own class has a probability below `threshold`, or over the `min_kept` x B least probable ones where
       these are more; threshold 0 always keeps just min_kept x B. Source: mmsegmentation, OHEMPixelSampler; unlike there
       the mean is over the kept pixels, so that the size of the loss does not depend on how many they are.
 
-    Raises InputError for weights that do not fit `classes` and for an `ohem` out of range.
+    Raises InputError for an `ohem` out of range.
     """
 
-    def __init__(self, classes, *, aux_weight=0.0, se_weight=0.0, ohem=None, class_weights=None, ignore_index=-1):
+    def __init__(self, classes, *, aux_weight=0.0, se_weight=0.0, ohem=None):
         super().__init__()
         if ohem is not None and not (0 <= ohem[0] <= 1 and ohem[1] >= 1):
             raise InputError(f"OHEM with threshold {ohem[0]} and {ohem[1]} kept pixels: expected 0..1 and at least 1")
-        if class_weights is not None:
-            class_weights = torch.as_tensor(class_weights, dtype=torch.float32)
-            if class_weights.shape != (classes,):
-                raise InputError(f"{class_weights.numel()} class weights for {classes} classes: give one per class")
-        self.classes, self.ignore_index = classes, ignore_index
-        self.aux_weight, self.se_weight, self.ohem = aux_weight, se_weight, ohem
-        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.classes, self.aux_weight, self.se_weight, self.ohem = classes, aux_weight, se_weight, ohem
 
     def forward(self, outputs, target):
-        """outputs: "logits" (B, C, H, W), "aux" alike, "se" (B, C) -> scalar. target: (B, H, W) int64.
+        """outputs: "logits" (B, classes, H, W), "aux" alike, "se" (B, classes). target: (B, H, W) int64. Gives a scalar.
 
-        A term whose weight is 0 is left out; so is, in evaluation, one whose output the network left out.
+        A term whose weight is 0 is left out; so is, in evaluation, one whose output the network left out. Raises InputError
+        for logits of another shape, and in training for an output that is missing.
         """
         loss = self._cross_entropy(outputs["logits"], target)
         if self._wants("aux", self.aux_weight, outputs):
             loss = loss + self.aux_weight * self._cross_entropy(outputs["aux"], target)
         if self._wants("se", self.se_weight, outputs):
             present = present_classes(target, self.classes)
-            se = F.binary_cross_entropy_with_logits(_wide(outputs["se"]), present, weight=self.class_weights)
-            loss = loss + self.se_weight * se * (target != self.ignore_index).any()  # nothing labelled, nothing to learn
+            se = F.binary_cross_entropy_with_logits(_wide(outputs["se"]), present)
+            loss = loss + self.se_weight * se * (target != IGNORE).any()  # nothing labelled, nothing to learn
         return loss
 
     def _wants(self, name, weight, outputs):
@@ -61,12 +57,10 @@ class SegmentationLoss(torch.nn.Module):
             raise InputError(
                 f"logits {tuple(logits.shape)} for masks {tuple(target.shape)}: expected (B, {self.classes}, H, W), (B, H, W)"
             )
-        losses = F.cross_entropy(_wide(logits), target, ignore_index=self.ignore_index, reduction="none")  # (B, H, W)
-        labelled = target != self.ignore_index
+        losses = F.cross_entropy(_wide(logits), target, ignore_index=IGNORE, reduction="none")  # (B, H, W)
+        labelled = target != IGNORE
         counted = labelled if self.ohem is None else labelled & self._hard(losses.detach())
         weights = counted.to(losses.dtype)
-        if self.class_weights is not None:
-            weights = weights * self.class_weights[target.where(labelled, 0)]
         total = weights.sum()
         return (losses * weights).sum() / total.where(total > 0, 1)
 
@@ -80,7 +74,7 @@ class SegmentationLoss(torch.nn.Module):
 
 
 def present_classes(target, classes):
-    """(B, H, W) int64 -> (B, classes) float32: 1 where the class is in the image. Labels outside 0..classes-1 don't count."""
+    """(B, H, W) int64 -> (B, classes) float32: 1 where the image has the class. Labels outside 0..classes-1 do not count."""
     inside = (target >= 0) & (target < classes)
     column = target.where(inside, classes).flatten(1)  # the others share a column of their own, dropped below
     return torch.zeros(len(target), classes + 1, device=target.device).scatter_(1, column, 1.0)[:, :classes]
