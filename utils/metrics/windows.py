@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from utils.cli.errors import InputError, choose_one
 
 MODES = ("slide", "whole", "crop")
+STRIDE_RATE = 2 / 3  # from window to window, of the window's side: 341 pixels of 512
+DIVISOR = 32  # "whole" pads height and width to a multiple of it
 
 
 class Layout(NamedTuple):
-    """Where the network looks: windows of one size on the resized image, which is padded where they reach beyond it."""
+    """The windows of one size on the resized image, which is padded where they reach beyond it."""
 
     size: tuple[int, int]  # pixels (H, W) of the resized image
     window: tuple[int, int]  # pixels (h, w)
@@ -41,34 +43,29 @@ def predict(
     base_size=None,
     scales=(1.0,),
     flip=False,
-    stride_rate=2 / 3,
     edge="pad",
     combine="exp",
-    divisor=32,
     window_batch=8,
-    align_corners=True,
 ):
-    """Scores (B, classes, H, W) float32 of images (B, 3, H, W) at their own size; the class of a pixel is its argmax.
+    """Scores (B, classes, H, W) float32 of images (B, 3, H, W) float32 at their own size; a pixel's class is their argmax.
 
-    logits_of: (b, 3, h, w) -> (b, classes, h, w), for at most `window_batch` windows at a time.
-    mean, std: of the images' normalisation; padding is black, right and below.
+    logits_of: (b, 3, h, w) -> (b, classes, h, w), called for at most `window_batch` windows at a time.
+    mean, std: with which the images were normalised; padding is black, to the right and below.
     mode: see the top of the file. crop gives NaN outside of `evaluated_region`.
     crop_size: pixels of a window's side (slide), or of the crop's.
     base_size: the image's long side at scale 1, in pixels; or (long, short), as large as fits into both, which is
         mmsegmentation's img_scale; None: the image's own size. Sides keep their ratio.
-    stride_rate: from window to window, of crop_size; 512 pixels and 2/3 give 341.
     edge: "pad": the last window reaches beyond the edge, onto padding (PyTorch-Encoding). "shift": it is moved inwards, and
         is as small as the image where that is smaller (mmsegmentation).
     combine: "exp": exp(logits + the mirrored window's), averaged over windows, summed over scales (PyTorch-Encoding; sums
         above 88 are infinite). "softmax": logits averaged over windows, then mean of the probabilities over mirroring and
         scales (mmsegmentation, where the image is mirrored and not the window).
-    divisor: "whole" pads the sides to a multiple of it.
 
     Sources: PyTorch-Encoding, encoding/models/sseg/base.py (MultiEvalModule); mmsegmentation,
     mmseg/models/segmentors/encoder_decoder.py. Raises InputError for arguments that do not fit each other, and for logits
     of another shape.
     """
-    _check(mode, crop_size, scales, edge, combine, stride_rate)
+    _check(mode, crop_size, scales, edge, combine)
     height, width = image.shape[2:]
 
     def logits_of_windows(windows):
@@ -90,11 +87,11 @@ def predict(
 
     total = 0
     for scale in scales:
-        layout = _layout(mode, height, width, crop_size, base_size, scale, stride_rate, edge, divisor)
-        resized = _resize(image, layout.size, align_corners)
+        layout = _layout(mode, height, width, crop_size, base_size, scale, edge)
+        resized = _resize(image, layout.size)
         per_call = max(1, window_batch // (len(image) * (1 + flip)))
         scores = _over_windows(run, _pad(resized, layout, mean, std), layout, per_call)
-        scores = _resize(_fit(scores, layout), (height, width), align_corners)
+        scores = _resize(_fit(scores, layout), (height, width))
         if combine == "softmax":
             scores = scores.unflatten(1, (-1, classes)).softmax(2).mean(1) / len(scales)
         total = total + scores
@@ -115,7 +112,7 @@ def evaluated_region(height, width, mode, crop_size=None):
     return tuple(slice(-(-start * own // resized), (start + crop_size) * own // resized) for own, resized, start in sides)
 
 
-def _check(mode, crop_size, scales, edge, combine, stride_rate):
+def _check(mode, crop_size, scales, edge, combine):
     choose_one(mode, MODES, "evaluation mode")
     choose_one(edge, ("pad", "shift"), "edge rule")
     choose_one(combine, ("exp", "softmax"), "combination of scores")
@@ -125,19 +122,15 @@ def _check(mode, crop_size, scales, edge, combine, stride_rate):
         raise InputError(f"evaluation scales {tuple(scales)}: expected numbers above 0, such as 0.75 1.0 1.25")
     if mode == "crop" and tuple(scales) != (1.0,):
         raise InputError(f"evaluation scales {tuple(scales)} in mode crop, which has one scale: use slide or whole")
-    if mode == "slide" and not 1 <= int(crop_size * stride_rate) <= crop_size:
-        raise InputError(
-            f"stride rate {stride_rate} with windows of {crop_size} pixels: expected a stride of 1..{crop_size} pixels"
-        )
 
 
-def _layout(mode, height, width, crop_size, base_size, scale, stride_rate, edge, divisor):
+def _layout(mode, height, width, crop_size, base_size, scale, edge):
     if mode == "crop":
         return _crop(height, width, crop_size)
     size = _resized(height, width, base_size, scale)
     if mode == "whole":
-        return Layout(size, tuple(-(-side // divisor) * divisor for side in size), [0], [0])
-    stride = int(crop_size * stride_rate)
+        return Layout(size, tuple(-(-side // DIVISOR) * DIVISOR for side in size), [0], [0])
+    stride = max(1, int(crop_size * STRIDE_RATE))
     starts = [[i * stride for i in range(-(-max(side - crop_size, 0) // stride) + 1)] for side in size]
     if edge == "pad":
         return Layout(size, (crop_size, crop_size), *starts)
@@ -197,7 +190,7 @@ def _fit(scores, layout):
     return F.pad(scores, around, mode="replicate") if any(around) else scores
 
 
-def _resize(images, size, align_corners):
+def _resize(images, size):
     if images.shape[2:] == size:
         return images
-    return F.interpolate(images, size, mode="bilinear", align_corners=align_corners)
+    return F.interpolate(images, size, mode="bilinear", align_corners=True)
