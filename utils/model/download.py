@@ -1,4 +1,4 @@
-"""Weights from elsewhere, as a local path: a URL (downloaded once), a Hub id, or what is on this disk already."""
+"""The local path of weights that are given as a URL (downloaded once), as a Hub id, or as a path."""
 
 import hashlib
 import http.client
@@ -16,11 +16,6 @@ from utils.cli.errors import InputError, first_line
 CHUNK = 1 << 20  # bytes
 
 
-def is_remote(source):
-    """Whether `source` would have to be fetched over the network, unless a cache has it."""
-    return bool(re.match(r"https?://|hf[-_]hub:", source)) or (source.startswith("timm/") and not os.path.exists(source))
-
-
 def fetch(source):
     """Local path of `source`: a file or folder, `https://…`, `hf-hub:USER/NAME[@REVISION]` or `timm/NAME`.
 
@@ -29,13 +24,13 @@ def fetch(source):
     source = os.fspath(source)
     if re.match(r"https?://", source):
         return _download(source)
-    if is_remote(source):
+    if re.match(r"hf[-_]hub:", source) or (source.startswith("timm/") and not os.path.exists(source)):
         return _from_hub(re.sub(r"^hf[-_]hub:", "", source))
     return pathlib.Path(source)
 
 
 def cached_path(url):
-    """Where the file of `url` lies once it is downloaded: in torch's cache, apart from other URLs' files of that name."""
+    """Path of the downloaded file of `url`: in torch's cache, under a name that no other URL has."""
     name = pathlib.PurePosixPath(urllib.request.url2pathname(url.partition("?")[0])).name
     name = re.sub(r"[^\w.+-]", "_", name)[-100:].strip(".") or "weights"  # one that any disk and terminal takes
     stem, dot, suffix = name.partition(".")
@@ -53,6 +48,7 @@ def _download(url):
         request = urllib.request.Request(url, headers={"User-Agent": "strata"})
         with urllib.request.urlopen(request, timeout=60) as reply:
             size = int(reply.headers.get("Content-Length") or 0)
+            # under a name of its own, unlike files.replace: machines that share the folder may download at the same time
             with tempfile.NamedTemporaryFile(dir=path.parent, prefix="tmp-", delete=False) as file:
                 aside = pathlib.Path(file.name)
                 with tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name, leave=False) as bar:

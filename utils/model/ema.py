@@ -8,10 +8,11 @@ from utils.model.sharding import local, shard_like
 
 
 class EMA:
-    """Shadow of the parameters and buffers of `model`; make it after `accelerator.prepare`, when all processes agree.
+    """The average of the parameters and buffers of `model`. Make it after `accelerator.prepare`, when all processes agree.
 
-    As in the timm ModelEma of the published code, floating point buffers are averaged too; other buffers are copied.
-    decay: constant, unless `warmup`: then min(decay, 1 - (1 + update) ** (-2/3)) (timm, ModelEmaV3), for short runs.
+    decay: after an update the average keeps this share of itself and takes the rest from the model. warmup: the decay of
+    update number n, from 0, is min(decay, 1 - (1 + n) ** (-2/3)), for short runs (timm, ModelEmaV3).
+    As in timm's ModelEma of the published code, floating point buffers are averaged too; other buffers are copied.
     """
 
     def __init__(self, model, decay=0.9999, warmup=False):
@@ -24,7 +25,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, update):
-        """Call after each optimizer step; `update` is its number, from 0."""
+        """Take in the model after an optimizer step; `update` is its number, from 0."""
         decay = min(self.decay, 1 - (1 + update) ** (-2 / 3)) if self.warmup else self.decay
         pairs = [(local(shadow), local(live)) for shadow, live in zip(self.shadow, self.live, strict=True)]
         averaged = [pair for pair in pairs if pair[0].is_floating_point()]
@@ -50,9 +51,11 @@ class EMA:
             shadow.copy_(held)
 
     def state_dict(self):
+        """{name: tensor} of the average, under the model's names; sharded where the model is."""
         return dict(zip(self.names, self.shadow, strict=True))
 
     @torch.no_grad()
     def load_state_dict(self, state):
+        """Put whole tensors {name: tensor} in the place of the average."""
         for name, shadow in zip(self.names, self.shadow, strict=True):
             shadow.copy_(shard_like(state[name], shadow))

@@ -7,58 +7,52 @@ from utils.cli.arguments import check_model_kwargs
 from utils.cli.errors import InputError, choose_one, first_line
 
 
-def build_model(
-    name,
-    classes,
-    *,
-    input_size=224,
-    pretrained=False,
-    model_kwargs=(),
-    drop_path=0.0,
-    drop_block=0.0,
-    last_gamma=None,
-    layer_scale_init_value=None,
-    head_init_scale=1.0,
-):
-    """timm model `name` for the `classes` (list of names), its classifier's weights times `head_init_scale`.
+def build_model(options, classes, *, input_size, pretrained=False):
+    """timm model `options.model` for the `classes` (list of names).
 
-    Raises InputError for an unknown name (with near ones), for options that the model does not take, and for
+    options: recognition_flags.ModelOptions. input_size: pixels, for models that are made for one size of images.
+    pretrained: with timm's pretrained weights. The classifier's weights are multiplied by `head_init_scale`.
+    Raises InputError for an unknown name (with the nearest), for options that the model does not take, and for
     pretrained weights that cannot be had.
     """
+    name = options.model
     by_name = ":" not in name  # no hf-hub: or local-dir: before it
     if by_name:
         choose_one(name.partition(".")[0], timm.list_models(), "model")
-    kwargs = dict(model_kwargs)
+    kwargs = dict(options.model_kwargs)
     check_model_kwargs(kwargs, "--model_kwargs")
-    if layer_scale_init_value is not None:
-        kwargs["ls_init_value"] = layer_scale_init_value
-    if last_gamma is not None:
-        kwargs["zero_init_last"] = last_gamma
-    if drop_block:
-        kwargs["drop_block_rate"] = drop_block
+    if options.layer_scale_init_value is not None:
+        kwargs["ls_init_value"] = options.layer_scale_init_value
+    if options.last_gamma is not None:
+        kwargs["zero_init_last"] = options.last_gamma
+    if options.drop_block:
+        kwargs["drop_block_rate"] = options.drop_block
     try:
         known = timm.models.get_pretrained_cfg(name) if by_name else None
         if known is not None and known.fixed_input_size:
             kwargs.setdefault("img_size", input_size)
         model = timm.create_model(
-            name, pretrained=pretrained, num_classes=len(classes), drop_path_rate=drop_path or None, **kwargs
+            name, pretrained=pretrained, num_classes=len(classes), drop_path_rate=options.drop_path or None, **kwargs
         )
     except TypeError as error:
-        raise InputError(f"--model {name} does not take one of the flags given for it: {error}") from None
+        raise InputError(f"--model {name} does not take one of the flags given for it: {first_line(error)}") from None
     except Exception as error:  # timm's models stumble over odd options and folders in many ways
         raise InputError(f"--model {name} cannot be made: {first_line(error)}") from None
-    if head_init_scale != 1.0:
+    if options.head_init_scale != 1.0:
         head = model.get_classifier()
         if not isinstance(head, torch.nn.Module):
             raise InputError(f"--head_init_scale: {name} has no single classifier to scale")
         with torch.no_grad():
             for parameter in head.parameters():
-                parameter.mul_(head_init_scale)
+                parameter.mul_(options.head_init_scale)
     return model
 
 
 def timm_config(model, name, classes, *, input_size, mean, std, crop_pct, crop_mode, model_kwargs=()):
-    """What timm's `local-dir:` and Hub loaders read beside model.safetensors."""
+    """config.json of a timm model `name`, a dict, which timm's `local-dir:` and Hub loaders read beside model.safetensors.
+
+    classes: names. input_size: pixels. mean, std, crop_pct, crop_mode: of the transform for evaluation.
+    """
     cfg = model.pretrained_cfg
     kwargs = dict(model_kwargs)
     if cfg.get("fixed_input_size"):

@@ -1,14 +1,13 @@
-"""Whole tensors out of sharded ones (FSDP2) and back, so that a saved state has one form on any hardware.
+"""Models that FSDP2 shards: made ready, and their tensors made whole and sharded again, so that a saved state has one form.
 
-Ordinary tensors go through untouched; every process must call these together where the model is sharded.
+Ordinary tensors go through untouched. Where the model is sharded, all processes must call these functions together.
 """
 
 import torch
 
 
-
 def prepare(accelerator, model, optimizer):
-    """(network, optimizer) as `accelerator.prepare` returns them."""
+    """(network, optimizer) of `accelerator.prepare`, with what FSDP2 has to know of the model. Both may be other objects."""
     if accelerator.distributed_type == "FSDP":
         plugin = accelerator.state.fsdp_plugin
         model._no_split_modules = blocks(model)  # where Accelerate looks for what TRANSFORMER_BASED_WRAP gathers at once
@@ -18,9 +17,10 @@ def prepare(accelerator, model, optimizer):
 
 
 def bf16_policy(model):
-    """Gathers weights in bf16, in which autocast computes anyway; batch norm mixes them with averages in float32 and cannot.
+    """MixedPrecisionPolicy of a run in bf16. Gradients are summed in float32, as on whole models.
 
-    Gradients are summed in float32, as on whole models.
+    Weights are gathered in bf16, in which autocast computes anyway. Batch norm mixes them with averages in float32 and
+    cannot: a model with batch norm gathers them in float32.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy  # takes half a second, which most runs need not spend
 
@@ -29,7 +29,7 @@ def bf16_policy(model):
 
 
 def blocks(model):
-    """Names of the classes of modules that follow one another: a network's stages, and the blocks within them."""
+    """Names of the classes, sorted, of modules that follow one another: a network's stages, and the blocks within them."""
     lists, found = (torch.nn.Sequential, torch.nn.ModuleList), set()
     for module in model.modules():
         children = list(module) if isinstance(module, lists) else []
@@ -42,7 +42,7 @@ def blocks(model):
 
 
 def prepare_to_evaluate(accelerator, model):
-    """The model, whole on each process, in the precision of the launcher."""
+    """The model on the device, whole on each process, in the precision of the launcher."""
     return accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
 
 
@@ -79,7 +79,7 @@ def is_sharded(value):
 
 
 def load_model(model, weights):
-    """`model.load_state_dict` of whole tensors."""
+    """`model.load_state_dict` of whole tensors {name: tensor}."""
     current = model.state_dict()
     model.load_state_dict({name: shard_like(t, current[name]) if name in current else t for name, t in weights.items()})
 
