@@ -1,76 +1,178 @@
-"""The command line: recipes, hyphens, switches, misspellings, and the arithmetic of the batch."""
+"""The command line: recipes, hyphens, misspellings, types, settings of a topic, and the arithmetic of the batch."""
 
-import ast
+import copy
+import pickle
 
 import pytest
-from conftest import ROOT, run
 
-import train_segmentation
-from train_recognition import DIGITS, parse_args
-from utils.cli.arguments import derive_batch, expand_recipes
+from utils.cli.arguments import (
+    Parser,
+    boolean,
+    derive_batch,
+    expand_recipes,
+    key_value,
+    number,
+    refuse_idle,
+    settings_of,
+    whole,
+)
 from utils.cli.errors import InputError
 
 
-def error_of(capsys, *words):
-    with pytest.raises(SystemExit) as stop:
-        parse_args(list(words))
-    assert stop.value.code == 2
-    text = capsys.readouterr().err
-    assert text.count("\n") == 1 and text.startswith("train_recognition.py: error: ")
-    return text
+def add_flags(parser):
+    topic = parser.topic("a topic")
+    topic.add("--drop_path", type=number(0, 0.99), default=0.0, help="a share")
+    topic.add("--epochs", type=whole(1), default=100, help="passes")
+    topic.add("--model", default="tiny", help="a name")
+    topic.add("--scale", type=number(above=0), nargs=2, default=(0.5, 2.0), help="two numbers")
+    topic.add("--model_kwargs", nargs="+", type=key_value, default=[], help="options")
+    topic.add("--output_dir", free=True, help="a folder")
+    topic.switch("--model_ema", False, "a switch")
+    topic.switch("--save", True, "another switch", free=True)
 
 
-def test_published_commands_are_understood():
-    """The flags of ConvNeXt-V2's TRAINING.md (base, fine-tuning) and of ConvNeXt's."""
-    args = parse_args(
-        "--model convnextv2_base --batch_size 32 --update_freq 4 --blr 6.25e-4 --epochs 100 --warmup_epochs 20 "
-        "--layer_decay_type group --layer_decay 0.6 --weight_decay 0.05 --drop_path 0.1 --reprob 0.25 --mixup 0.8 "
-        "--cutmix 1.0 --smoothing 0.1 --model_ema True --model_ema_eval True --use_amp True --finetune x.pt "
-        "--data_path /data --output_dir /out --head_init_scale 0.001 --nb_classes 1000 --data_set image_folder "
-        "--disable_eval true --layer_scale_init_value 0 --eval_data_path /data/val --model_key model_ema".split()
-    )
-    assert (args.blr, args.update_freq, args.layer_decay_type, args.model_ema) == (6.25e-4, 4, "group", True)
-    assert args.input_size == 224 and args.aa == "rand-m9-mstd0.5-inc1"
+Settings = settings_of("Settings", add_flags)
 
 
-def test_defaults_of_the_digits_give_way_to_flags_and_to_other_data():
-    assert parse_args([]).epochs == DIGITS["epochs"] and parse_args([]).aa == "none"
-    assert parse_args(["--epochs", "3"]).epochs == 3
-    assert parse_args(["--data_path", "x"]).epochs == 100 and parse_args(["--dataset", "x"]).hflip == 0.5
+def parse(*words, **kwargs):
+    parser = Parser("x.py", "a script")
+    add_flags(parser)
+    return parser.parse_args(list(map(str, words)), **kwargs)
 
 
-def test_recipes_anywhere_and_later_flags_win(tmp_path):
-    (tmp_path / "a.args").write_text("# a comment\n--epochs 7  # why\n--model 'convnext_tiny'\n@%s" % (tmp_path / "b.args"))
+@pytest.fixture
+def error_of(capsys):
+    """The one line that a wrong command line is answered with."""
+
+    def error_of(*words, **kwargs):
+        with pytest.raises(SystemExit) as stop:
+            parse(*words, **kwargs)
+        assert stop.value.code == 2
+        text = capsys.readouterr().err
+        assert text.startswith("x.py: error: ") and text.count("\n") == 1 and text[:-1].isprintable()
+        return text[len("x.py: error: ") : -1]
+
+    return error_of
+
+
+# --- words and recipes ------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_may_stand_anywhere_and_later_flags_win(tmp_path):
+    (tmp_path / "a.args").write_text(f"# a comment\n--epochs 7  # why\n--model 'big one'\n@{tmp_path / 'b.args'}\n")
     (tmp_path / "b.args").write_text("--drop-path 0.25\n")
-    args = parse_args(["--epochs", "3", f"@{tmp_path}/a.args", "--drop-path=0.5", "--model_ema", "--mixup", ".8"])
-    assert (args.epochs, args.model, args.drop_path, args.model_ema, args.mixup) == (7, "convnext_tiny", 0.5, True, 0.8)
-    assert parse_args([f"@{tmp_path}/a.args"]).drop_path == 0.25
-
-
-def test_wrong_lines_are_one_line_with_the_nearest_flag(capsys, tmp_path):
-    assert "unknown flag --layr_decay, did you mean --layer_decay?" in error_of(capsys, "--layr-decay", "0.7")
-    (tmp_path / "good.args").write_text("--drop_pth 0.1")
-    assert "did you mean --drop_path?" in error_of(capsys, f"@{tmp_path}/good.args")
-    assert "did you mean good.args?" in error_of(capsys, f"@{tmp_path}/god.args")
-    (tmp_path / "self.args").write_text(f"@{tmp_path}/self.args")
-    assert "names itself" in error_of(capsys, f"@{tmp_path}/self.args").replace("name itself", "names itself")
-    (tmp_path / "quote.args").write_text("--model 'x")
-    assert "No closing quotation" in error_of(capsys, f"@{tmp_path}/quote.args")
-    (tmp_path / "binary.args").write_bytes(b"\xff\xfe\x00")
-    assert "no text file" in error_of(capsys, f"@{tmp_path}/binary.args")
-    assert "at least 1, found '0'" in error_of(capsys, "--epochs", "0")
-    assert "at least 1, found '0'" in error_of(capsys, "--batch_size", "0")
-    assert "found 'nan'" in error_of(capsys, "--lr", "nan")
-    assert "expected true or false, found 'maybe'" in error_of(capsys, "--model_ema", "maybe")
-    assert "expected key=value, found 'depths'" in error_of(capsys, "--model_kwargs", "depths")
-    assert "unexpected 'photos'" in error_of(capsys, "photos")
-    assert "one of the two" in error_of(capsys, "--data_path", "a", "--dataset", "b")
-    assert "--val_split needs images of yours" in error_of(capsys, "--val_split", "0.1")
+    args = parse("--epochs", 3, f"@{tmp_path}/a.args", "--drop-path=0.5", "--model_ema")
+    assert (args.epochs, args.model, args.drop_path, args.model_ema) == (7, "big one", 0.5, True)
+    assert parse(f"@{tmp_path}/a.args").drop_path == 0.25
 
 
 def test_a_recipe_is_read_as_shell_words(tmp_path):
     (tmp_path / "r").write_text('--a "b c" d\\ e # f\n\n--g')
     assert expand_recipes([f"@{tmp_path}/r", "--h"], pytest.fail) == ["--a", "b c", "d e", "--g", "--h"]
+
+
+def test_hyphens_of_a_flag_are_underscores_and_those_of_a_value_stay():
+    assert parse("--output-dir", "my-run").output_dir == "my-run" and parse("--output-dir=--my-run").output_dir == "--my-run"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epoch", "3"], "unknown flag --epoch, did you mean --epochs?"),
+        (["--drop-pth", "0.1"], "unknown flag --drop_pth, did you mean --drop_path?"),
+        (["--zzz=3"], "unknown flag --zzz"),
+        (["--epoch", "3", "--modle", "x"], "unknown flag --epoch, did you mean --epochs?; unknown flag --modle, did you mean"),
+        (["photos"], "unexpected 'photos': every value belongs to a --flag before it"),
+        (["--epochs", "0"], "argument --epochs: expected a whole number of at least 1, found '0'"),
+        (["--epochs", "1.5"], "argument --epochs: expected a whole number of at least 1, found '1.5'"),
+        (["--drop_path", "1"], "argument --drop_path: expected a number at least 0 and at most 0.99, found '1'"),
+        (["--drop_path", "nan"], "argument --drop_path: expected a number at least 0 and at most 0.99, found 'nan'"),
+        (["--scale", "0", "1"], "argument --scale: expected a number above 0, found '0'"),
+        (["--scale", "1"], "argument --scale: expected 2 arguments"),
+        (["--model_ema", "maybe"], "argument --model_ema: expected true or false, found 'maybe'"),
+        (["--model_kwargs", "depths"], "argument --model_kwargs: expected key=value, found 'depths'"),
+        (["--model"], "argument --model: expected one argument"),
+    ],
+)
+def test_a_wrong_line_is_answered_with_one_line(error_of, words, message):
+    assert error_of(*words).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"--drop_pth 0.1", "did you mean --drop_path?"),
+        (b"--model 'x", "No closing quotation; expected shell words"),
+        (b"\xff\xfe\x00", "no text file"),
+        (b"@HERE", "does a recipe name itself?"),
+        (b"@HERE.args", "No such file or directory, did you mean good.args?"),
+        (b" " * 200_000, "200,000 bytes; expected a text file of flags"),
+    ],
+)
+def test_a_wrong_recipe_is_answered_with_one_line(error_of, tmp_path, content, message):
+    path = tmp_path / "good.args"
+    path.write_bytes(content.replace(b"HERE.args", bytes(tmp_path / "god.args")).replace(b"HERE", bytes(path)))
+    assert message in error_of(f"@{path}")
+
+
+def test_of_several_processes_one_answers(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit):
+        parse("--epoch", 3)
+    assert capsys.readouterr().err == ""
+
+
+def test_switches_and_keys_as_published():
+    assert parse("--model_ema").model_ema and parse("--model_ema", "True").model_ema and not parse("--save", "0").save
+    assert [boolean(word) for word in ("yes", "off", "TRUE", "n")] == [True, False, True, False]
+    args = parse("--model_kwargs", "depths=(1,1)", "act=gelu", "conv_mlp=True")
+    assert args.model_kwargs == [("depths", (1, 1)), ("act", "gelu"), ("conv_mlp", True)]
+
+
+# --- what was given, and settings -------------------------------------------------------------------------------------
+
+
+def test_given_are_the_flags_of_the_line_and_of_its_recipes(tmp_path):
+    (tmp_path / "r.args").write_text("--epochs 100")
+    args = parse(f"@{tmp_path}/r.args", "--model_ema")
+    assert args.given == {"epochs", "model_ema"} and parse().given == frozenset()
+    assert args.free == {"output_dir", "save"}
+    assert set(args.decisive()) == {"drop_path", "epochs", "model", "scale", "model_kwargs", "model_ema"}
+    assert "given" not in vars(args)
+
+
+def test_defaults_of_the_data_give_way_to_the_line():
+    def defaults_for(args):
+        return {"epochs": 10, "model": "small"} if args.output_dir is None else {}
+
+    assert (parse(defaults_for=defaults_for).epochs, parse("--output_dir", "x", defaults_for=defaults_for).epochs) == (10, 100)
+    args = parse("--epochs", 100, defaults_for=defaults_for)
+    assert (args.epochs, args.model) == (100, "small")  # 100 is the ordinary default, but it was given
+
+
+def test_settings_are_the_flags_of_their_topic():
+    args = parse("--epochs", 3, "--scale", 1, 2)
+    args.seed = 0  # a flag of another topic
+    settings = Settings.of(args)
+    assert (settings.epochs, settings.scale, settings.model) == (3, [1, 2], "tiny")
+    assert Settings() == Settings.of(parse()) and Settings(epochs=3).epochs == 3
+    assert pickle.loads(pickle.dumps(settings)) == copy.deepcopy(settings) == settings  # loader workers get them
+    with pytest.raises(TypeError):
+        Settings(epoch=3)
+
+
+def test_a_flag_that_would_do_nothing_is_refused_where_it_was_given(error_of):
+    def check(args, error):
+        refuse_idle(args, error, ("scale drop_path", args.model_ema, "with --model_ema true"))
+
+    parse(check=check)
+    parse("--scale", 1, 2, "--model_ema", check=check)
+    words = error_of("--scale", 1, 2, check=check)
+    assert words == "--scale 1.0 2.0 would do nothing: it takes effect with --model_ema true; leave it out"
+    assert error_of("--drop_path", 0, check=check).startswith("--drop_path 0.0 would do nothing")
+
+
+# --- batch ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -86,7 +188,8 @@ def test_a_recipe_is_read_as_shell_words(tmp_path):
     ],
 )
 def test_total_batch_size(batch_size, update_freq, total, processes, expected):
-    assert derive_batch(batch_size, update_freq, total, processes, 64) == expected
+    batch = derive_batch(batch_size, update_freq, total, processes, 64)
+    assert (batch.size, batch.update_freq) == expected and batch.total == (total or expected[0] * expected[1] * processes)
 
 
 @pytest.mark.parametrize(
@@ -96,30 +199,3 @@ def test_a_total_that_does_not_divide_names_the_numbers(numbers):
     with pytest.raises(InputError) as error:
         derive_batch(*numbers, 64)
     assert f"--total_batch_size {numbers[2]} cannot be made of {numbers[3]} process" in str(error.value)
-
-
-@pytest.mark.parametrize(("script", "parse"), [("recognition", parse_args), ("segmentation", train_segmentation.parse_args)])
-def test_every_flag_is_read(script, parse):
-    """Every option takes effect: its name occurs as args.NAME (or among those compared on resume) outside the parser."""
-    tree = ast.parse((ROOT / f"train_{script}.py").read_text())
-    read = {
-        node.attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "args"
-    }
-    read |= {
-        "opt",
-        "opt_eps",
-        "opt_betas",
-        "momentum",
-        "weight_decay_filter",
-    }  # read by create_optimizer, see test_optim_factory.py
-    read |= {"data_set"}  # only checked: both of its values mean class folders
-    assert set(vars(parse([]))) <= read
-
-
-def test_help_and_errors_answer_before_torch_is_imported():
-    for words, code in ((["--help"], 0), (["--epoch", "3"], 2)):
-        done = run("-X", "importtime", ROOT / "train_recognition.py", *words)
-        assert done.returncode == code
-        assert "accelerate" not in done.stderr.replace("train_recognition.py: error", "") and " torch" not in done.stderr
