@@ -9,7 +9,6 @@ import collections
 import math
 import os
 import pathlib
-import re
 import shlex
 import sys
 
@@ -97,7 +96,8 @@ def settings_of(name, add_flags):
     add_flags(parser)
     flags = [action for action in parser._actions if action.dest != "help"]
     fields = [action.dest for action in flags]
-    settings = collections.namedtuple(name, fields, defaults=[action.default for action in flags])
+    defaults = [action.default for action in flags]
+    settings = collections.namedtuple(name, fields, defaults=defaults, module=add_flags.__module__)  # where pickle finds it
     settings.of = classmethod(lambda cls, args: cls(**{field: getattr(args, field) for field in fields}))
     return settings
 

@@ -14,7 +14,6 @@ STOPPED = 75  # exit code: EX_TEMPFAIL of sysexits.h, "try again"
 LOST = re.compile(r"closed by peer|reset by peer|broken pipe|remote process exited|watchdog|timed out|timeout", re.I)
 
 
-
 class InputError(ValueError):
     """Something the user can put right: shown as one line, without a traceback.
 
@@ -90,7 +89,7 @@ def one_line(text, longest=2000):
 
 
 def did_you_mean(name, options):
-    """", did you mean NAME?" with the nearest of the `options`, or "" where none is near. One message, one spelling."""
+    """The words ", did you mean NAME?" with the nearest of the `options`, or "" where none is near."""
     near = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
     return f", did you mean {near[0]}?" if near else ""
 

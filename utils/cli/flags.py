@@ -36,8 +36,8 @@ def add_batch_flags(parser):
               "in segmentation, or less where --total_batch_size asks for less")  # fmt: skip
     topic.add("--update_freq", free=True, type=whole(1), help="micro-batches whose gradients are summed up for one update; "
               "none: 1")  # fmt: skip
-    topic.add("--total_batch_size", free=True, type=whole(1), help="images per update over all processes; --update_freq follows "
-              "from it, so that a recipe is the same on any hardware")  # fmt: skip
+    topic.add("--total_batch_size", free=True, type=whole(1), help="images per update over all processes; --update_freq "
+              "follows from it, so that a recipe is the same on any hardware")  # fmt: skip
 
 
 def add_optimizer_flags(parser, layer_decay_types):
@@ -50,11 +50,12 @@ def add_optimizer_flags(parser, layer_decay_types):
     topic.add("--weight_decay", type=number(0), default=0.05, help="weight decay; --weight_decay_filter says of what")
     topic.add("--weight_decay_end", type=number(0), help="weight decay of the last update, reached in a half cosine; none: it "
               "stays constant")  # fmt: skip
-    topic.add("--weight_decay_filter", choices=("norm_bias", "bn_names", "none"), default="norm_bias", help="parameters without "
-              "weight decay: norms and biases; names with bn or bias in them (PyTorch-Encoding's --no-bn-wd); none")  # fmt: skip
+    topic.add("--weight_decay_filter", choices=("norm_bias", "bn_names", "none"), default="norm_bias", help="parameters "
+              "without weight decay: norms and biases; names with bn or bias in them (PyTorch-Encoding's --no-bn-wd); "
+              "none")  # fmt: skip
     topic.add("--clip_grad", type=number(above=0), help="scale the gradient down to this norm where it is larger; none: never")
-    topic.add("--layer_decay", type=number(above=0, maximum=1), default=1.0, help="each layer learns this many times as fast as "
-              "the one after it: 0.7 gives the last block 0.7 of the head's rate, the one before 0.49")  # fmt: skip
+    topic.add("--layer_decay", type=number(above=0, maximum=1), default=1.0, help="each layer learns this many times as fast "
+              "as the one after it: 0.7 gives the last block 0.7 of the head's rate, the one before 0.49")  # fmt: skip
     topic.add("--layer_decay_type", choices=layer_decay_types, default=layer_decay_types[0], help="what a layer is: " +
               ", ".join(_LAYER_DECAY_TYPES[name] for name in layer_decay_types))  # fmt: skip
     return topic
@@ -145,11 +146,19 @@ def add_result_flags(parser):
     topic = parser.topic("result")
     topic.add("--report_to", free=True, nargs="+", metavar="TRACKER", help="where the run can be watched: tensorboard (as "
               "without this flag), wandb, trackio, mlflow, …, or none")  # fmt: skip
-    topic.add("--export", free=True, nargs="+", default=(), metavar="FORMAT", help="write best/ in these formats after training: "
-              "onnx, torchscript, torch_export")  # fmt: skip
+    topic.add("--export", free=True, nargs="+", default=(), metavar="FORMAT", help="write best/ in these formats after "
+              "training: onnx, torchscript, torch_export")  # fmt: skip
     topic.add("--push_to_hub", free=True, metavar="USER/NAME", help="upload best/ to this repository of the Hub after training")
     topic.switch("--hub_private", False, "make that repository private", free=True)
     topic.add("--license", free=True, help="license of the weights in the model card, such as apache-2.0 or mit")
+
+
+def check_order(args, error, names):
+    """error(message) where one of these flags, of two numbers each, has the larger one first."""
+    for name in names.split():
+        numbers = getattr(args, name)
+        if numbers and numbers[0] > numbers[1]:
+            error(f"--{name} {numbers[0]} {numbers[1]}: expected the smaller number first")
 
 
 def check_common(args, error):
@@ -163,10 +172,11 @@ def check_common(args, error):
         ("image_column", args.dataset, "with --dataset only"),
         ("shuffle_buffer train_images", args.streaming, "with --streaming true"),
         ("model_ema_decay", args.model_ema, "with --model_ema true"),
-        ("model_ema_warmup model_ema_eval", args.model_ema or not (args.model_ema_warmup or "model_ema_eval" in args.given and
-         args.model_ema_eval), "with --model_ema true"),
+        ("model_ema_warmup", args.model_ema or not args.model_ema_warmup, "with --model_ema true"),
+        ("model_ema_eval", args.model_ema or not args.model_ema_eval, "with --model_ema true"),
         ("layer_decay_type", args.layer_decay < 1, "with --layer_decay below 1"),
         ("blr", "lr" not in args.given, "without --lr, which wins"),
+        ("warmup_epochs", args.warmup_steps <= 0, "without --warmup_steps, which wins"),
         ("min_lr", args.sched != "constant", "with every --sched but constant"),
         ("power", args.sched in ("poly", "poly_mmseg"), "with --sched poly or poly_mmseg"),
         ("step_epochs step_rate", args.sched == "step", "with --sched step"),

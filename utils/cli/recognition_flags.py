@@ -37,10 +37,10 @@ def add_flags(parser):
 def add_model_flags(parser):
     topic = parser.topic("model")
     topic.add("--model", default="convnextv2_atto", help="name of the model in timm, such as convnext_tiny or resnet50")
-    topic.add("--model_kwargs", nargs="+", type=key_value, default=[], metavar="KEY=VALUE", help="options of timm.create_model, "
-              "such as patch_size=2")  # fmt: skip
-    topic.add("--drop_path", type=number(0, 0.99), default=0.0, help="stochastic depth: probability that the last block is left "
-              "out for an image; earlier blocks less, in proportion")  # fmt: skip
+    topic.add("--model_kwargs", nargs="+", type=key_value, default=[], metavar="KEY=VALUE", help="options of "
+              "timm.create_model, such as patch_size=2")  # fmt: skip
+    topic.add("--drop_path", type=number(0, 0.99), default=0.0, help="stochastic depth: probability that the last block is "
+              "left out for an image; earlier blocks less, in proportion")  # fmt: skip
     topic.add("--head_init_scale", type=number(above=0), default=1.0, help="multiplies the first weights of the classifier")
     topic.add("--layer_scale_init_value", type=number(0), help="ConvNeXt's layer scale at the start; none: the model's own")
     topic.switch("--last_gamma", None, "start the last norm of each block of a ResNet or ResNeSt at 0; none: as the model does")
@@ -55,8 +55,8 @@ def add_data_flags(parser):
     topic.add("--data_path", free=True, metavar="DIR", help="folder with train/ and val/, in each a folder per class; or one "
               "such tree and --val_split; or the folder of --data_set")  # fmt: skip
     topic.add("--eval_data_path", free=True, metavar="DIR", help="validation tree, where it is not DATA_PATH/val")
-    topic.add("--data_set", free=True, choices=("IMNET", "image_folder", *RECOGNITION_SETS), help="what is in --data_path: IMNET "
-              "and image_folder, as published, class folders; the others are downloaded there")  # fmt: skip
+    topic.add("--data_set", free=True, choices=("IMNET", "image_folder", *RECOGNITION_SETS), help="what is in --data_path: "
+              "IMNET and image_folder, as published, class folders; the others are downloaded there")  # fmt: skip
     topic.add("--dataset", free=True, metavar="NAME_OR_DIR", help="read through the library datasets: a name on the Hub, or a "
               "folder of Parquet, Arrow, image or WebDataset files")  # fmt: skip
     topic.add("--image_column", help="column of --dataset with the images; none: found by type and name")
@@ -73,22 +73,22 @@ Data = settings_of("Data", add_data_flags)
 
 def add_augmentation_flags(parser):
     topic = parser.topic("augmentation")
-    topic.add("--transforms", choices=("fast", "timm", "encoding"), default="fast", help="fast: ConvNeXt's, drawn as timm draws "
-              "them; timm: the same by timm itself, to the bit; encoding: PyTorch-Encoding's")  # fmt: skip
+    topic.add("--transforms", choices=("fast", "timm", "encoding"), default="fast", help="fast: ConvNeXt's, drawn as timm "
+              "draws them; timm: the same by timm itself, to the bit; encoding: PyTorch-Encoding's")  # fmt: skip
     topic.add("--input_size", type=whole(8), default=224, help=f"side of the model's input in pixels; up to {SMALL} a padded "
               f"random crop, from {LARGE} on evaluation warps the whole image")  # fmt: skip
-    topic.add("--scale", type=number(above=0, maximum=1), nargs=2, default=(0.08, 1.0), help="smallest and largest share of the "
-              "image's area in a random crop")  # fmt: skip
+    topic.add("--scale", type=number(above=0, maximum=1), nargs=2, default=(0.08, 1.0), help="smallest and largest share of "
+              "the image's area in a random crop")  # fmt: skip
     topic.add("--ratio", type=number(above=0), nargs=2, default=(0.75, 4 / 3), help="smallest and largest width / height of a "
               "random crop")  # fmt: skip
     topic.add("--hflip", type=number(0, 1), default=0.5, help="probability that an image is mirrored left to right")
     topic.add("--vflip", type=number(0, 1), default=0.0, help="probability that an image is mirrored top to bottom")
     topic.add("--color_jitter", type=number(0), help="strength of random brightness, contrast and saturation; with --aa it "
               "takes effect in the encoding transforms only")  # fmt: skip
-    topic.add("--aa", default="rand-m9-mstd0.5-inc1", help="RandAugment, AutoAugment or AugMix in timm's words; rand-nN-mM with "
-              "the encoding transforms; none: off")  # fmt: skip
-    topic.add("--train_interpolation", choices=("bicubic", "bilinear", "random"), default="bicubic", help="how a random crop is "
-              "resized")  # fmt: skip
+    topic.add("--aa", default="rand-m9-mstd0.5-inc1", help="RandAugment, AutoAugment or AugMix in timm's words; rand-nN-mM "
+              "with the encoding transforms; none: off")  # fmt: skip
+    topic.add("--train_interpolation", choices=("bicubic", "bilinear", "random"), default="bicubic", help="how a random crop "
+              "is resized")  # fmt: skip
     topic.add("--crop_pct", type=number(above=0, maximum=1), help=f"share of the short side in evaluation's centre crop, below "
               f"{LARGE} pixels; none: 224 / 256")  # fmt: skip
     topic.add("--reprob", type=number(0, 1), default=0.25, help="probability that a part of an image is erased")
@@ -124,8 +124,8 @@ MixupOptions = settings_of("MixupOptions", add_mixup_flags)
 
 def add_loss_flags(parser):
     topic = parser.topic("loss")
-    topic.add("--smoothing", type=number(0, 0.99), default=0.1, help="label smoothing: this share of a target is spread over all "
-              "classes")  # fmt: skip
+    topic.add("--smoothing", type=number(0, 0.99), default=0.1, help="label smoothing: this share of a target is spread over "
+              "all classes")  # fmt: skip
     topic.switch("--bce_loss", False, "binary cross-entropy of each class instead of cross-entropy")
 
 
@@ -145,13 +145,16 @@ def check(args, error):
             error(f"--{name} needs images of yours: give {'--dataset' if name == 'label_column' else '--data_path'} too")
     mixes = bool(args.mixup or args.cutmix or args.cutmix_minmax)
     small, centre_crop = args.input_size <= SMALL, SMALL < args.input_size < LARGE
-    timms = args.transforms != "encoding"
+    timms, no_aa = args.transforms != "encoding", aa_is_off(args.aa)
+    flags.check_order(args, error, "scale ratio cutmix_minmax")
     refuse_idle(
         args, error,
-        ("scale ratio train_interpolation", not (small and timms), f"above {SMALL} pixels of --input_size"),
+        ("scale ratio", not (small and timms), f"above {SMALL} pixels of --input_size"),
+        ("train_interpolation", not (small and timms and no_aa), f"above {SMALL} pixels of --input_size, or with --aa"),
         ("crop_pct", centre_crop or not timms, f"between {SMALL} and {LARGE} pixels of --input_size"),
-        ("color_jitter", aa_is_off(args.aa) or "3a" in args.aa or not timms or not args.color_jitter, "with --aa none or 3a"),
+        ("color_jitter", no_aa or "3a" in args.aa or not timms or not args.color_jitter, "with --aa none or 3a"),
         ("remode recount", args.reprob > 0, "with --reprob above 0"),
+        ("cutmix", not args.cutmix_minmax, "without --cutmix_minmax, which draws the box"),
         ("mixup_prob mixup_mode mixup_off_epoch", mixes, "with --mixup or --cutmix"),
         ("mixup_switch_prob", args.mixup and (args.cutmix or args.cutmix_minmax), "with both --mixup and --cutmix"),
         ("topk", args.predict, "with --predict"),

@@ -37,8 +37,8 @@ def add_flags(parser):
 def add_network_flags(parser):
     topic = parser.topic("network")
     topic.add("--model", choices=tuple(HEADS), default="upernet", help="the head")
-    topic.add("--head_kwargs", nargs="+", type=key_value, default=[], metavar="KEY=VALUE", help="options of the head: "
-              "atrous_rates=(6,12,18) of deeplab, codewords=32 or lateral=True of encnet, with_global=True of fcn, …")  # fmt: skip
+    topic.add("--head_kwargs", nargs="+", type=key_value, default=[], metavar="KEY=VALUE", help="options of the head, such "
+              "as atrous_rates=(6,12,18) of deeplab, lateral=True of encnet, with_global=True of fcn")  # fmt: skip
     topic.add("--channels", type=whole(1), help="inner width of the head; none: the published one")
     topic.add("--dropout", type=number(0, 0.99), default=0.1, help="dropout before the last convolution of each head")
     topic.add("--backbone", default="convnextv2_atto", help="name of a model in timm that gives feature maps")
@@ -57,8 +57,8 @@ NetworkOptions = settings_of("NetworkOptions", add_network_flags)
 
 def add_data_flags(parser):
     topic = parser.topic("data: built-in scenes of digits unless --data_path or --dataset is given")
-    topic.add("--data_path", free=True, metavar="DIR", help="folder with images/train, images/val, masks/train and masks/val; or "
-              "the folder of --data_set")  # fmt: skip
+    topic.add("--data_path", free=True, metavar="DIR", help="folder with images/train, images/val, masks/train and masks/val; "
+              "or the folder of --data_set")  # fmt: skip
     topic.add("--data_set", free=True, choices=tuple(SEGMENTATION_SETS), help="what is in --data_path; brings the published "
               "epochs and rate; pets is downloaded there")  # fmt: skip
     topic.add("--train_split", choices=("train", "trainval"), help="images of --data_set to train on: those of the validation "
@@ -83,12 +83,12 @@ def add_augmentation_flags(parser):
               "mmsegmentation's, or whole images as they are")  # fmt: skip
     topic.add("--crop_size", type=whole(16), default=480, help="side of a training crop, and of a window in evaluation, in "
               "pixels")  # fmt: skip
-    topic.add("--base_size", type=whole(16), default=520, help="pixels of an image's long side (encoding) or short side (mmseg) "
-              "at scale 1")  # fmt: skip
+    topic.add("--base_size", type=whole(16), default=520, help="pixels of an image's long side (encoding) or short side "
+              "(mmseg) at scale 1")  # fmt: skip
     topic.add("--ratio_range", type=number(above=0), nargs=2, default=(0.5, 2.0), help="smallest and largest random scale of a "
               "training image")  # fmt: skip
-    topic.add("--cat_max_ratio", type=number(above=0, maximum=1), default=0.75, help="a crop of mmseg is drawn again, up to ten "
-              "times, where one class has more than this share of it")  # fmt: skip
+    topic.add("--cat_max_ratio", type=number(above=0, maximum=1), default=0.75, help="a crop of mmseg is drawn again, up to "
+              "ten times, where one class has more than this share of it")  # fmt: skip
 
 
 Augmentation = settings_of("Augmentation", add_augmentation_flags)
@@ -113,7 +113,8 @@ def add_evaluation_flags(parser):
     topic.add("--eval_scales", type=number(above=0), nargs="+", default=(1.0,), help="scales of --base_size, whose scores are "
               "added up, such as 0.75 1.0 1.25")  # fmt: skip
     topic.switch("--eval_flip", False, "add the scores of the mirror image")
-    topic.add("--eval_batch_size", free=True, type=whole(1), default=1, help="images per process; above 1 all must have one size")
+    topic.add("--eval_batch_size", free=True, type=whole(1), default=1, help="images per process; above 1 all must have "
+              "one size")  # fmt: skip
     topic.add("--eval_freq", type=whole(1), default=1, help="epochs between two evaluations")
     topic.add("--predict", metavar="DIR", help="write masks and overlays of the images in DIR to --output_dir, by --finetune "
               "RUN/best, and stop")  # fmt: skip
@@ -137,6 +138,7 @@ def check(args, error):
         error(f"--se_loss is for --model encnet; found {args.model}")
     if args.predict and not (args.output_dir and args.finetune):
         error("--predict needs --finetune RUN/best, and --output_dir, where masks and overlays go")
+    flags.check_order(args, error, "ratio_range")
     refuse_idle(
         args, error,
         ("aux_weight aux_channels", args.aux, "with --aux true"),
