@@ -1,7 +1,7 @@
-"""Broken samples: what training takes in their place, how many there are and which, and the search for them beforehand.
+"""Broken samples: training replaces them, counts them and names them, and can search for them before it starts.
 
-Training goes on without an image that cannot be read, but never silently; what is not an image's fault (a mask, a size)
-and all of the validation stay errors.
+Only an image that cannot be read is replaced. A mask that cannot be read, a mask of another size than its image, and any
+broken sample of the validation set end the run.
 """
 
 import collections
@@ -9,13 +9,13 @@ import concurrent.futures
 import functools
 import itertools
 import os
-import pathlib
 
 import accelerate
 from tqdm import tqdm
 
 from utils.cli.errors import InputError, one_line
 from utils.data.sampling import replacement
+from utils.files import write_text
 from utils.images import BadImage
 
 ATTEMPTS = 20  # replacements that are tried for one sample
@@ -24,17 +24,18 @@ AHEAD = 64  # samples that are read before their turn
 
 
 def read_or_replace(read, key, seed, samples):
-    """(read(i), i) for the key's index i or, where that raises BadImage and `seed` is not None, for a replacement.
+    """(read(i), i) for the index i of the key or, if that raises BadImage, for the index of a replacement.
 
-    A pure function of seed, epoch and index, so that workers, processes and a resumed run agree. read: any function of an
-    index below `samples`. Raises InputError naming the sample where its replacements are broken too.
+    Which one replaces it is a pure function of seed, epoch and index, so that workers, processes and a resumed run agree.
+    read: function of an index below `samples`. Without a seed BadImage is raised as it is. Raises InputError, which names
+    the sample, if ATTEMPTS replacements are broken too.
     """
     try:
         return read(key.index), key.index
     except BadImage as error:
         if seed is None:
             raise
-        first = str(error)  # the exception itself would hold on to the frames that it passed
+        first = str(error)  # not the exception, which keeps all that its frames hold in memory
     for attempt in range(1, ATTEMPTS + 1):
         index = replacement(seed, key.epoch, key.index, attempt, samples)
         try:
@@ -45,10 +46,10 @@ def read_or_replace(read, key, seed, samples):
 
 
 class BadSamples:
-    """The broken training samples that a run has met: counted once each, named, limited.
+    """The broken training samples of a run, each counted once.
 
-    name_of: index -> name; samples: how many the training set has; limit: the share of them that may be broken;
-    known: the indices that a saved state holds. Each process notes its own, and `merge` makes all of them know all.
+    name_of: index -> name. samples: number of training samples. limit: the fraction of them that may be broken. known:
+    indices from a saved state. Each process notes what it meets; after `merge` every process knows of all.
     """
 
     def __init__(self, name_of, samples, limit=0.01, known=()):
@@ -61,21 +62,21 @@ class BadSamples:
 
     @property
     def indices(self):
-        """Sorted, for the saved state."""
+        """Sorted indices of all of them, for the saved state."""
         return sorted(self._known)
 
     @property
     def pending(self):
-        """Sorted indices noted here that were not known at the last merge."""
+        """Sorted indices that this process has noted since the last merge."""
         return sorted(self._pending)
 
     def note(self, indices):
-        """The third element of this process's batch: whole numbers or (B,) int64 on the CPU, -1 where nothing is wrong."""
+        """Take in the last element of a training batch: indices of broken samples, -1 for whole ones; a list or (B,) int64."""
         indices = indices.tolist() if hasattr(indices, "tolist") else indices
         self._pending.update(index for index in indices if index >= 0 and index not in self._known)
 
     def merge(self, lists):
-        """Take in the `pending` of all processes; the lines for the log, the same on each of them."""
+        """Take in the `pending` of all processes. Returns lines for the log, the same on every process; NAMED have a name."""
         new, before = sorted(set().union(*lists) - self._known), self.total
         self._known.update(new)
         self._pending -= self._known
@@ -85,7 +86,7 @@ class BadSamples:
         return lines
 
     def check(self):
-        """InputError where more than the limit are broken."""
+        """Raise InputError if more than the limit are broken."""
         if self.total > self.limit * self.samples:
             names = ", ".join(self._name(index) for index in self.indices[:3]) + ", …" * (self.total > 3)
             raise InputError(
@@ -94,54 +95,49 @@ class BadSamples:
             )
 
     def write(self, path):
-        """Write all names to the text file `path`, one a line, in one step."""
-        path = pathlib.Path(path)
-        aside = path.with_name(f"tmp-{path.name}")
-        aside.write_text("".join(f"{self._name(index)}\n" for index in self.indices), encoding="utf-8")
-        os.replace(aside, path)
+        """Write all names to the text file `path`, one a line."""
+        write_text(path, "".join(f"{self._name(index)}\n" for index in self.indices))
 
     def _name(self, index):
         return one_line(self.name_of(index))
 
 
-def check_all(sources, progress=None, share=(0, 1)):
-    """[(number of the source, index, message, whether training may replace it)] of all samples that cannot be read, in order.
+def check_all(sources, process=0, processes=1, progress=None):
+    """[(place of the source in `sources`, index, message, whether training replaces it)] of the samples that cannot be read.
 
-    sources: of recognition or segmentation; share: (rank, processes), of which this one reads its part. progress: such as
-    tqdm, wraps the samples.
+    Of `processes` this one reads every sample whose index is `process` + a multiple of `processes`. progress: wraps the
+    samples that are read, as tqdm does.
     """
-    rank, processes = share
-    # A source of recognition has as many samples as labels.
-    parts = [range(rank, len(getattr(source, "labels", source)), processes) for source in sources]
-    samples = ((number, index) for number, part in enumerate(parts) for index in part)
+    parts = [range(process, len(source), processes) for source in sources]
+    samples = ((place, index) for place, part in enumerate(parts) for index in part)
 
-    def look(sample):
-        number, index = sample
+    def fault_of(sample):
+        place, index = sample
         try:
-            sources[number].read(index)
+            sources[place].read(index)
         except InputError as error:
-            return number, index, str(error), isinstance(error, BadImage)
+            return place, index, str(error), isinstance(error, BadImage)
 
-    results = in_threads(look, samples)
-    results = progress(results, total=sum(map(len, parts))) if progress else results
-    return [fault for fault in results if fault]
+    faults = in_threads(fault_of, samples)
+    faults = progress(faults, total=sum(map(len, parts))) if progress else faults
+    return [fault for fault in faults if fault]
 
 
 def check_data(accelerator, bad_samples, train_source, val_source, log):
-    """Read every sample once, shared among the processes; check_data.txt in the run's folder lists what cannot be read.
+    """Read every sample once, each process a part of them. check_data.txt in the run's folder lists what cannot be read.
 
-    Broken images of the training set are counted as if met in training. InputError where there are too many of them, and
-    for anything else: a mask, or a sample of the validation set.
+    Broken images of the training set are counted in `bad_samples`, as if training had met them. Raises InputError if there
+    are too many of them, if a mask cannot be used, or if a sample of the validation set cannot be read.
     """
     bar = functools.partial(tqdm, desc="check_data", unit="sample", disable=not accelerator.is_main_process)
-    share = (accelerator.process_index, accelerator.num_processes)
-    faults = sorted(accelerate.utils.gather_object(check_all([train_source, val_source], bar, share)))
-    where = "nothing to list"
+    faults = check_all([train_source, val_source], accelerator.process_index, accelerator.num_processes, bar)
+    faults = sorted(accelerate.utils.gather_object(faults))
+    listed = ""
     if log.folder and faults:
-        where = log.folder / "check_data.txt"
-        where.write_text("".join(f"{message}\n" for _, _, message, _ in faults), encoding="utf-8")
-    log.say(f"check_data: {len(faults)} samples cannot be read; {where}")
-    fatal = [message for number, _, message, replaceable in faults if number == 1 or not replaceable]
+        listed = f"; they are listed in {log.folder / 'check_data.txt'}"
+        write_text(log.folder / "check_data.txt", "".join(f"{message}\n" for _, _, message, _ in faults))
+    log.say(f"check_data: {len(faults)} samples cannot be read{listed}")
+    fatal = [message for place, _, message, replaceable in faults if place == 1 or not replaceable]
     if fatal:
         raise InputError(
             f"{len(fatal)} samples of the validation set, or masks, cannot be read: {fatal[0]}; see check_data.txt"
@@ -152,7 +148,10 @@ def check_data(accelerator, bad_samples, train_source, val_source, log):
 
 
 def in_threads(function, items):
-    """The results in order, as they come; decoders let other threads run meanwhile. Holds AHEAD items, however many come."""
+    """The results of `function`, in the order of the items; at most AHEAD items are computed before their turn.
+
+    Image decoders release Python's lock, so that threads decode at the same time.
+    """
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         items = iter(items)
         waiting = collections.deque(pool.submit(function, item) for item in itertools.islice(items, AHEAD))

@@ -1,31 +1,39 @@
-"""From what a file holds to a mask of class ids: (H, W) int64, IGNORE where a pixel has no class.
+"""Masks of class ids, (H, W) int64 with IGNORE where a pixel has no class, and the colours in which they are shown.
 
-Mask files of 1, 8 and 16 bits, SBD's .mat files, and the polygons and run lengths of COCO's instances.
+They are read from mask files of 1, 8 and 16 bits and SBD's .mat files, or drawn from the polygons and run lengths of COCO.
 """
 
+import io
 import os
 
 import numpy as np
 from PIL import UnidentifiedImageError
 
 from utils.cli.errors import InputError, first_line
-from utils.images import open_image
+from utils.images import IGNORE, open_image
 
-IGNORE = -1  # the class id of pixels that no loss and no metric counts
 _MOST_PIXELS = 2**28  # more than Pillow opens
-_NO_CLASS = -2  # of a value that must not occur
+_NO_CLASS = -2  # class id of a value that must not occur
 
 
 def class_table(values, ignored):
-    """(65536,) int64: value in a mask file -> its place in `values`, IGNORE for those in `ignored`, else no class."""
+    """(65536,) int64, indexed by the value in a mask file: its place in `values`, IGNORE if in `ignored`, else _NO_CLASS."""
     table = np.full(65536, _NO_CLASS, np.int64)
     table[list(values)] = np.arange(len(values))
     table[list(ignored)] = IGNORE
     return table
 
 
+def own_tables(classes):
+    """The `class_table` of masks of 8 bits and that of 16 bits that hold class ids, and 255 or 65535 for no class."""
+    return tuple(class_table(range(classes), (ignored,)) for ignored in (255, 65535))
+
+
 def to_classes(values, tables, name):
-    """Mask (H, W) int64 from what a file holds, uint8 or uint16. Raises InputError for values without a class."""
+    """Mask (H, W) int64 from the values of a mask file, uint8 or uint16, by the `class_table` of each of the two kinds.
+
+    Raises InputError, which begins with `name`, for values that are no class.
+    """
     table = tables[values.dtype != np.uint8]
     mask = table[values]
     if mask.size and mask.min() == _NO_CLASS:
@@ -43,24 +51,35 @@ def _ranges(values):
 
 
 def read_values(path):
-    """What the mask file at `path` holds, an image or SBD's .mat: (H, W) uint8 or uint16. Raises InputError naming it."""
-    if not os.path.isfile(path):  # opening a pipe would wait for ever
+    """The values (H, W), uint8 or uint16, of the mask file at `path`, an image or SBD's .mat. Raises InputError naming it."""
+    if not os.path.isfile(path):  # opening a pipe would block for ever
         raise InputError(f"{path} is no file: expected a mask; replace it")
+    return _values(_read_mat if path.endswith(".mat") else _read_image, path, path)
+
+
+def decode_values(data, name):
+    """As `read_values`, from the bytes of an image file; an error calls it `name`."""
+    return _values(_read_image, io.BytesIO(data), name)
+
+
+def _values(read, file, name):
     try:
-        if path.endswith(".mat"):
-            return _read_mat(path)
-        with open_image(path) as image:
-            image.load()
-            return mask_values(image, path)
+        return read(file, name)
     except InputError:
         raise
     except UnidentifiedImageError:
-        raise InputError(f"{path} is no image: expected a palette or grey PNG; replace it") from None
+        raise InputError(f"{name} is no image: expected a palette or grey PNG as the mask; replace it") from None
     except Exception as error:  # scipy's reader and Pillow raise many kinds for damaged files
-        raise InputError(f"{path} cannot be read as a mask ({first_line(error)}); replace it") from None
+        raise InputError(f"{name} cannot be read as a mask ({first_line(error)}); replace it") from None
 
 
-def _read_mat(path):
+def _read_image(file, name):
+    with open_image(file) as image:
+        image.load()
+        return mask_values(image, name)
+
+
+def _read_mat(path, _name):
     from scipy.io import loadmat
 
     values = np.asarray(loadmat(path, squeeze_me=True, struct_as_record=False, variable_names="GTcls")["GTcls"].Segmentation)
@@ -70,7 +89,10 @@ def _read_mat(path):
 
 
 def mask_values(image, name):
-    """(H, W) uint8 of a 1-bit, 8-bit or palette image, uint16 of a deeper grey. Raises InputError for a colour picture."""
+    """Values (H, W) of a PIL image: uint8 of 1 bit, 8 bits or a palette, uint16 of a deeper grey.
+
+    Raises InputError, which begins with `name`, for a picture in colours.
+    """
     values = np.asarray(image)
     if image.mode in ("RGB", "RGBA") and (values[..., :3] == values[..., :1]).all():
         values = values[..., 0]  # a grey saved as colours
@@ -83,13 +105,43 @@ def mask_values(image, name):
     return values.astype(np.uint8)
 
 
+def fit_image(read, shape, name, mask_name):
+    """The image of the same size as its mask, (H, W) `shape`. read: upright -> PIL image, as `read_image` has it.
+
+    An image whose EXIF orientation turns it is taken as it is stored if only that fits: some tools that masks are drawn with
+    ignore the orientation. Raises InputError, which begins with `name`, if neither fits.
+    """
+    image = read(True)
+    if image.size[::-1] == shape:
+        return image
+    stored = read(False)
+    if stored.size != image.size and stored.size[::-1] == shape:
+        return stored
+    found = f"the image has {image.width} x {image.height} pixels, its mask {shape[1]} x {shape[0]}"
+    raise InputError(f"{name}: {found}; expected the same size ({mask_name})")
+
+
+def voc_palette(classes, first=0):
+    """(classes, 3) uint8: the colours, RGB, of the ids from `first` on by the rule of PASCAL VOC's development kit.
+
+    The bits of an id, lowest first, go to red, green and blue in turn, and fill each from its highest bit down: id 1 is
+    (128, 0, 0), id 2 (0, 128, 0), id 3 (128, 128, 0). Id 0 is black; first=1 leaves black to pixels without a class.
+    """
+    ids = np.arange(first, first + classes)
+    palette = np.zeros((classes, 3), np.uint8)
+    for bit in range(24):
+        palette[:, bit % 3] |= ((ids >> bit & 1) << 7 - bit // 3).astype(np.uint8)
+    return palette
+
+
 # --- COCO's shapes --------------------------------------------------------------------------------------------------
 
 
 def draw_instances(height, width, shapes, name):
-    """Mask (height, width) int64 of [[class, segmentation], ...]; the first shape at a pixel wins, the rest is 0.
+    """Mask (height, width) int64 of the shapes [[class, segmentation], ...]. The first shape at a pixel wins, the rest is 0.
 
     A segmentation is a list of polygons [x, y, x, y, ...] in pixels, or run lengths {"size", "counts"}, packed or not.
+    Raises InputError, which begins with `name`, for shapes that cannot be drawn.
     """
     if not all(type(side) is int and side > 0 for side in (height, width)) or height * width > _MOST_PIXELS:
         raise InputError(f"{name}: the instances file says {height} x {width} pixels; expected those of an image")
@@ -110,7 +162,7 @@ def draw_instances(height, width, shapes, name):
 
 
 def fill_polygon(polygon, height, width):
-    """(inside (rows, width) bool, first row): pixels whose centre lies within [x, y, x, y, ...], by the even-odd rule."""
+    """(inside (rows, width) bool, first row): pixels whose centre lies in [x, y, x, y, ...], by the even-odd rule."""
     x, y = np.asarray(polygon, np.float64).reshape(-1, 2).T
     if not len(x) or not (np.abs([x, y]) < 1e6).all():  # nor is NaN
         raise ValueError("no corners, or corners far outside of any image")

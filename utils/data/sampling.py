@@ -1,7 +1,7 @@
-"""Which sample is seen when, and with which random numbers: pure functions of seed, epoch and position.
+"""Which samples are held out, which sample is seen when, and with which random numbers.
 
-Nothing here keeps state, so loader workers, processes and a resumed run all see the same samples with the same
-augmentation. A `Key` names one use of one sample; the data set is indexed by keys.
+All of these are pure functions of seed, epoch and position. So any number of loader workers and processes, and a resumed
+run, see the same samples with the same augmentation. A `Key` names one use of one sample; data sets are indexed by keys.
 """
 
 import hashlib
@@ -12,12 +12,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-# What a random number is drawn for. Part of every seed, so that no two uses share a stream.
+from utils.cli.errors import InputError
+
+# What a random number is drawn for. It is part of every seed, so that no two uses have the same numbers.
 ORDER, AUGMENT, MIX, MODEL, REPLACE = range(5)
 
 
 class Key(NamedTuple):
-    """One use of one sample. `counts` is False where the sample only fills the last evaluation batch."""
+    """One use of one sample. `counts` is False if the sample only fills up the last batch of an evaluation."""
 
     index: int
     epoch: int = 0
@@ -25,36 +27,59 @@ class Key(NamedTuple):
 
 
 def stream_seed(seed, purpose, *position):
-    """63-bit seed of the stream for `purpose` at `position`: unrelated numbers for neighbouring positions."""
+    """A seed of 63 bits, keyed by whole numbers. Neighbouring positions (epoch, sample, …) have unrelated seeds."""
     words = struct.pack(f"<{2 + len(position)}q", seed, purpose, *position)
     return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little") >> 1
 
 
 def seed_everything(seed):
-    """Seed Python, NumPy and torch's CPU generator, whose numbers the transforms of timm and torchvision use."""
+    """Seed Python, NumPy and torch's CPU generator, from which the transforms of timm and torchvision draw."""
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)
 
 
 def epoch_order(samples, seed, epoch):
-    """Permutation of range(samples) for this epoch: (samples,) int64."""
+    """The samples in the order of this epoch: a permutation of range(samples), (samples,) int64."""
     generator = torch.Generator().manual_seed(stream_seed(seed, ORDER, epoch))
     return torch.randperm(samples, generator=generator)
 
 
 def replacement(seed, epoch, index, attempt, samples):
-    """The sample that stands in for the broken `index` in this epoch; attempts 1, 2, … give others."""
+    """The sample that replaces the broken sample `index` in this epoch; attempts 1, 2, … give different ones."""
     return stream_seed(seed, REPLACE, epoch, index, attempt) % samples
 
 
-class TrainBatches:
-    """Batch sampler: lists of `Key`, this process's share of each update, whole updates only.
+def stratified_split(labels, val_split, seed):
+    """(training, validation) sorted arrays of indices. `val_split` of each class is held out, but at least one sample trains.
 
-    An epoch is floor(batches / update_freq) updates; the ragged tail is left out. One update is the same set of
-    samples on any number of processes at the same total batch: the processes take turns within it.
-    Set `epoch` and `first_update` before iterating; a resumed run sets `first_update` to where it stopped, and a run of
-    so many updates sets `last_update` where its last epoch ends early.
+    labels: (N,) whole numbers. Raises InputError if no sample would be held out.
+    """
+    labels = np.asarray(labels)
+    val = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rng = np.random.default_rng([seed, int(label)])
+        held_out = min(max(round(len(members) * val_split), 1), len(members) - 1)
+        val.append(rng.permutation(members)[:held_out])
+    val = np.sort(np.concatenate(val))
+    if len(val) == 0:
+        raise InputError(f"--val_split {val_split}: {len(labels)} images leave none for validation; add images")
+    return np.setdiff1d(np.arange(len(labels)), val), val
+
+
+def spread(count, most):
+    """Up to `most` of range(count), evenly spread: a list of ints."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist()
+
+
+class TrainBatches:
+    """Batch sampler of training: lists of `Key`, this process's batches of each update.
+
+    An epoch is floor(batches / update_freq) updates; the samples that are left over are left out. An update has the same
+    samples on any number of processes at the same total batch: the processes take its batches in turn.
+    Set `epoch` and `first_update` before iterating. A resumed run sets `first_update` to where it stopped; a run of a given
+    number of updates sets `last_update` in its last epoch.
     """
 
     def __init__(self, samples, batch_size, update_freq=1, process=0, processes=1, seed=0):
@@ -75,10 +100,10 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Batch sampler over every sample once, in order, the processes taking turns by batches.
+    """Batch sampler of evaluation: every sample once, in order. The processes take the batches in turn.
 
-    Every process gets the same number of batches, all of the same size (collectives in the model stay in step, and a
-    compiled model sees one shape); what fills them up is marked `counts=False`.
+    Every process gets the same number of batches, all of one size, so that collectives in the model stay in step and a
+    compiled model sees one shape. Keys that only fill them up have `counts=False`.
     """
 
     def __init__(self, samples, batch_size, process=0, processes=1):
@@ -96,7 +121,7 @@ class EvalBatches:
 
 
 def image_numbers(batches):
-    """The image of each row of an evaluation with these `EvalBatches`, the rows of all processes one after another."""
+    """The index of the sample in each row of an evaluation with these `EvalBatches`: a list, process after process."""
     starts = [
         (turn * batches.processes + process) * batches.batch_size
         for process in range(batches.processes)

@@ -1,13 +1,14 @@
-"""Training on a stream: data of the library `datasets` that is read in order, from first to last, and never looked up.
+"""Training on a stream: a table of the library `datasets` that is read from first to last, without looking rows up.
 
-The order of an epoch: the shards in an order of the epoch's own, and of what comes out of them each consecutive block of
-`buffer_size` samples permuted; both are keyed by seed and epoch. So a sample has a place in the epoch, of which process p
-of P takes, as `sampling.TrainBatches` does, the batches p, p + P, …: neither shards of unequal length nor fewer of them
-than processes matter, none runs dry before the others, and no sample comes twice. The order depends neither on the
-workers nor, at the same total batch, on the processes.
+The order of an epoch is keyed by seed and epoch. It takes the shards in a random order, cuts what comes out of them into
+blocks of `buffer_size` samples, and permutes each block. Of the batches of this order process p of P takes the batches p,
+p + P, …, as with `sampling.TrainBatches`. So every process gets the same number of batches and no sample comes twice, however
+many shards there are and however long they are. The order depends neither on the loader workers nor, at the same total
+batch, on the number of processes.
 
-Each process reads the whole stream, undecoded, once: a thread of it reads the next block, its workers decode and augment.
-The library's own shuffling buffer is not used: what is in it is lost on resuming, while a block can be read again.
+Each process reads the whole stream once, undecoded: a thread reads the next block while the loader workers decode and
+augment the one before. The shuffling buffer of the library is not used, since a resumed run would lose what is in it; a
+block can be read again.
 """
 
 import concurrent.futures
@@ -21,24 +22,25 @@ from utils.data.bad_samples import ATTEMPTS
 from utils.data.sampling import ORDER, stream_seed
 from utils.images import BadImage
 
-SHARDS = 256  # taken apart at most: of a million image files, each would be one
-SPARES = 8  # samples, of a small batch and of others, that a broken one can be replaced by
-TOGETHER = 64  # examples that are read at a time
-_ROWS = 1 << 32  # in a shard
+SHARDS = 256  # most shards that a table is split into; of a million image files, each would be one
+SPARES = 8  # samples that can replace a broken one: those of its batch and, if that is smaller, others of the block
+TOGETHER = 64  # rows that are read at a time
+_ROWS = 1 << 32  # most rows in a shard
 
 
 class StreamLoader:
-    """Stands where the DataLoader and the TrainBatches of training stand: its batches, in whole updates, are an epoch's.
+    """Iterates over the training batches of this process, as a DataLoader with `sampling.TrainBatches` does.
 
-    table: datasets.IterableDataset; its columns of images not decoded. make_sample: (example, number, epoch) -> a tuple; it
-    raises BadImage for a broken image, which another sample of the batch replaces, with the random numbers of `number`.
-    samples: how many of the stream an epoch counts on. A batch is what `collate` makes of [(*sample, number of the broken
-    one it stands in for, or -1)]. number: of a sample, the same in every epoch; see `place_of`.
+    table: datasets.IterableDataset, its columns of images not decoded. samples: number of samples in an epoch.
+    make_sample: (example, number, epoch) -> tuple, such as `datasets.RecognitionStream`; example: a row of the table,
+    number: names that row in every epoch, see `place_of`. If it raises BadImage, another sample of the batch replaces this
+    one. A batch is collate([(*tuple, replaced), …]); replaced: number of the broken sample that was replaced, or -1.
+    buffer_size: samples in a block.
 
-    Set `epoch` and `first_update` before iterating, and `last_update` where the epoch ends early, as of TrainBatches.
-    `state_dict()`, small and fit for JSON, of one process serves all. `load_state_dict()` only says where reading can
-    begin: with `first_update` set and no state, or one of another epoch, the batches are the same but come later.
-    Raises InputError while iterating where the stream cannot be read or has fewer samples.
+    Set `epoch` and `first_update` before iterating, and `last_update` if the epoch ends early, as with TrainBatches.
+    `state_dict()` says where reading goes on after a resume; it is small, fit for JSON, and the same for all processes.
+    Without it, or with that of another epoch, the batches are the same, but the rows before them are read once more.
+    Iterating raises InputError if the stream cannot be read or has fewer than `samples` samples.
     """
 
     def __init__(
@@ -50,9 +52,9 @@ class StreamLoader:
         self.updates = samples // (batch_size * processes) // update_freq
         self.epoch, self.first_update, self.last_update = 0, 0, self.updates
         self.shards = min(table.num_shards, SHARDS)
-        self._epoch = self._batch = 0  # that is to be given next
+        self._epoch = self._batch = 0  # of the batch that comes next
         self._resume = None
-        self._places = {}  # block -> where it begins, for those that the batches under way are of
+        self._places = {}  # block -> where it begins, for the blocks of the batches under way
         self._feed = _Feed()
         self._loader = torch.utils.data.DataLoader(
             _Samples(make_sample, collate or torch.utils.data.default_collate), batch_size=None, sampler=self._feed,
@@ -70,35 +72,35 @@ class StreamLoader:
         jobs = self._feed.jobs = self._jobs()
         try:
             for batch in self._loader:
-                self._batch += 1  # before it is used: whoever has it may ask for the state
+                self._batch += 1  # before the yield, so that the state is that after this batch
                 for block in [block for block in self._places if block < self._block() and block + 1 in self._places]:
                     del self._places[block]
                 yield batch
         finally:
-            jobs.close()  # and the thread ends
+            jobs.close()  # ends the thread that reads
 
     def state_dict(self):
-        """Where the block of the next batch begins: whole numbers and, in "stream", the library's own state of a shard.
+        """Where the block of the next batch begins, in whole numbers, and the library's own state of its shard in "stream".
 
-        That is the state after the first `row` rows of the shard; so many more of them, `skip`, are of the block before.
+        The library's state is that after `row` rows of the shard; the `skip` rows that follow belong to the block before.
         """
         block = max((block for block in self._places if block <= self._block()), default=None)
         place = _beginning() if block is None else self._places[block]
         return {**self._order(), **place}
 
     def load_state_dict(self, state):
-        """Begin reading at `state`, if it is of the epoch that is iterated next. InputError where it is no such state."""
+        """Begin the next epoch at `state`, if it is of that epoch. Raises InputError if `state` is no state of a stream."""
         wanted = {*self._order(), *_beginning()} - {"stream"}
         if not isinstance(state, dict) or not all(type(state.get(name)) is int and state[name] >= 0 for name in wanted):
             raise InputError("the state of the stream is damaged; resume from an earlier one")
         self._resume = dict(state)
 
     def _order(self):
-        """What decides which sample comes when."""
+        """What the order of the samples depends on."""
         return {"epoch": self._epoch, "seed": self.seed, "shards": self.shards, "buffer_size": self.buffer_size}
 
     def _block(self):
-        """The block in which the next batch begins, whichever process's."""
+        """The block in which the next batch begins; the same on every process."""
         return self._batch * self.batch_size * self.processes // self.buffer_size
 
     def _start(self):
@@ -108,17 +110,17 @@ class StreamLoader:
         return _beginning()
 
     def _jobs(self):
-        """What the workers are given: this process's batches, undecoded."""
+        """The batches of this process, undecoded, for the workers."""
         held, size, turn = {}, self.buffer_size, self.batch_size * self.processes
         blocks = _ahead(self._blocks(self._epoch, self._start()))
         for batch in range(self.first_update * self.update_freq, self.last_update * self.update_freq):
-            needed = range(batch * turn // size, ((batch + 1) * turn - 1) // size + 1)  # by any of the processes
+            needed = range(batch * turn // size, ((batch + 1) * turn - 1) // size + 1)  # blocks of all processes
             held = {block: rows for block, rows in held.items() if block in needed}
             while needed[-1] not in held:
                 try:
                     place, rows = next(blocks)
                 except InputError as error:
-                    yield error  # for a worker to raise when the batches before are used, as on all other processes
+                    yield error  # a worker raises it after the batches before it, as on all other processes
                     return
                 self._places[place["block"]] = place
                 if place["block"] in needed:
@@ -129,7 +131,7 @@ class StreamLoader:
             yield _Job(self._epoch, own, spares)
 
     def _blocks(self, epoch, place):
-        """(where it begins, [(number, example)] in the order of training) of each block from that at `place` on."""
+        """(where it begins, [(number, example)] in the order of training) of each block, from the block at `place` on."""
         order = _permutation(self.shards, self.seed, epoch)
         size, rows, skip = self._size(place["block"]), [], place["skip"]
         for turn in range(place["shard"], self.shards):
@@ -162,13 +164,13 @@ class StreamLoader:
         return max(0, min(self.buffer_size, self.samples - block * self.buffer_size))
 
     def _examples(self, stream, shard):
-        """Lists of examples; the library is several times faster with many at a time."""
+        """Lists of examples; the library is several times faster with many rows at a time."""
         try:
             for columns in stream.iter(TOGETHER):
                 yield [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         except InputError:
             raise
-        except Exception as error:  # of the library's, Arrow's, tarfile's and the network's many kinds
+        except Exception as error:  # the library, Arrow, tarfile and the network raise many kinds
             raise InputError(
                 f"shard {shard} of the training data cannot be read ({type(error).__name__}: {first_line(error)}); repair it, "
                 "or run the same command again if the network failed"
@@ -176,12 +178,12 @@ class StreamLoader:
 
 
 def place_of(number):
-    """(shard, row in it) of a sample's number."""
+    """(shard, row in the shard) of the number of a sample."""
     return divmod(number, _ROWS)
 
 
 class _Job(NamedTuple):
-    """A batch to be made. own, spares: [(number, example)]"""
+    """A batch that a worker makes. own: [(number, example)] of it; spares: as many as may replace broken ones."""
 
     epoch: int
     own: list
@@ -189,7 +191,7 @@ class _Job(NamedTuple):
 
 
 class _Samples(torch.utils.data.Dataset):
-    """Indexed by `_Job`: the collated batch; by an exception: raises it."""
+    """Indexed by a `_Job`, gives the collated batch; indexed by an exception, raises it."""
 
     def __init__(self, make_sample, collate):
         self.make_sample, self.collate = make_sample, collate
@@ -200,7 +202,7 @@ class _Samples(torch.utils.data.Dataset):
         return self.collate([self._sample(job, place) for place in range(len(job.own))])
 
     def _sample(self, job, place):
-        """The sample at `place`; for a broken one the last whole one before it, the batch taken as a ring, or a spare."""
+        """The sample at `place`. The last whole one before it, in a batch taken as a ring, or a spare replaces a broken one."""
         number, example = job.own[place]
         try:
             return *self.make_sample(example, number, job.epoch), -1
@@ -216,7 +218,7 @@ class _Samples(torch.utils.data.Dataset):
 
 
 class _Feed:
-    """What the DataLoader takes for a sampler: gives the iterator `jobs`, another one in each epoch."""
+    """The sampler of the DataLoader: its iterator is `jobs`, which each epoch sets."""
 
     jobs = None
 
@@ -233,12 +235,12 @@ def _beginning():
 
 
 def _permutation(count, seed, *position):
-    """list of range(count) in an order that is keyed by (seed, *position)"""
+    """range(count) as a list in random order, keyed by (seed, *position)."""
     return np.random.default_rng(stream_seed(seed, ORDER, *position, count)).permutation(count).tolist()
 
 
 def _ahead(items):
-    """The items; a thread makes the next one while one is in use."""
+    """The items; a thread makes the next one while the caller uses one."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         future = pool.submit(next, items, None)
         while (item := future.result()) is not None:

@@ -1,7 +1,7 @@
-"""A list of strings in two arrays: a million file names that loader workers share instead of copying.
+"""A list of strings in two arrays, whose memory forked loader workers have in common.
 
-A Python list of a million strings is a million objects, whose reference counts every forked worker writes to, so
-that each worker ends with its own copy of the memory.
+A Python list of a million file names is a million objects. Every worker writes to their reference counts, and so ends
+with its own copy of the memory.
 """
 
 import os
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class StringList:
-    """Read-only sequence of file names or other strings; any name that the file system allows survives the trip."""
+    """Read-only sequence of strings, such as file names: any name that a file system allows, also one that is no UTF-8."""
 
     def __init__(self, strings):
         encoded = [os.fsencode(string) for string in strings]
