@@ -1,10 +1,21 @@
-"""Where images come from. A data set is one function, (root, train_split) -> (train source, validation source), and one line."""
+"""Where images come from: the registries of published data sets.
 
+To add a data set, write a function (root, train_split="train") -> (training source, validation source) and a line here. What
+a source has is written in recognition.py and segmentation.py. The command line reads this file before NumPy is imported.
+"""
+
+import os
 from typing import NamedTuple
+
+from utils.cli.registry import load
 
 
 class DataSet(NamedTuple):
-    """load: "module:function"; the published numbers, for a dry run without the images; defaults: flags that it brings."""
+    """A published data set.
+
+    load: "module:function"; classes, train_images, val_images: as published; defaults: {flag: value} that it brings;
+    downloads: the function downloads what is missing.
+    """
 
     load: str
     title: str
@@ -12,16 +23,55 @@ class DataSet(NamedTuple):
     train_images: int
     val_images: int
     defaults: dict = {}
+    downloads: bool = False
+
+    def open(self, data_path, train_split="train", dry_run=False):
+        """(training, validation) sources from the folder `data_path`; in a dry run by the published numbers if it is missing.
+
+        train_split: "train", or "trainval" to train on the validation images too. A dry run downloads nothing.
+        """
+        if dry_run and (self.downloads or not os.path.isdir(data_path)):
+            return self.published(data_path, train_split)
+        return load(self.load)(data_path, train_split)
+
+    def published(self, data_path, train_split="train"):
+        """(training, validation) `Counted` sources with the published numbers."""
+        missing = "" if os.path.isdir(data_path) else f" ({data_path} is not here)"
+        train = self.train_images + (self.val_images if train_split == "trainval" else 0)
+        title = f"{self.title} by its published size{missing}"
+        return Counted(title, train, self.classes), Counted(title, self.val_images, self.classes)
+
+
+class Counted:
+    """A source for a dry run: it has a number of images, which cannot be read, and numbered classes."""
+
+    def __init__(self, title, images, classes):
+        self.title, self.images, self.classes = title, images, [str(number) for number in range(classes)]
+
+    def __len__(self):
+        return self.images
+
+    @property
+    def labels(self):
+        import numpy as np
+
+        return np.zeros(self.images, np.int64)
+
+    @property
+    def palette(self):
+        from utils.data.masks import voc_palette
+
+        return voc_palette(len(self.classes))
 
 
 _TORCHVISION, _FIELD = "utils.sources.torchvision_sets", "utils.sources.field_sets"
 
 RECOGNITION_SETS = {
-    "CIFAR": DataSet(f"{_TORCHVISION}:cifar100", "CIFAR-100", 100, 50_000, 10_000),  # as in ConvNeXt's code
-    "CIFAR10": DataSet(f"{_TORCHVISION}:cifar10", "CIFAR-10", 10, 50_000, 10_000),
-    "CIFAR100": DataSet(f"{_TORCHVISION}:cifar100", "CIFAR-100", 100, 50_000, 10_000),
-    "FLOWERS": DataSet(f"{_TORCHVISION}:flowers", "Flowers102", 102, 2_040, 6_149),
-    "PETS": DataSet(f"{_TORCHVISION}:pets", "Oxford-IIIT Pet", 37, 3_680, 3_669),
+    "CIFAR": DataSet(f"{_TORCHVISION}:cifar100", "CIFAR-100", 100, 50_000, 10_000, downloads=True),  # as in ConvNeXt's code
+    "CIFAR10": DataSet(f"{_TORCHVISION}:cifar10", "CIFAR-10", 10, 50_000, 10_000, downloads=True),
+    "CIFAR100": DataSet(f"{_TORCHVISION}:cifar100", "CIFAR-100", 100, 50_000, 10_000, downloads=True),
+    "FLOWERS": DataSet(f"{_TORCHVISION}:flowers", "Flowers102", 102, 2_040, 6_149, downloads=True),
+    "PETS": DataSet(f"{_TORCHVISION}:pets", "Oxford-IIIT Pet", 37, 3_680, 3_669, downloads=True),
 }
 
 # Epochs and learning rate (for each 256 images of SGD's batch) of PyTorch-Encoding, experiments/segmentation/train.py.
@@ -32,5 +82,5 @@ SEGMENTATION_SETS = {
     "pascal_aug": DataSet(f"{_FIELD}:pascal_aug", "PASCAL VOC of SBD", 21, 8_498, 2_857, {"epochs": 80, "blr": 0.016}),
     "pascal_voc": DataSet(f"{_FIELD}:pascal_voc", "PASCAL VOC 2012", 21, 1_464, 1_449, {"epochs": 50, "blr": 0.0016}),
     "pcontext": DataSet(f"{_FIELD}:pascal_context", "Pascal Context", 59, 4_998, 5_105, {"epochs": 80, "blr": 0.016}),
-    "pets": DataSet(f"{_TORCHVISION}:pets_masks", "Oxford-IIIT Pet", 3, 3_680, 3_669),
+    "pets": DataSet(f"{_TORCHVISION}:pets_masks", "Oxford-IIIT Pet", 3, 3_680, 3_669, downloads=True),
 }

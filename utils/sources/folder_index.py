@@ -1,14 +1,14 @@
-"""The images of a tree with one folder per class: listed once, then kept, so that a second start need not list a million files.
+"""The list of the images in a tree with one folder per class, kept so that a second start need not list a million files.
 
-A folder's modification time changes when an entry of it is added, removed or renamed; so the list is still true while every
-folder that was walked has the times it had. It is kept in $XDG_CACHE_HOME/strata (or ~/.cache/strata), never in the data. A
-kept list that is damaged, stale, or of another version is ignored and replaced; deleting it is always safe.
+The modification time of a folder changes when an entry is added, removed or renamed. So a kept list is true as long as the
+times of all folders are the same. It lies in $XDG_CACHE_HOME/strata (or ~/.cache/strata), never in the data. A list that is
+damaged, out of date or of another version is replaced; deleting it is always safe.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -18,16 +18,17 @@ from PIL import Image
 
 from utils.cli.errors import InputError
 from utils.data.string_list import StringList
+from utils.files import replace
 from utils.images import is_image
 
-VERSION = 1  # of what a kept list holds
-WORTH = 5_000  # images; fewer are listed in no time
-SETTLED = 2_000_000_000  # ns; a folder changed since could change again without another time (FAT counts in 2 s)
-THREADS = 16  # for the waits of a network drive; on a local disk they cost nothing
+VERSION = 1  # of the format of kept lists
+WORTH = 5_000  # least number of images that are kept; fewer are listed in no time
+SETTLED = 2_000_000_000  # ns; a folder that changed since could change again at the same time (FAT counts in steps of 2 s)
+THREADS = 16  # that wait for a network drive; on a local disk they cost nothing
 
 
 class Index(NamedTuple):
-    """classes: sorted names of the class folders; images: `class/…/file`, sorted in each class; counts: (classes,) int64."""
+    """classes: sorted names of class folders; images: `class/…/file`, sorted by class and name; counts: (classes,) int64."""
 
     classes: list
     images: StringList
@@ -35,9 +36,10 @@ class Index(NamedTuple):
 
 
 def index_folder(root):
-    """The `Index` of the class folders in `root`, from the cache where it still holds; hidden files and folders are left out.
+    """The `Index` of the class folders in `root`, from the kept list if that is true.
 
-    Links are followed, but not in a circle. Raises InputError for a folder that cannot be listed.
+    Hidden files and folders are left out; links are followed, but not in a circle. Raises InputError for a folder that
+    cannot be listed.
     """
     root = os.path.abspath(root)
     endings = frozenset(ending for ending in Image.registered_extensions() if is_image(f"x{ending}"))
@@ -50,18 +52,18 @@ def index_folder(root):
 
 
 class _Walk:
-    """One walk through the folders below `root`: what it has seen besides images."""
+    """One walk through the folders below `root`; endings: of image files."""
 
     def __init__(self, root, endings):
         self.root, self.endings = root, endings
-        self.folders = []  # (below, times); the times are taken before the listing, so that what changes meanwhile shows
-        self.lasting = True  # False: a link to nothing, which may become a folder without any change of the times
+        self.folders = []  # (path from `root` on, times); read before the listing, so that a change meanwhile is seen later
+        self.lasting = True  # False after a link to nothing, which may become a folder without a change of the times
 
     def classes(self):
         return sorted(self._list("")[1])
 
     def images(self, name):
-        """Sorted paths, from `root` on, of the images of the class folder `name`."""
+        """Sorted paths, from `root` on, of the images in the class folder `name`."""
         return sorted(self._below(name, set()))
 
     def _below(self, below, seen):
@@ -73,7 +75,7 @@ class _Walk:
         images = [f"{below}/{name}" for name in images]
         for name in sorted(folders):
             inside = self._below(f"{below}/{name}", seen)
-            if not inside and self._is_image(name):  # a folder in place of an image: a broken one, that it be named
+            if not inside and self._is_image(name):  # a folder in place of an image counts as a broken image, which is named
                 inside = [f"{below}/{name}"]
             images += inside
         return images
@@ -85,7 +87,7 @@ class _Walk:
         try:
             self.folders.append((below, _times(path)))
             with os.scandir(path) as entries:
-                for entry in entries:  # asks the disk about links only: of the others the listing says what they are
+                for entry in entries:  # the listing tells files from folders; the disk is asked about links only
                     if entry.name.startswith("."):
                         continue
                     if entry.is_dir():
@@ -119,13 +121,13 @@ def _scan(root, endings, file, key):
 
 
 def _times(path):
-    """(time of the last change of a folder's entries, and of its times themselves: a copy sets back the first), ns."""
+    """(time of the last change of a folder's entries, of its attributes) in ns. A copy may set back the first of the two."""
     found = os.stat(path)
     return found.st_mtime_ns, found.st_ctime_ns
 
 
 def _telling(times, now):
-    """Whether these times would change with the folders: not if they are fresh, or made up, as some network drives do."""
+    """Whether these times would show a change: not if they are too recent, or all the same, as on some network drives."""
     return all(0 < changed < now - SETTLED for changed, _ in times) and len(set(times)) > 1
 
 
@@ -133,7 +135,7 @@ def _telling(times, now):
 
 
 def _cache_file(root, name):
-    """Where the list of `root` is kept, or None: no home, or it lies in the data."""
+    """The path of the kept list of `root`, or None if there is no home folder, or if it lies in the data."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(cache):
         cache = os.path.join(os.path.expanduser("~"), ".cache")
@@ -143,31 +145,25 @@ def _cache_file(root, name):
 
 
 def _save(file, key, folders, images, counts):
-    """Written aside and moved, so that nobody reads half a file; where it cannot be written, it is not kept."""
+    """Keep the list in `file`, if it is not None and can be written."""
     if file is None:
         return
     names = StringList(below for below in folders if below)
-    aside = None
-    try:
+    with contextlib.suppress(OSError):
         os.makedirs(os.path.dirname(file), exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=os.path.dirname(file), prefix="tmp-", delete=False) as target:
-            aside = target.name
+        with replace(file) as path:
             np.savez(
-                target, key=np.array(key), times=np.array(list(folders.values())), counts=counts,
+                path, key=np.array(key), times=np.array(list(folders.values())), counts=counts,
                 folders=names.data, folder_ends=names.ends, images=images.data, image_ends=images.ends,
             )  # fmt: skip
-        os.replace(aside, file)
-    except OSError:
-        if aside is not None and os.path.exists(aside):
-            os.unlink(aside)
 
 
 def _load(file, key, root):
-    """The `Index` that `_save` kept, or None where there is none, or a damaged, a stale or another one."""
+    """The `Index` in `file`, or None if there is none, or if it is damaged, out of date or of another folder or version."""
     if file is None or not os.path.isfile(file):
         return None
     try:
-        with np.load(file, allow_pickle=False) as kept:  # checks the sum of each part
+        with np.load(file, allow_pickle=False) as kept:  # compares the checksum of each array
             if str(kept["key"]) != key:
                 return None
             folders = _names(kept["folders"], kept["folder_ends"])
@@ -179,15 +175,15 @@ def _load(file, key, root):
             return None
         with ThreadPoolExecutor(THREADS) as pool:
             now = list(pool.map(_times, [root, *(os.path.join(root, below) for below in folders)]))
-    except Exception:  # a mangled file makes NumPy and zipfile raise whatever they stumble over
+    except Exception:  # NumPy and zipfile raise many kinds for a damaged file
         return None
     return Index(classes, images, counts) if np.array_equal(times, now) else None
 
 
 def _names(data, ends):
-    """The StringList of these arrays; ValueError where they are none, or where a name could lead out of the folder.
+    """The StringList of these arrays. Raises ValueError if they are none, or if a name could lead out of the folder.
 
-    Nothing hidden is ever listed, so that "." at the beginning of a name, or of a part of it, is not ours.
+    Hidden entries are never listed, so that no name, and no part of one, begins with a dot.
     """
     starts = np.concatenate([[0], ends[:-1]])
     if data.dtype != np.uint8 or ends.dtype != np.int64 or ends[-1] != len(data) or (ends <= starts).any():

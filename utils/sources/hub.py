@@ -1,32 +1,31 @@
-"""Tables through the library `datasets`: their splits, and which column holds what."""
+"""Data sets of the library `datasets`: their splits, as tables or as a stream to train on, and their columns.
 
-import collections
+A data set is a name on the Hub, or a folder of Parquet, Arrow, image or WebDataset files. No code of it is run, and it can
+name files in its own folder only.
+"""
+
 import concurrent.futures
 import contextlib
 import functools
-import json
 import os
-import zipfile
+import re
 from typing import Any, NamedTuple
 
-from utils.cli.errors import InputError, first_line, one_line
+from utils.cli.errors import InputError, first_line
 from utils.images import is_image
-from utils.sources import tar as tar_shards
-
-_LARGEST = 1 << 30  # bytes of an image in an archive
+from utils.sources import tar
+from utils.sources.hub_files import check_card, check_files, check_saved
 
 
 def load_splits(name, val_split=None):
-    """(splits, name of the held-out split or None) of a Hub name or a folder of Parquet, Arrow, image or WebDataset files.
+    """({split: datasets.Dataset}, name of the validation split or None) of the data set `name`.
 
-    Data sets are often somebody else's: one in a folder may name files in it only, and no code of it is run.
-
-    Raises InputError where it cannot be loaded, has no split train, or where `val_split` (a share to hold out) does not
-    go with the splits that are there.
+    Raises InputError if it cannot be loaded or has no split train, and if there are both a validation split and a
+    `val_split`, the fraction of train to hold out, or neither of the two.
     """
     with _loading(name):
         splits = _load(name)
-    held_out = _held_out(name, splits)
+    held_out = _validation_split(name, splits)
     if val_split is not None and held_out:
         raise InputError(f"--val_split {val_split}: the data set has a split '{held_out}' already; leave it out")
     if val_split is None and held_out is None:
@@ -39,11 +38,11 @@ def _load(name):
     import datasets
 
     if _is_saved(name):
-        _check_saved(name)
+        check_saved(name)
         splits = datasets.load_from_disk(name)
         splits = {"train": splits} if isinstance(splits, datasets.Dataset) else splits
     elif shards := _tar_shards(name):
-        splits = {split: tar_shards.table(shards, split) for split in shards}
+        splits = {split: tar.table(shards, split) for split in shards}
     else:
         builder = _checked_builder(name)
         builder.download_and_prepare()
@@ -52,28 +51,28 @@ def _load(name):
 
 
 def _is_saved(name):
-    """Whether this is a folder that the library saved a data set to."""
+    """Whether `name` is a folder that the library saved a data set to."""
     return os.path.isdir(name) and bool({"dataset_dict.json", "state.json"} & set(os.listdir(name)))
 
 
 def _tar_shards(name):
-    """{split: [paths]} of WebDataset's shards in a folder, else {}"""
-    shards = tar_shards.find(name) if os.path.isdir(name) else {}
+    """{split: [paths]} of the WebDataset shards in a folder; {} if it has none."""
+    shards = tar.find(name) if os.path.isdir(name) else {}
     for files in shards.values():
-        _check_files(files, name)
-    return shards if shards and tar_shards.hold_samples(shards) else {}
+        check_files(files, name)
+    return shards if shards and tar.hold_samples(shards) else {}
 
 
 def _checked_builder(name):
-    """The library's builder for a Hub name or folder, once all the files that it would open are known to be in their place."""
+    """The library's builder of a data set, after a check of all files that it would open."""
     import datasets
 
     folder = name if os.path.isdir(name) else None
     if folder:
-        _check_card(folder)
+        check_card(folder)
     builder = datasets.load_dataset_builder(name)
     for files in (builder.config.data_files or {}).values():
-        _check_files(map(str, files), folder)
+        check_files(map(str, files), folder)
     return builder
 
 
@@ -89,8 +88,8 @@ def _loading(name):
         ) from None
 
 
-def _held_out(name, splits):
-    """The split of `splits` to validate on, or None. InputError where there is none to train on."""
+def _validation_split(name, splits):
+    """The split to validate on, or None if there is only train. Raises InputError if there is no split train."""
     if "train" not in splits:
         raise InputError(f"--dataset {name}: found the splits {', '.join(splits)}; expected one named train")
     return next((split for split in ("validation", "val", "valid", "test") if split in splits), None)
@@ -103,16 +102,17 @@ class Stream(NamedTuple):
     """Training data that is read in order, and validation data that is an ordinary table."""
 
     table: Any  # datasets.IterableDataset
-    samples: int  # that `table` has
+    samples: int  # number of training samples
     val_table: Any  # datasets.Dataset
-    held_out: str  # the name of its split
-    labels: Any  # column -> datasets.Dataset of this column of the training data, or None where that is not cheap
+    held_out: str  # name of the validation split
+    labels: Any  # column -> datasets.Dataset of this column of the training data; None if that needs all of the data
 
 
 def open_stream(name, train_images=None):
-    """The `Stream` of what `load_splits` loads. Only its validation split is downloaded and prepared as a whole.
+    """The `Stream` of the data set `name`. Only its validation split is downloaded and prepared as a whole.
 
-    train_images: how many there are, for data whose number is not written anywhere. Raises InputError as `load_splits`.
+    train_images: number of training samples, for data that does not tell. Raises InputError as `load_splits` does, and if
+    there is no validation split, or the number or the columns are not known.
     """
     with _loading(name):
         if _is_saved(name):
@@ -123,31 +123,30 @@ def open_stream(name, train_images=None):
             stream = _built_stream(name, _checked_builder(name), train_images)
     samples = train_images or stream.samples
     if not samples:
-        raise InputError(f"--dataset {name} --streaming: how many training images there are is not written in it; give "
-                         "--train_images N")  # fmt: skip
+        raise InputError(f"--dataset {name} --streaming: it does not tell its number of training images; give --train_images N")
     if stream.table.features is None:
         raise InputError(f"--dataset {name} --streaming: its columns are not known beforehand; leave out --streaming")
     return stream._replace(table=stream.table.with_format(None), val_table=stream.val_table.with_format(None), samples=samples)
 
 
-def _need_held_out(name, splits):
-    if (held_out := _held_out(name, splits)) is None:
+def _need_validation_split(name, splits):
+    if (held_out := _validation_split(name, splits)) is None:
         raise InputError(f"--dataset {name} --streaming: found only the split train; expected one named validation or test")
     return held_out
 
 
 def _saved_stream(name):
     splits = _load(name)
-    held_out = _need_held_out(name, splits)
+    held_out = _need_validation_split(name, splits)
     train = splits["train"]
     table = train.to_iterable_dataset(num_shards=max(1, min(64, len(train))))
     return Stream(table, len(train), splits[held_out], held_out, lambda column: train.select_columns([column]))
 
 
 def _tar_stream(name, shards, train_images):
-    held_out = _need_held_out(name, shards)
-    scan = functools.cache(lambda: tar_shards.scan(shards, "train"))  # reads all headers: not where it is not needed
-    tables = tar_shards.stream(shards, "train"), tar_shards.table(shards, held_out)
+    held_out = _need_validation_split(name, shards)
+    scan = functools.cache(lambda: tar.scan(shards, "train"))  # reads all headers, so only if it is needed
+    tables = tar.stream(shards, "train"), tar.table(shards, held_out)
     return Stream(tables[0], train_images or scan()[0], tables[1], held_out, lambda _: scan()[1])
 
 
@@ -155,7 +154,7 @@ def _built_stream(name, builder, train_images):
     import datasets
 
     streams = builder.as_streaming_dataset()
-    held_out, files = _need_held_out(name, streams), builder.config.data_files
+    held_out, files = _need_validation_split(name, streams), builder.config.data_files
     samples, labels = train_images, lambda column: None
     if builder.name == "parquet":
         samples = samples or _parquet_rows(files["train"])
@@ -169,14 +168,14 @@ def _built_stream(name, builder, train_images):
     if builder.name == "parquet":
         options["features"] = features  # the card may know more of them than the files
     if builder.name == "imagefolder" and "label" in features:
-        options["drop_labels"] = False  # also where the split has one class only
+        options["drop_labels"] = False  # also if the split has one class only
     held = datasets.load_dataset_builder(builder.name, data_files={held_out: list(files[held_out])}, **options)
     held.download_and_prepare()
     return Stream(streams["train"], samples, held.as_dataset(held_out), held_out, labels)
 
 
 def _parquet_rows(files):
-    """Rows of Parquet files, here or behind hf://, from their last bytes."""
+    """The number of rows of Parquet files, here or behind hf://, from the last bytes of each."""
     import fsspec
     import pyarrow.parquet
 
@@ -194,8 +193,15 @@ def _parquet_column(files, column):
     return datasets.Dataset.from_parquet(list(files), columns=[column])
 
 
+# --- columns --------------------------------------------------------------------------------------------------------
+
+
 def find_column(table, wanted, what, fits, usual):
-    """`wanted` if it is a column of `table`, else the one that `fits` by its type, the `usual` names first."""
+    """The name of the column with the images, labels or masks (`what`): `wanted`, or the one whose type fits.
+
+    fits: type of a column -> whether it can be the one. usual: names that decide between several that fit, the first one
+    first. Raises InputError, which lists the columns, if there is none, or more than one.
+    """
     columns = ", ".join(f"{name} ({_type_name(feature)})" for name, feature in table.features.items())
     if wanted:
         if wanted not in table.column_names:
@@ -208,143 +214,10 @@ def find_column(table, wanted, what, fits, usual):
     raise InputError(f"which column holds the {what}s? found {columns}; name it with --{what}_column")
 
 
-def encoded_images(table, *columns, beside=()):
-    """`table` with these columns only, undecoded: what is in a row is for `encoded_image`. beside: columns kept as they are."""
-    import datasets
-
-    table = table.select_columns([*columns, *beside])
-    for column in columns:
-        try:
-            table = table.cast_column(column, datasets.Image(decode=False))
-        except Exception as error:  # of the library's and Arrow's many kinds
-            raise InputError(f"column '{column}' holds no images ({first_line(error)}); name another one") from None
-    return table
-
-
-def encoded_image(value, root, name):
-    """The bytes of an image file, from what a column cast to datasets.Image(decode=False) holds: {"bytes", "path"}.
-
-    A path is followed only to a file inside the folder `root`, or inside the libraries' caches where `root` is None: a
-    file's, or zip://FILE::ARCHIVE, as the library has it. `name`: of the sample, for the InputError if there are no bytes.
-    """
-    value = value if isinstance(value, dict) else {}
-    encoded, path = value.get("bytes"), value.get("path")
-    if isinstance(encoded, bytes):
-        return encoded
-    if not isinstance(path, str):
-        raise InputError(f"{name}: found neither bytes nor a path; expected an image")
-    packed, _, archive = path.removeprefix("zip://").partition("::") if path.startswith("zip://") else ("", "", path)
-    file = os.path.join(root or "", archive)
-    if not _lies_in(file, root):
-        raise InputError(f"{name}: its path {path} leads outside of the data set; put the file or its bytes into it")
-    if not os.path.isfile(file):
-        raise InputError(f"{name}: no file {path} in the data set")
-    try:
-        if packed:
-            with zipfile.ZipFile(file) as opened:
-                if opened.getinfo(packed).file_size > _LARGEST:
-                    raise InputError(f"{name}: {path} unpacks to {opened.getinfo(packed).file_size:,} bytes; expected an image")
-                return opened.read(packed)
-        with open(file, "rb") as opened:
-            return opened.read()
-    except InputError:
-        raise
-    except Exception as error:  # damaged archives make zipfile raise many kinds
-        raise InputError(f"{name}: {path} cannot be read ({first_line(error)})") from None
-
-
-def listed_classes(name, most=1_000_000):
-    """The names in classes.txt, one a line, beside the data in the folder `name`; None where there is no such file."""
-    path = os.path.join(name, "classes.txt")
-    if not os.path.isfile(path):
-        return None
-    try:
-        with open(path, encoding="utf-8") as file:
-            names = [one_line(line, 200) for line in file if line.strip()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as text ({first_line(error)}); expected a name on each line") from None
-    if not 2 <= len(names) <= most:
-        raise InputError(f"{path}: found {len(names)} names, expected two classes at least, one a line")
-    if len(set(names)) < len(names):
-        twice = next(name for name, times in collections.Counter(names).items() if times > 1)
-        raise InputError(f"{path}: {twice} is in it more than once; expected each class on one line")
-    return names
-
-
-# --- what a data set may name ---------------------------------------------------------------------------------------
-
-
-def _check_card(folder):
-    """InputError where the card of a local data set names files elsewhere; a card is somebody else's to write."""
-    import yaml
-    from huggingface_hub import DatasetCard
-
-    cards = []
-    if os.path.isfile(readme := os.path.join(folder, "README.md")):
-        cards.append(DatasetCard.load(readme).data.to_dict())
-    if os.path.isfile(config := os.path.join(folder, ".huggingface.yaml")):
-        with open(config, encoding="utf-8") as file:
-            cards.append(yaml.safe_load(file) or {})
-    for entry in (entry for card in cards for entry in card.get("configs") or []):
-        for path in _words([entry.get("data_files"), entry.get("data_dir")]):
-            if "::" in path or "://" in path or path.startswith("~") or not _lies_in(os.path.join(folder, path), folder):
-                raise InputError(f"--dataset {folder}: its card asks for {path}, outside of it; nothing of that was opened")
-
-
-def _words(value):
-    if isinstance(value, str):
-        return [value]
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return [word for part in parts for word in _words(part)]
-
-
-def _check_saved(folder):
-    """InputError where the records of a data set that was saved to disk name files elsewhere."""
-    splits = [folder]
-    if os.path.isfile(record := os.path.join(folder, "dataset_dict.json")):
-        with open(record, encoding="utf-8") as file:
-            splits = [os.path.join(folder, split) for split in json.load(file)["splits"]]
-    for split in splits:
-        with open(os.path.join(split, "state.json"), encoding="utf-8") as file:
-            names = [entry["filename"] for entry in json.load(file)["_data_files"]]
-        _check_files([os.path.join(split, name) for name in ("state.json", "dataset_info.json", *names)], folder)
-
-
-def _check_files(files, folder):
-    """InputError for a file that does not lie in `folder`, after all links; with None, in the libraries' caches."""
-    files = list(files)
-    links = [file for file in files if os.path.islink(file)]
-    for file in (*links, *{os.path.dirname(file) for file in files}):  # an imagefolder has a million files
-        if not _lies_in(file, folder) and (folder or "://" not in file):
-            raise InputError(f"--dataset {folder or 'of the Hub'}: it names {file}, outside of it; nothing of that was opened")
-
-
-def _lies_in(path, folder):
-    """Whether `path` lies in `folder` after all links; with None, or where that lies in a cache, in one of the caches."""
-    if "\0" in path:
-        return False
-    path, folders = os.path.realpath(path), _caches()
-    if folder is not None:
-        folder = os.path.realpath(folder)
-        if not any(_is_below(folder, cache) for cache in folders):
-            folders = [folder]
-    return any(_is_below(path, parent) for parent in folders)
-
-
-def _is_below(path, folder):
-    return os.path.commonpath([path, folder]) == folder
-
-
-@functools.cache
-def _caches():
-    """Real paths of the folders that the libraries `datasets` and `huggingface_hub` download to."""
-    import datasets
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return [os.path.realpath(folder) for folder in (datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)]
-
-
-# --- columns --------------------------------------------------------------------------------------------------------
+def check_columns(name, table, split, columns):
+    """Raise InputError if the table of a `split` lacks one of the columns, which were found in train."""
+    if lacking := [column for column in columns if column not in table.column_names]:
+        raise InputError(f"--dataset {name}: split {split} has no column '{lacking[0]}', as train has")
 
 
 def holds_images(feature):
@@ -355,5 +228,29 @@ def holds_images(feature):
     return isinstance(feature, datasets.Image) or is_bytes or getattr(feature, "dtype", "") in ("binary", "large_binary")
 
 
+def holds_labels(feature):
+    """Whether a column of this type can hold labels: whole numbers or names. pandas 3 and Polars write large strings."""
+    import datasets
+
+    numbers_or_names = re.fullmatch(r"u?int\d+|(large_)?string(_view)?", getattr(feature, "dtype", ""))
+    return isinstance(feature, datasets.ClassLabel) or bool(numbers_or_names)
+
+
 def _type_name(feature):
     return "struct" if isinstance(feature, dict) else getattr(feature, "dtype", type(feature).__name__)
+
+
+def encoded_images(table, columns, beside=()):
+    """`table` with these columns of images only, not decoded: `hub_files.encoded_image` reads their values.
+
+    beside: columns that are kept as they are. Raises InputError for a column that holds no images.
+    """
+    import datasets
+
+    table = table.select_columns([*columns, *beside])
+    for column in columns:
+        try:
+            table = table.cast_column(column, datasets.Image(decode=False))
+        except Exception as error:  # the library and Arrow raise many kinds
+            raise InputError(f"column '{column}' holds no images ({first_line(error)}); name another one") from None
+    return table

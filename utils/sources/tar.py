@@ -1,8 +1,8 @@
-"""WebDataset's shards: tar archives in which neighbours of one name, but for the endings, are one sample.
+"""WebDataset's shards: tar archives in which neighbouring files whose names differ in the endings only are one sample.
 
-Read with the standard library, so that a label may be text and nothing in an archive is unpickled or unpacked to the disk.
-A sample has an image (0001.jpg), for segmentation a mask (0001.mask.png, or 0001.png beside 0001.jpg), and for recognition
-a label: 0001.cls, a whole number or a name, or "label" in 0001.json.
+A sample has an image (0001.jpg), for segmentation a mask (0001.mask.png, or 0001.png beside 0001.jpg), and for recognition a
+label: a whole number or a name in 0001.cls, or under "label" in 0001.json. The standard library reads them, so that a label
+may be text, and that nothing is unpickled or unpacked to the disk.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from utils.images import is_image
 
 _SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 _MASKS = ("mask", "seg", "segmentation", "label", "annotation")  # .png
-_CODE = ("pkl", "pickle", "pyd", "pt", "pth")  # endings of what would be unpickled
+_CODE = ("pkl", "pickle", "pyd", "pt", "pth")  # endings of files that the library would unpickle
 _LARGEST = {"image": 1 << 30, "label": 1 << 20}  # bytes
 
 
@@ -34,12 +34,15 @@ def find(folder):
 
 
 def hold_samples(splits):
-    """Whether these are WebDataset's, with labels or masks, and no archives of another kind, such as of class folders."""
+    """Whether these archives have samples with labels or masks. Others, such as class folders in a tar, have not."""
     return bool({"label", "mask"} & set(_features(splits)))
 
 
 def table(splits, split):
-    """datasets.Dataset with the columns image, and mask and label where there are such; in the library's cache."""
+    """datasets.Dataset, in the library's cache, with the column image and, as far as the first sample has them, mask and label.
+
+    splits: as of `find`. Raises InputError for archives that cannot be read.
+    """
     import datasets
 
     features, kwargs = _features(splits), {"split": datasets.NamedSplit(split)}
@@ -55,7 +58,10 @@ def stream(splits, split):
 
 
 def read(shards, columns):
-    """Samples {column: value} of the archives, in order. shards: [(path, size, time)], which the library knows a cache by."""
+    """Generates the samples {column: value} of the archives, in order.
+
+    shards: [(path, bytes, time of change)]; the library keys its cache by them. columns: {name: dtype}.
+    """
     for path, *_ in shards:
         for tar, key, members in _samples(path):
             sample = {}
@@ -72,7 +78,7 @@ def read(shards, columns):
 
 
 def scan(splits, split):
-    """(number of samples, datasets.Dataset of the column label or None), from the headers and the labels only."""
+    """(number of samples, datasets.Dataset of the column label or None). Reads headers and labels only."""
     import datasets
 
     features, count, labels = _features(splits), 0, []
@@ -96,7 +102,7 @@ def _shards(paths, features):
 
 
 def _features(splits):
-    """datasets.Features by what the first sample has."""
+    """The datasets.Features of the first sample."""
     import datasets
 
     path = splits.get("train", next(iter(splits.values())))[0]
@@ -113,7 +119,7 @@ def _features(splits):
 
 
 def _samples(path):
-    """(open archive, key, {"image", "mask", "label": member}) of each sample. InputError where it cannot be read."""
+    """Generates (open archive, key, {"image", "mask", "label": member}). Raises InputError if the archive cannot be read."""
     try:
         with tarfile.open(path, "r:") as tar:
             key, fields = None, {}
@@ -136,7 +142,7 @@ def _samples(path):
 
 
 def _roles(fields):
-    """{"image", "mask", "label": member} of {ending: member}"""
+    """{"image", "mask", "label": member} from the {ending: member} of a sample."""
     images = [field for field in fields if is_image(f"x.{field}")]
     masks = [field for field in images if field.partition(".")[0] in _MASKS]
     if not masks and len(images) > 1:
@@ -150,7 +156,7 @@ def _roles(fields):
 
 
 def _label(tar, member, path, whole):
-    """Text or, if `whole`, an int."""
+    """The label in `member`: text or, if `whole`, an int. Raises InputError if there is none."""
     where = f"{path}: {member.name}"
     if member.size > _LARGEST["label"]:
         raise InputError(f"{where} has {member.size:,} bytes; expected a label")
