@@ -8,9 +8,9 @@ import base64
 import hashlib
 import html
 import math
-import os
 
 from utils.cli.errors import InputError
+from utils.files import replace
 
 COLOURS = 8  # of curves; then they are dashed
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
@@ -108,8 +108,8 @@ for (const table of document.querySelectorAll("table.sort")) {
 """
 
 
-def page(title, body):
-    """A whole page around `body` (HTML)."""
+def html_page(title, body):
+    """The HTML of a whole page around `body` (HTML)."""
     style, script = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (STYLE, SCRIPT))
     policy = (
         f"default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{script}'; "
@@ -126,10 +126,9 @@ def page(title, body):
 
 def write(path, text):
     """Replace the file in one step; returns its path. Raises InputError where it cannot be written."""
-    aside = path.with_name(f"tmp-{path.name}")
     try:
-        aside.write_bytes(text.encode("utf-8", "replace"))
-        os.replace(aside, path)
+        with replace(path) as aside:
+            aside.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); expected a folder to write in") from None
     return path
@@ -141,12 +140,12 @@ def escaped(value):
 
 
 def section(title, content):
-    """`content` (HTML) below its title, or nothing."""
+    """`content` (HTML) below its title; "" without content."""
     return f"<section><h2>{escaped(title)}</h2>{content}</section>\n" if content else ""
 
 
 def table(rows, head="", sortable=False):
-    """A table that scrolls inside its own box. rows, head: HTML of their cells; sortable: by the buttons in `head`."""
+    """A table that scrolls inside its own box. rows, head: HTML of their cells; sortable: buttons in `head` sort it."""
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
     head = f"<thead><tr>{head}</tr></thead>" if head else ""
     box, kind = ("box tall", ' class="sort"') if sortable else ("box", "")
@@ -158,17 +157,18 @@ def cell(text, kind=""):
     return f'<td class="{kind}">{escaped(text)}</td>' if kind else f"<td>{escaped(text)}</td>"
 
 
-def bar(share):
-    """A share, 0..1, as a bar."""
-    width = 120 * min(max(share, 0), 1)
+def bar(fraction):
+    """A bar that is filled up to `fraction`, 0..1."""
+    width = 120 * min(max(fraction, 0), 1)
     both = "".join(f'<rect width="{pixels:.1f}" height="10" rx="3"/>' for pixels in (120, width))
     return f'<svg class="bar" width="120" height="10" aria-hidden="true">{both}</svg>'
 
 
 def chart(title, lines):
-    """Curves over epochs and their legend. lines: [(label, look, [(epoch, value), …])], finite numbers; none is no chart.
+    """Curves over epochs and their legend; "" without lines.
 
-    look: 0, 1, 2, … one colour each, and every further COLOURS of them the same colours in another dash.
+    lines: [(label, style, [(epoch from 1, value), …])], finite numbers. style: 0, 1, 2, … a colour each; after COLOURS of
+    them the same colours come again in another dash.
     """
     if not lines:
         return ""
@@ -190,19 +190,20 @@ def chart(title, lines):
         drawn.append(f'<text x="{place(epoch, 0).split(",")[0]}" y="290" text-anchor="middle">{epoch}</text>')
     drawn.append('<text x="706" y="310" text-anchor="end">epoch</text>')
     legend = []
-    for label, look, line in lines:
-        style = f'class="c{look % COLOURS}" stroke-dasharray="{DASHES[look // COLOURS % len(DASHES)]}"'
+    for label, style, line in lines:
+        colour = style % COLOURS
+        stroke = f'class="c{colour}" stroke-dasharray="{DASHES[style // COLOURS % len(DASHES)]}"'
         points = " ".join(place(*point) for point in line[:: max(1, len(line) // 600)] + line[-1:])
-        drawn.append(f'<polyline {style} points="{points}"><title>{escaped(label)}</title></polyline>')
+        drawn.append(f'<polyline {stroke} points="{points}"><title>{escaped(label)}</title></polyline>')
         x, y = place(*line[-1]).split(",")
-        drawn.append(f'<circle class="c{look % COLOURS}" cx="{x}" cy="{y}" r="3"/>')
-        legend.append(f'<li><svg width="30" height="10"><polyline {style} points="0,5 30,5"/></svg>{escaped(label)}</li>')
+        drawn.append(f'<circle class="c{colour}" cx="{x}" cy="{y}" r="3"/>')
+        legend.append(f'<li><svg width="30" height="10"><polyline {stroke} points="0,5 30,5"/></svg>{escaped(label)}</li>')
     head = f'<svg class="chart" viewBox="0 0 720 316" role="img" aria-label="{escaped(title)}">'
     names = f'<ul class="legend small">{"".join(legend)}</ul>'
     return section(title, f'<div class="box">{head}{"".join(drawn)}</svg></div>{names}')
 
 
 def _step(span):
-    """A round distance, 1, 2 or 5 times a power of ten, of which about five make `span`."""
+    """A round number, 1, 2 or 5 times a power of ten, about a fifth of `span`."""
     power = 10.0 ** math.floor(math.log10(span / 5))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= span / 5.01)

@@ -1,0 +1,57 @@
+"""Comparisons of runs, their charts, and the command line that writes both kinds of page."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, run
+from made_run import make_run, text_of
+
+from utils.report.comparison import write_comparison
+from utils.report.page import chart
+from utils.report.report import write_report
+
+
+def test_a_comparison_shows_what_differs(tmp_path):
+    runs = [make_run(tmp_path / name / "run", drawn=False, lr=lr, finished=lr > 0.1) for name, lr in (("a", 0.1), ("b", 0.2))]
+    write_report(runs[0])
+    page = write_comparison(runs, tmp_path / "out.html").read_text()
+    text = " ".join(text_of(tmp_path / "out.html").split())
+    assert text.count("91.26 %") == 2 and 'href="a/run/report.html"' in page and 'href="b/run/report.html"' not in page
+    differ = text[text.index("Settings that differ") :]
+    assert "lr 0.1 0.2" in differ and "batch_size" not in differ
+    assert page.count("<polyline") == 2 * (4 + 2)  # two runs and their averages, two losses; each in the legend too
+    curve = re.search(r'<polyline class="c0"[^>]*points="([^"]*)"><title>', page)[1]
+    x, y = zip(*(map(float, point.split(",")) for point in curve.split()), strict=True)
+    assert np.allclose(x[:3], [56 + 650 / 3, 56 + 1300 / 3, 706], atol=0.1) and y[1] < y[2] < y[0]  # 91 is the highest
+
+
+@pytest.mark.parametrize("values", [[5.0, 5.0, 5.0], [-1e-9, 1e-9], [1e30, -1e30], list(range(5000))])
+def test_curves_of_any_values_stay_in_their_frame(values):
+    svg = chart("a", [("b", 9, [(i + 1, value) for i, value in enumerate(values)])])
+    x, y = zip(*(map(float, point.split(",")) for point in re.search(r'points="([^"]*)"><t', svg)[1].split()), strict=True)
+    assert min(x) >= 56 and max(x) <= 706.1 and min(y) >= 19.9 and max(y) <= 270.1 and len(x) <= 1300
+
+
+def test_the_command_writes_reports_and_says_what_is_wrong(tmp_path):
+    make_run(tmp_path / "a", drawn=False), make_run(tmp_path / "b", drawn=False)
+    (tmp_path / "empty").mkdir()
+    command, here = ("-m", "utils.report"), {"cwd": tmp_path, "env": {"PYTHONPATH": str(ROOT)}}
+    done = run(*command, "a", "b", **here)
+    assert done.returncode == 0 and done.stdout.split() == ["a/report.html", "b/report.html", "comparison.html"]
+    assert (tmp_path / "comparison.html").exists() and not list(tmp_path.rglob("tmp-*"))
+    for words, code, said in (
+        (["empty"], 1, "empty: found neither args.json nor log.txt; expected the --output_dir of a run"),
+        (["nowhere"], 1, "nowhere: no such folder"),
+        (["a", "--output", "x.html"], 2, "--output names the comparison of several runs"),
+        (["a", "b", "--output", "no/x.html"], 1, "cannot be written (No such file or directory)"),
+    ):
+        done = run(*command, *words, **here)
+        assert done.returncode == code and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_report_starts_without_heavy_libraries():
+    code = "import sys, utils.report.__main__; print({'torch', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"

@@ -1,0 +1,109 @@
+"""What the folder of a run holds, as far as it can be read: damaged files and lines are left out. Standard library only."""
+
+import dataclasses
+import json
+import pathlib
+
+from utils.cli.errors import InputError
+from utils.report.scores import BEST_BY
+
+LARGEST_COUNT, LARGEST_NUMBER = 10**12, 1e100  # of epochs, updates, and scores; more is a damaged line
+
+
+@dataclasses.dataclass
+class RunFiles:
+    """A run as its files tell it."""
+
+    folder: pathlib.Path
+    args: dict  # every flag
+    settings: dict  # what decides the result, with total_batch, train_images and the like
+    command: list  # words of the command line, the script first
+    commit: str
+    versions: dict
+    epochs: list  # records of log.txt, one an epoch
+    finished: bool
+    metric: str  # the score that decides, such as test_acc1
+    best: tuple | None  # (value, epoch from 1, or None where the log is gone)
+    best_ema: tuple | None  # the same for the average of the weights
+    data: str
+    title: str
+
+    @property
+    def segments(self):
+        return self.metric == BEST_BY["segmentation"]
+
+    def series(self, key):
+        """[(epoch from 1, value)] of the epochs that have a number of this name."""
+        values = ((record["epoch"] + 1, number(record.get(key))) for record in self.epochs)
+        return [(epoch, value) for epoch, value in values if value is not None]
+
+
+def read_run(folder):
+    """The `RunFiles` in a folder. Raises InputError where there is no run."""
+    folder = pathlib.Path(folder)
+    if not ((folder / "args.json").is_file() or (folder / "log.txt").is_file()):
+        found = "found neither args.json nor log.txt" if folder.is_dir() else "no such folder"
+        raise InputError(f"{folder}: {found}; expected the --output_dir of a run")
+    record = read_json(folder / "args.json", dict)
+    args, settings, versions = (of_type(record.get(key), dict) for key in ("args", "settings", "versions"))
+    epochs, scores = read_records(folder / "log.txt", "epoch"), read_json(folder / "finished.json", dict)
+    segments = "backbone" in args or any(BEST_BY["segmentation"] in record for record in epochs)
+    metric = BEST_BY["segmentation" if segments else "recognition"]
+    data = args.get("dataset") or args.get("data_path") or args.get("data_set")
+    data = data or f"built-in {'scenes' if segments else 'digits'}" * bool(args)
+    model = " on ".join(str(args[key]) for key in ("model", "backbone") if args.get(key))
+    return RunFiles(
+        folder=folder, args=args, settings=settings, command=[str(word) for word in of_type(record.get("command"), list)],
+        commit=of_type(record.get("commit"), str), versions=versions, epochs=epochs,
+        finished=(folder / "finished.json").is_file(), metric=metric, best=_best(epochs, metric, scores),
+        best_ema=_best(epochs, f"{metric}_ema", scores), data=data,
+        title=", ".join(str(part) for part in (model, data) if part) or folder.resolve().name,
+    )  # fmt: skip
+
+
+def _best(epochs, key, scores):
+    """(value, epoch from 1 or None) of the highest of a score, or None. scores: of finished.json, for a log that is gone."""
+    values = [(value, record["epoch"] + 1) for record in epochs if (value := number(record.get(key))) is not None]
+    if values:
+        return max(values, key=lambda pair: pair[0])
+    return None if number(scores.get(key)) is None else (number(scores[key]), None)
+
+
+def read_records(path, *counts):
+    """The lines of log.txt or updates.txt that are whole, as dicts: those in which `counts`, such as "epoch", are counts."""
+    records = (parse(line, dict) for line in read_text(path).splitlines())
+    return [record for record in records if all(is_count(record.get(name)) for name in counts)]
+
+
+def read_json(path, kind):
+    """The content of a JSON file if it is of the type `kind`, or an empty one."""
+    return parse(read_text(path), kind)
+
+
+def read_text(path):
+    """The content of a text file; "" where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def parse(text, kind):
+    """The value that JSON holds if it is of the type `kind`, or an empty one."""
+    try:
+        return of_type(json.loads(text), kind)
+    except (ValueError, RecursionError):
+        return kind()
+
+
+def of_type(value, kind):
+    return value if isinstance(value, kind) else kind()
+
+
+def is_count(value):
+    return type(value) is int and 0 <= value < LARGEST_COUNT
+
+
+def number(value):
+    """`value` as float where it is a finite int or float that a picture has room for, else None."""
+    return float(value) if type(value) in (int, float) and -LARGEST_NUMBER < value < LARGEST_NUMBER else None

@@ -1,0 +1,65 @@
+"""The scores of a run by their names in log.txt: what they are called, their units, and the lines that tell them.
+
+A new metric gets one line in SCORES. Standard library only.
+"""
+
+import math
+from typing import NamedTuple
+
+
+class Score(NamedTuple):
+    name: str
+    short: str  # in a line of numbers
+    unit: str = "%"  # "" for a loss
+    decimals: int = 4  # of an exact result
+
+    @property
+    def title(self):
+        """Name and unit: mean IoU, %"""
+        return f"{self.name}, {self.unit}" if self.unit else self.name
+
+    def text(self, value, decimals=None):
+        """`value` with its unit, and as many decimals as are worth reading where none are given: 91.26 %"""
+        decimals = (2 if self.unit else 4) if decimals is None else decimals
+        return f"{value:.{decimals}f} {self.unit}".rstrip()
+
+
+SCORES = {
+    "test_acc1": Score("top-1 accuracy", "top-1", decimals=5),
+    "test_miou": Score("mean IoU", "mIoU"),
+    "test_acc5": Score("top-5 accuracy", "top-5", decimals=5),
+    "test_pixacc": Score("pixel accuracy", "pixel accuracy"),
+    "test_macc": Score("mean accuracy", "mean accuracy"),
+    "test_loss": Score("validation loss", "loss", unit="", decimals=6),
+    "train_loss": Score("training loss", "train loss", unit=""),
+}
+BEST_BY = {"recognition": "test_acc1", "segmentation": "test_miou"}  # the score that decides which weights are the best
+
+
+def epoch_line(record, epochs, best, metric):
+    """A line about an epoch: its loss and score, and the best score so far.
+
+    record: as in log.txt; epochs: how many the run has; best: {name in log.txt: value}; metric: the score that decides, such
+    as acc1.
+    """
+    text = f"epoch {record['epoch'] + 1}/{epochs}: train loss {record['train_loss']:.4f}"
+    for key, short in ((f"test_{metric}", SCORES[f"test_{metric}"].short), (f"test_{metric}_ema", "EMA")):
+        if key in record:
+            text += f", {short} {record[key]:.2f} % (best {best.get(key, 0):.2f})"
+    return text
+
+
+def result_lines(title, scores, classes=()):
+    """Lines about an evaluation: the scores, and of a segmentation the IoU of each of the `classes`.
+
+    scores: as evaluation gives them: {name in log.txt without test_: value}, with the number of images or classes.
+    """
+    known = {name: score for key, score in SCORES.items() if (name := key.removeprefix("test_")) in scores}
+    parts = [f"{score.short} {score.text(scores[name], score.decimals)}" for name, score in known.items()]
+    if "classes" in scores:
+        parts[0] += f" of {scores['classes']} classes"
+    if "images" in scores:
+        parts.append(f"{scores['images']} images")
+    ious = zip(classes, scores.get("iou", ()), strict=False)
+    lines = [f"  {name}: " + ("does not occur" if math.isnan(iou) else f"{iou:.2f}") for name, iou in ious]
+    return [f"{title}: {', '.join(parts)}", *lines]
