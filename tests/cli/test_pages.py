@@ -1,0 +1,33 @@
+"""What the pages and the scripts' own first lines tell people to type is understood."""
+
+import re
+import shlex
+
+from conftest import ROOT
+
+from utils.cli.first import parse
+
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+OTHERS = {"config_file", "mixed_precision", "nodes", "num_processes", "nproc_per_node"}  # of accelerate, torchrun and Slurm
+
+
+def commands(text):
+    """(script, its words) of each line that starts one, lines that go on with a backslash joined."""
+    for line in text.replace("\\\\\n", " ").replace("\\\n", " ").splitlines():
+        if found := re.match(r"\s*(?:python|accelerate launch|torchrun) .*?(train_\w+\.py)(.*)", line):
+            yield found[1], shlex.split(found[2], comments=True)
+
+
+def test_every_command_is_understood(monkeypatch):
+    monkeypatch.chdir(ROOT)  # where the recipes are
+    read = [
+        parse(script, "", words) for page in [*PAGES, *ROOT.glob("train_*.py")] for script, words in commands(page.read_text())
+    ]
+    assert len(read) > 20
+
+
+def test_what_a_flag_of_another_project_is_called_here_exists():
+    known = {name for script in ("recognition", "segmentation") for name in vars(parse(f"train_{script}.py", "", []))}
+    rows = [line.split("|") for line in (ROOT / "docs" / "COMING_FROM.md").read_text().splitlines() if line.startswith("| ")]
+    here = {flag for row in rows for flag in re.findall(r"--(\w+)", row[2])}
+    assert len(here) > 50 and here - known <= OTHERS
