@@ -14,7 +14,8 @@ from PIL import Image
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = pathlib.Path(os.environ.get("STRATA_GOLDEN", ROOT.parent / "shared" / "golden"))
-sys.path.insert(0, str(ROOT))
+# The project, and the folders of tests, some of which use what others make.
+sys.path[:0] = [str(ROOT), *(str(path) for path in sorted((ROOT / "tests").iterdir()) if path.is_dir())]
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # A model and a schedule that finish in seconds.
@@ -65,6 +66,44 @@ def train(*words, **kwargs):
     if "env" in kwargs or "cwd" in kwargs:
         return run(ROOT / "train_recognition.py", *TINY, *words, **kwargs)
     return forked("train_recognition", *TINY, *words, **kwargs)
+
+
+class Batches(list):
+    """A list of batches, with what the loops and `Run` ask of a Loader. updates: in an epoch."""
+
+    def __init__(self, batches, updates):
+        super().__init__(batches)
+        self.updates, self.state = updates, {}
+
+    def start(self, *_):
+        pass
+
+
+class NoImages:
+    """A source of which nothing is read."""
+
+    classes, title = [str(number) for number in range(10)], "no images"
+
+    def __len__(self):
+        return 1
+
+    def name(self, index):
+        return f"image {index}"
+
+
+def begin_run(accelerator, folder, model, optimizer, loader, *words, ema=None):
+    """A Run of recognition about to train on the Batches `loader`; words: flags."""
+    import train_recognition
+    from utils.cli.arguments import Batch
+    from utils.run.run import Run
+
+    args = train_recognition.parse_args(["--output_dir", str(folder), "--report_to", "none", *map(str, words)])
+    batch = Batch(8, accelerator.gradient_accumulation_steps, accelerator.num_processes, accelerator.process_index)
+    run = Run(accelerator, args, batch, "train_recognition", metric="acc1")
+    norm = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    run.open(NoImages(), NoImages(), {}, weights="from scratch", shown=norm, groups=[{"lr_scale": 1.0}])
+    run.resume(model, optimizer, ema, loader)
+    return run
 
 
 def free_port():

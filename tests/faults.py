@@ -80,8 +80,10 @@ def _run(script, words, text, rank, processes, port, prepare, errors, threads):
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
         )  # fmt: skip
     module = importlib.import_module(script)
+    from utils.model import processes as processes_of_a_run
+
     if threads:
-        module.machine.use_all_cores = lambda: torch.set_num_threads(threads) or threads
+        processes_of_a_run.use_all_cores = lambda: torch.set_num_threads(threads) or threads
     if prepare:
         prepare(rank)
     sys.argv = [f"{script}.py", *words]

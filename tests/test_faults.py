@@ -22,7 +22,7 @@ from test_train_segmentation import EVERYTHING as EVERYTHING_OF_MASKS
 from test_train_segmentation import TINY as TINY_MASKS
 from test_train_segmentation import data  # noqa: F401, a fixture
 
-from utils.run import checkpoint
+from utils import files
 from utils.run.checkpoint import find_fault, states
 
 STOPPED = 75
@@ -58,8 +58,8 @@ def uninterrupted(commands, tmp_path_factory):
 
 def slow_writes(_rank):
     """Make the time in which a state is being written long enough to be hit."""
-    flush = checkpoint._flush
-    checkpoint._flush = lambda path: (time.sleep(0.01), flush(path))
+    flush = files.flush
+    files.flush = lambda path: (time.sleep(0.01), flush(path))
 
 
 def moment(folder):
@@ -141,16 +141,16 @@ def test_a_signal_saves_and_the_same_command_goes_on(commands, uninterrupted, tm
 
 
 def a_signal_in_the_evaluation(rank):
-    from utils.run import signals as save_points
+    from utils.run.signals import Signals
 
-    asked = save_points.SavePoints.stop_if_asked
+    asked = Signals.stop_if_asked
 
-    def stop_if_asked(self, poll=True):
-        if poll and rank == 0 and not self.signal:
+    def stop_if_asked(self):
+        if rank == 0 and not self.signal:
             os.kill(os.getpid(), signal.SIGTERM)
-        asked(self, poll)
+        asked(self)
 
-    save_points.SavePoints.stop_if_asked = stop_if_asked
+    Signals.stop_if_asked = stop_if_asked
 
 
 def test_a_signal_is_heard_within_an_evaluation(commands, uninterrupted, tmp_path):
@@ -164,8 +164,8 @@ def test_a_signal_is_heard_within_an_evaluation(commands, uninterrupted, tmp_pat
 
 
 def very_slow_writes(_rank):
-    flush = checkpoint._flush
-    checkpoint._flush = lambda path: (time.sleep(1), flush(path))
+    flush = files.flush
+    files.flush = lambda path: (time.sleep(1), flush(path))
 
 
 def test_a_second_ctrl_c_stops_at_once_and_a_double_one_of_the_launcher_does_not(commands, uninterrupted, tmp_path):

@@ -6,17 +6,17 @@ import accelerate
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from conftest import ROOT, run
+from conftest import ROOT, Batches, begin_run
+from conftest import run as run_script
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train_recognition
 import train_segmentation
 from utils.augment.mixup import Mixup
-from utils.losses.recognition import CrossEntropy
+from utils.cli.recognition_flags import MixupOptions
+from utils.losses.recognition import make_loss
 from utils.losses.segmentation import SegmentationLoss
 from utils.model.ema import EMA
-from utils.run import state as run_state
-from utils.run.log import RunLog
 
 
 class Count(TorchDispatchMode):
@@ -55,26 +55,21 @@ def test_no_value_is_read_back_within_an_update(accelerator, tmp_path, script, c
     images, labels = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
     if script == "recognition":
         model, train = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 8), torch.nn.Flatten()), train_recognition.train_one_epoch
-        criterion, options, batch = CrossEntropy(0.1), {"mixup": Mixup(5)}, (images, labels, torch.full((4,), -1))
+        criterion, options = make_loss("ce", 0.1), {"mixup": Mixup(5, MixupOptions(mixup=0.8))}
     else:
         model, train = Dense(), train_segmentation.train_one_epoch
-        criterion, options, batch = (
-            SegmentationLoss(5),
-            {},
-            (images, labels[:, None, None].expand(4, 8, 8), torch.full((4,), -1)),
-        )
+        criterion, options, labels = SegmentationLoss(5), {}, labels[:, None, None].expand(4, 8, 8)
+    batch = (images, labels, torch.full((4,), -1))
     network, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    log, ema = RunLog(tmp_path), EMA(model)
+    clip = ("--clip_grad", clip_grad) if clip_grad else ()
     calls = {}
     for updates in (5, 25):  # all of them before the first look, so that what differs is the cost of 20 updates
-        state = run_state.new_state("alone")
-        log.start_epoch(0, 1, 0, updates, 8)
-        with Count() as count:
-            train(
-                accelerator, network, criterion, [batch] * (2 * updates), optimizer, lambda update: 0.1, state, log, ema=ema,
-                clip_grad=clip_grad, log_every=1000, **options,
-            )  # fmt: skip
-        assert state["update"] == updates
+        loader, ema = Batches([batch] * (2 * updates), updates), EMA(model)
+        run = begin_run(accelerator, tmp_path / str(updates), model, optimizer, loader, "--log_every", 1000, *clip, ema=ema)
+        with run, Count() as count:
+            run.start_epoch(1, updates)
+            train(accelerator, network, criterion, loader, optimizer, lambda update: 0.1, run, ema=ema, **options)
+        assert run.counters.update == updates
         calls[updates] = count.calls
     read = calls[25]["_local_scalar_dense"] - calls[5]["_local_scalar_dense"]
     assert read == 0
@@ -83,12 +78,11 @@ def test_no_value_is_read_back_within_an_update(accelerator, tmp_path, script, c
 
 ACCUMULATION = """
 import os, sys
-sys.path[:0] = ["ROOT"]
+sys.path[:0] = ["ROOT", "ROOT/tests"]
 import accelerate, torch
+from conftest import Batches, begin_run
 from train_recognition import train_one_epoch
-from utils.run import state as run_state
-from utils.losses.recognition import CrossEntropy
-from utils.run.log import RunLog
+from utils.losses.recognition import make_loss
 
 accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=3)
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 8), torch.nn.Flatten())
@@ -96,16 +90,17 @@ network, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters
 updates_of = []
 
 def hook(state, bucket):
-    updates_of.append(run["update"])
+    updates_of.append(run.counters.update)
     future = torch.futures.Future()
     future.set_result(bucket.buffer())
     return future
 
 network.register_comm_hook(None, hook)
-run, log = run_state.new_state("alone"), RunLog(sys.argv[1], accelerator.is_main_process)
-log.start_epoch(0, 1, 0, 4, 12)
-batch = (torch.rand(4, 3, 8, 8), torch.arange(4))
-train_one_epoch(accelerator, network, CrossEntropy(0.1), [batch] * 12, optimizer, lambda update: 0.1, run, log)
+loader = Batches([(torch.rand(4, 3, 8, 8), torch.arange(4))] * 12, 4)
+run = begin_run(accelerator, sys.argv[1], model, optimizer, loader)
+with run:
+    run.start_epoch(1, 4)
+    train_one_epoch(accelerator, network, make_loss("ce", 0.1), loader, optimizer, lambda update: 0.1, run)
 if accelerator.is_main_process:
     print("reduced for the updates", updates_of)
 torch.distributed.barrier()
@@ -117,6 +112,6 @@ os._exit(0)
 def test_accumulation_sends_gradients_once_per_update(tmp_path):
     """Twelve micro-batches in four updates: one bucket of gradients is sent for each update, within its last backward."""
     (tmp_path / "script.py").write_text(ACCUMULATION.replace("ROOT", str(ROOT)))
-    done = run(tmp_path / "script.py", tmp_path / "log", processes=2)
+    done = run_script(tmp_path / "script.py", tmp_path / "log", processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "reduced for the updates [0, 1, 2, 3]" in done.stdout

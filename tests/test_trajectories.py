@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
-from conftest import GOLDEN, lines
+from conftest import GOLDEN, Batches, begin_run, lines
 from safetensors.torch import load_file
 from timm.models.convnext import ConvNeXt
 from timm.models.resnet import BasicBlock, ResNet
@@ -17,12 +17,11 @@ from timm.models.resnet import BasicBlock, ResNet
 from lr_sched import adjust_learning_rate, make_schedule
 from optim_factory import create_optimizer, layer_decay_assigner
 from train_recognition import evaluate, train_one_epoch
+from utils.augment.mixup import smooth_one_hot
 from utils.data.sampling import EvalBatches
-from utils.losses.recognition import CrossEntropy, smooth_one_hot
+from utils.losses.recognition import make_loss
 from utils.model.ema import EMA
 from utils.model.weights import to_timm_name
-from utils.run.log import RunLog
-from utils.run.state import new_state
 
 FOLDER = GOLDEN / "6_trajectories"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -74,7 +73,7 @@ class HeldOut(list):
     def __init__(self, golden, batch_size=32):
         indices = golden.tensors["heldout"].long()
         super().__init__((golden.images[chunk], golden.labels[chunk]) for chunk in indices.split(batch_size))
-        self.batch_sampler = EvalBatches(len(indices), batch_size)
+        self.order = EvalBatches(len(indices), batch_size)
 
 
 def replay(golden, folder, *, schedule_of=None, clip_grad=None):
@@ -113,20 +112,23 @@ def replay(golden, folder, *, schedule_of=None, clip_grad=None):
 
     network, optimizer = accelerator.prepare(golden.model, optimizer)
     ema = EMA(golden.model, config["model_ema_decay"]) if config.get("model_ema_decay") else None
-    state, log, results = new_state("alone"), RunLog(folder), []
-    for epoch in range(config["epochs"]):
-        state["epoch"] = epoch
-        log.start_epoch(epoch, config["epochs"], 0, updates, freq * config["batch_size"])
-        train_one_epoch(
-            accelerator, network, CrossEntropy(config.get("smoothing", config.get("label_smoothing"))),
-            golden.batches(epoch, freq), optimizer, watched, state, log, ema=ema, clip_grad=clip_grad,
-            mixup=mixup if config.get("mixup") else None,
-        )  # fmt: skip
-        results.append(evaluate(accelerator, network, HeldOut(golden)))
-    if ema:
-        with ema.in_model():
-            results.append(evaluate(accelerator, network, HeldOut(golden)))
-    return lines(folder / "updates.txt"), rates, results, ema
+    loader, results = Batches([], updates), []
+    clip = ("--clip_grad", clip_grad) if clip_grad else ()
+    run = begin_run(accelerator, folder / "run", golden.model, optimizer, loader, *clip, ema=ema)
+    criterion = make_loss("ce", config.get("smoothing", config.get("label_smoothing")))
+    with run:
+        for epoch in range(config["epochs"]):
+            loader[:] = golden.batches(epoch, freq)
+            run.start_epoch(config["epochs"], updates)
+            train_one_epoch(
+                accelerator, network, criterion, loader, optimizer, watched, run, mixup if config.get("mixup") else None, ema
+            )
+            run.counters.epoch += 1
+            results.append(evaluate(accelerator, network, HeldOut(golden), run)[0])
+        if ema:
+            with ema.in_model():
+                results.append(evaluate(accelerator, network, HeldOut(golden), run)[0])
+    return lines(folder / "run" / "updates.txt"), rates, results, ema
 
 
 def our_schedule(optimizer, updates, config, lr):

@@ -11,6 +11,7 @@ import os
 import pathlib
 import shlex
 import sys
+from typing import NamedTuple
 
 from utils.cli.errors import InputError, did_you_mean, one_line
 
@@ -255,14 +256,32 @@ def check_model_kwargs(kwargs, flag):
             raise InputError(f"{flag} {key}={value}: larger than any model; expected numbers that add up to {MODEL_SIZE:,}")
 
 
-def derive_batch(batch_size, update_freq, total_batch_size, processes, default_batch_size):
-    """(batch_size, update_freq) so that batch_size * update_freq * processes is `total_batch_size`, if that is given.
+class Batch(NamedTuple):
+    """How an update is shared out: images per process and micro-batch, micro-batches per update, processes, and which one
+    this is."""
+
+    size: int
+    update_freq: int = 1
+    processes: int = 1
+    process: int = 0
+
+    @property
+    def total(self):
+        """Images per update."""
+        return self.size * self.update_freq * self.processes
+
+    def __str__(self):
+        return f"batch size {self.size} x update_freq {self.update_freq} x {self.processes} processes"
+
+
+def derive_batch(batch_size, update_freq, total_batch_size, processes, default_batch_size, process=0):
+    """The Batch whose total is `total_batch_size`, if that is given.
 
     batch_size and update_freq are None where the user left them open; the default batch is made smaller where the
     total asks for less per process. Raises InputError where the numbers do not divide.
     """
     if total_batch_size is None:
-        return batch_size or default_batch_size, update_freq or 1
+        return Batch(batch_size or default_batch_size, update_freq or 1, processes, process)
     per_update, rest = divmod(total_batch_size, processes * (update_freq or 1))
     if batch_size is None:
         batch_size = per_update if rest == 0 and per_update <= default_batch_size else default_batch_size
@@ -273,4 +292,4 @@ def derive_batch(batch_size, update_freq, total_batch_size, processes, default_b
             f"--total_batch_size {total_batch_size} cannot be made of {processes} process{'es' * (processes > 1)} x "
             f"--batch_size {batch_size}{asked}: choose numbers that divide it"
         )
-    return batch_size, freq
+    return Batch(batch_size, freq, processes, process)

@@ -4,6 +4,8 @@ A flag is added here, or in recognition_flags.py or segmentation_flags.py, and n
 of a topic on as one NamedTuple. `free=True`: the flag may change between a run and its resumption.
 """
 
+import os
+
 from lr_sched import SCHEDULES
 from utils.cli.arguments import number, refuse_idle, settings_of, whole
 
@@ -44,6 +46,7 @@ def add_optimizer_flags(parser, layer_decay_types):
     topic = parser.topic("optimizer")
     topic.add("--opt", default="adamw", help="sgd (with Nesterov momentum), momentum (without), adam, adamw, or any name of "
               "timm's; lookahead_adamw averages over six steps")  # fmt: skip
+    topic.add("--blr", type=number(0), default=5e-4, help="learning rate for 256 images per update, where --lr is not given")
     topic.add("--opt_eps", type=number(above=0), help="the optimizer's epsilon; none: its own")
     topic.add("--opt_betas", type=number(0, 1), nargs="+", help="the optimizer's betas, such as 0.9 0.95; none: its own")
     topic.add("--momentum", type=number(0, 1), default=0.9, help="momentum of SGD, RMSprop and the like")
@@ -73,7 +76,6 @@ def add_schedule_flags(parser):
     topic = parser.topic("schedule, per update")
     topic.add("--epochs", type=whole(1), default=100, help="passes over the training data")
     topic.add("--lr", type=number(0), help="peak learning rate; none: --blr x images per update / 256")
-    topic.add("--blr", type=number(0), default=5e-4, help="learning rate for 256 images per update")
     topic.add("--min_lr", type=number(0), default=1e-6, help="learning rate at the end of the run")
     topic.add("--warmup_epochs", type=number(0), default=20, help="epochs in which the rate grows from 0 to its peak")
     topic.add("--warmup_steps", type=int, default=-1, help="the same in updates; above 0 it wins over --warmup_epochs")
@@ -163,6 +165,8 @@ def check_order(args, error, names):
 
 def check_common(args, error):
     """error(message) for flags of both scripts that contradict each other, or that would do nothing."""
+    if args.eval and args.resume and not os.path.isfile(os.path.join(args.resume, "manifest.json")):
+        args.finetune, args.resume = args.resume, ""  # as published: --eval true --resume WEIGHTS
     if args.data_path and args.dataset:
         error("--data_path and --dataset: found both, expected one; leave the other out")
     if args.streaming and (not args.dataset or args.val_split or args.check_data):

@@ -28,6 +28,7 @@ def add_flags(parser):
     topic.add("--max_updates", type=whole(1), help="updates of the run, instead of --epochs")
     flags.add_ema_flags(parser)
     add_evaluation_flags(parser)
+    add_view_flags(parser)
     flags.add_speed_flags(parser)
     flags.add_output_flags(parser, "train_segmentation")
     flags.add_result_flags(parser)
@@ -52,7 +53,18 @@ def add_network_flags(parser):
     topic.add("--aux_channels", type=whole(1), help="inner width of the auxiliary head; none: a quarter of its input's")
 
 
-NetworkOptions = settings_of("NetworkOptions", add_network_flags)
+def network_options(args):
+    """Arguments of build_network but for `classes`, as config.json keeps them; what is not given is the head's own."""
+    head = {"channels": args.channels, "dropout": args.dropout, "se_loss": args.se_loss or None, **dict(args.head_kwargs)}
+    aux = {"channels": args.aux_channels, "dropout": args.dropout}
+    return {
+        "backbone": args.backbone, "head": args.model, "output_stride": args.output_stride, "head_kwargs": _given(head),
+        "aux_kwargs": _given(aux) if args.aux else None, "backbone_kwargs": dict(args.backbone_kwargs),
+    }  # fmt: skip
+
+
+def _given(options):
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def add_data_flags(parser):
@@ -106,13 +118,20 @@ def add_loss_flags(parser):
 LossOptions = settings_of("LossOptions", add_loss_flags)
 
 
-def add_evaluation_flags(parser):
-    topic = flags.add_evaluation_flags(parser)
+def add_view_flags(parser):
+    topic = parser.topic("how evaluation looks at an image")
     topic.add("--eval_mode", choices=("whole", "slide", "crop"), default="whole", help="look at the whole image at once, at "
               "windows of --crop_size, or at the centre only")  # fmt: skip
     topic.add("--eval_scales", type=number(above=0), nargs="+", default=(1.0,), help="scales of --base_size, whose scores are "
               "added up, such as 0.75 1.0 1.25")  # fmt: skip
     topic.switch("--eval_flip", False, "add the scores of the mirror image")
+
+
+View = settings_of("View", add_view_flags)
+
+
+def add_evaluation_flags(parser):
+    topic = flags.add_evaluation_flags(parser)
     topic.add("--eval_batch_size", free=True, type=whole(1), default=1, help="images per process; above 1 all must have "
               "one size")  # fmt: skip
     topic.add("--eval_freq", type=whole(1), default=1, help="epochs between two evaluations")

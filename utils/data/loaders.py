@@ -1,57 +1,158 @@
-"""The last step of the input pipeline: batches on the device, normalised and erased there, one ahead of the one in use."""
+"""From data sets to batches on the device, for training and for evaluation."""
+
+import contextlib
+import gc
+import os
+import signal
 
 import torch
 
-from utils.augment import fast as fast_transforms
+from utils.cli.errors import InputError
+from utils.data.sampling import EvalBatches, TrainBatches
+from utils.data.streaming import StreamLoader
+
+LAST_BATCHES = 15  # seconds that a loader worker goes on after SIGTERM, for the update under way
 
 
-class DeviceBatches:
-    """Iterates over the batches of `loader` on `device`; other attributes are those of the loader.
+def build_loaders(
+    train_set, val_set, batch, *, device, seed, eval_batch_size=None, workers=0, pin_memory=True, dist_eval=True,
+    shuffle_buffer=None, collate=None, finish=None, channels_last=False, needs_updates=True,
+):  # fmt: skip
+    """(Loader to train on, Loader to evaluate on).
 
-    A batch is (images, labels or masks, …). Those of `fast_transforms.collate` become (images (B, 3, H, W) float32, labels, …),
-    normalised by `mean` and `std`, with what was to be erased erased.
-    Others, whose first element is a float tensor, are only moved. On a GPU a batch is copied and prepared on a stream of its
-    own while the one before it is used. What follows the labels (the numbers of replaced samples) stays on the CPU.
+    train_set, val_set: of utils/data/datasets.py; batch: Batch. eval_batch_size: images per process, None: as in training.
+    shuffle_buffer: samples that a stream shuffles at a time; None: `train_set` is no stream. collate: as of torch's
+    DataLoader; finish: what is left to do with the images of a batch on the device, see `Loader`.
+    Raises InputError where the training images are fewer than one update needs, if `needs_updates`.
+    """
+    share = (batch.process, batch.processes)
+    pinned = pin_memory and device.type == "cuda"
+    options = {"num_workers": workers, "pin_memory": pinned, "worker_init_fn": in_worker}
+    on_device = {"device": device, "finish": finish, "channels_last": channels_last}
+    if shuffle_buffer:
+        order = batches = StreamLoader(
+            train_set.source.table, train_set, len(train_set), batch.size, batch.update_freq, workers, *share, seed,
+            shuffle_buffer, collate, pin_memory=pinned, worker_init_fn=in_worker,
+        )  # fmt: skip
+    else:
+        order = TrainBatches(len(train_set), batch.size, batch.update_freq, *share, seed)
+        batches = torch.utils.data.DataLoader(
+            train_set, batch_sampler=order, collate_fn=collate, persistent_workers=workers > 0, **options
+        )
+    if order.updates == 0 and needs_updates:
+        raise InputError(f"{len(train_set)} training images are less than one update needs, {batch.total} ({batch})")
+    eval_order = EvalBatches(len(val_set), eval_batch_size or batch.size, *(share if dist_eval else (0, 1)))
+    eval_batches = torch.utils.data.DataLoader(
+        val_set, batch_sampler=eval_order, collate_fn=collate, persistent_workers=workers > 0, **options
+    )
+    return Loader(batches, order, **on_device), Loader(eval_batches, eval_order, **on_device)
+
+
+class Loader:
+    """Iterates over batches on the device: (images (B, 3, H, W) float32, labels or masks, …).
+
+    batches: gives (images, labels, …) or, where `finish` is needed, (images (B, 3, H, W) uint8, what to erase, labels, …).
+    order: TrainBatches, StreamLoader or EvalBatches, which say what comes when. finish: (uint8 images on the device, what to
+    erase) -> normalised images. What follows the labels (the numbers of replaced samples) stays on the CPU.
+    lane: a second stream of the device, on which the next batch is copied and finished while one is in use; None: there is
+    none, as on a CPU. It is one for the life of the loader, since memory that a stream freed is kept for that stream.
     """
 
-    def __init__(self, loader, device, mean=None, std=None, channels_last=False):
-        self.loader, self.device, self.mean, self.std = loader, torch.device(device), mean, std
+    def __init__(self, batches, order, *, device, finish=None, channels_last=False, lane=None):
+        self.batches, self.order, self.device, self.finish = batches, order, torch.device(device), finish
         self.layout = torch.channels_last if channels_last else torch.preserve_format
-
-    def __getattr__(self, name):
-        return getattr(self.loader, name)
+        self.lane = CudaLane(self.device) if lane is None and self.device.type == "cuda" else lane
+        self.state = {}  # of a stream of data, after the batch that was given last
 
     def __len__(self):
-        return len(self.loader)
+        return len(self.batches)
+
+    @property
+    def updates(self):
+        """Updates in an epoch."""
+        return self.order.updates
+
+    def start(self, epoch, first_update, last_update=None):
+        """The next iteration is over this epoch, from update `first_update` of it to before `last_update`, or to its end."""
+        self.order.epoch, self.order.first_update = epoch, first_update
+        self.order.last_update = self.updates if last_update is None else last_update
+
+    def load_state_dict(self, state):
+        """Begin reading a stream of data at `state`, which `state` was after some batch."""
+        if state:
+            self.order.load_state_dict(state)
 
     def __iter__(self):
-        if self.device.type != "cuda":
-            yield from map(self._prepare, self.loader)
-            return
-        side, waiting = torch.cuda.Stream(self.device), None
-        for batch in self.loader:
-            with torch.cuda.stream(side):
-                prepared = self._prepare(batch)
+        waiting = None
+        for batch in self.batches:
+            state = self.order.state_dict() if hasattr(self.order, "state_dict") else {}
+            if self.lane is None:
+                self.state = state
+                yield self._prepare(batch)
+                continue
+            prepared = self.lane.run(self._prepare, batch)
             if waiting is not None:
-                yield self._hand_over(waiting, side)
-            waiting = prepared
+                yield self._hand_over(*waiting)
+            waiting = prepared, state
         if waiting is not None:
-            yield self._hand_over(waiting, side)
+            yield self._hand_over(*waiting)
+
+    def _hand_over(self, prepared, state):
+        self.state = state
+        return self.lane.hand_over(prepared)
 
     def _prepare(self, batch):
         images, *rest = batch
-        erase = None if torch.is_tensor(rest[0]) else rest.pop(0)
-        images = images.to(self.device, non_blocking=True, memory_format=self.layout)
-        if images.dtype == torch.uint8:
-            images = fast_transforms.finish(images, erase, self.mean, self.std)
+        erase = rest.pop(0) if self.finish is not None else None
+        # From memory that is not page-locked a copy to Apple's GPUs must not be awaited later: it would be damaged.
+        moved = {"device": self.device, "non_blocking": self.device.type != "mps"}
+        images = images.to(**moved, memory_format=self.layout)
+        if self.finish is not None:
+            images = self.finish(images, erase)
         labels, *others = rest
-        return (images, labels.to(self.device, non_blocking=True), *others)
+        return (images, labels.to(**moved), *others)
 
-    def _hand_over(self, batch, side):
-        """The batch, when its own stream is done with it; its memory is not taken by others before ours is."""
-        ours = torch.cuda.current_stream(self.device)
-        ours.wait_stream(side)
+
+class CudaLane:
+    """A stream of a GPU beside the one that computes."""
+
+    def __init__(self, device):
+        self.device, self.stream = device, torch.cuda.Stream(device)
+
+    def run(self, function, *arguments):
+        """(what the function gives on this stream, an event of its end)."""
+        with torch.cuda.stream(self.stream):
+            return function(*arguments), self.stream.record_event()
+
+    def hand_over(self, prepared):
+        """The batch for the computing stream, once it is done; nobody else gets its memory before that stream is done too."""
+        batch, done = prepared
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_event(done)
         for part in batch:
             if part.is_cuda:
-                part.record_stream(ours)
+                part.record_stream(computing)
         return batch
+
+
+# --- loader workers -------------------------------------------------------------------------------------------------
+
+
+def in_worker(_worker):
+    """A loader worker leaves signals and memory to the process that it belongs to.
+
+    Launchers send SIGTERM to a process and its workers alike, and a worker that ends at once would take the process with it
+    before it has saved. So it works on for a while, then ends as if it had been asked to; a second SIGTERM ends it at once.
+    """
+    gc.freeze()  # the collector would write to every object there is, and each worker would end with its own copy of all
+    for name in ("SIGUSR1", "SIGINT"):
+        with contextlib.suppress(AttributeError):  # not on Windows
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
+
+
+def _end_later(*_):
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+        signal.alarm(LAST_BATCHES)

@@ -7,6 +7,7 @@ import re
 import warnings
 
 import accelerate
+import timm.layers
 import torch
 import torch.distributed
 
@@ -16,24 +17,26 @@ from utils.cli.errors import InputError
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # from malloc.h of glibc
 
 
-def start_processes(batch_size, update_freq, total_batch_size, use_amp=False, default_batch_size=64):
-    """(Accelerator, batch_size, update_freq): joins the processes that the launcher started.
+def start_processes(batch_size, update_freq, total_batch_size, use_amp=False, *, default_batch_size, sync_bn=False):
+    """(Accelerator, Batch): joins the processes that the launcher started, and gives torch this one's share of the cores.
 
     batch_size, update_freq and total_batch_size: see `derive_batch`. use_amp: bf16 (fp16 where a GPU has no bf16) if
-    the launcher chose no precision. Raises InputError where launcher and Accelerate disagree on the processes.
+    the launcher chose no precision. Raises InputError where launcher and Accelerate disagree on the processes, and for
+    what their kind cannot do.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    batch_size, update_freq = derive_batch(batch_size, update_freq, total_batch_size, world, default_batch_size)
+    world, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    batch = derive_batch(batch_size, update_freq, total_batch_size, world, default_batch_size, rank)
     precision = None
     if use_amp and "ACCELERATE_MIXED_PRECISION" not in os.environ:
         precision = "fp16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else "bf16"
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise InputError("the launcher asks for DeepSpeed: expected accelerate_configs/fsdp2.yaml, which shards weights too")
+    use_all_cores()
     keep_freed_memory()
     _meet_again(world)
     # Without cpu=True several processes on a machine without GPU would each believe to be alone.
     accelerator = accelerate.Accelerator(
-        cpu=not has_accelerator(), mixed_precision=precision, gradient_accumulation_steps=update_freq
+        cpu=not has_accelerator(), mixed_precision=precision, gradient_accumulation_steps=batch.update_freq
     )
     # Of 1 x 1 convolutions, whose gradient has the same order in memory under another name; said once by every process.
     warnings.filterwarnings("ignore", "(?s)Grad strides do not match bucket view strides")
@@ -42,7 +45,18 @@ def start_processes(batch_size, update_freq, total_batch_size, use_amp=False, de
             f"the launcher started {world} processes, but Accelerate sees {accelerator.num_processes}: launch with torchrun "
             "or with a config of accelerate_configs/"
         )
-    return accelerator, batch_size, update_freq
+    if sync_bn and world > 1 and accelerator.device.type == "cpu":
+        raise InputError("--sync_bn: torch synchronises batch norm on GPUs only; leave it out on the CPU")
+    if accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2:
+        raise InputError("FSDP of version 1: expected fsdp_version 2, as in accelerate_configs/fsdp2.yaml")
+    return accelerator, batch
+
+
+def describe(accelerator):
+    """The processes of a run and what each has, in words."""
+    device = accelerator.device.type
+    on = f"{torch.get_num_threads()} CPU threads" if device == "cpu" else f"one {device}"
+    return f"processes: {accelerator.num_processes}, each with {on}; precision {accelerator.mixed_precision}"
 
 
 def _meet_again(world):
@@ -60,12 +74,21 @@ def _meet_again(world):
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
 
 
-def check_support(accelerator, *, sync_bn):
-    """InputError for what the kind of processes cannot do."""
-    if sync_bn and accelerator.num_processes > 1 and accelerator.device.type == "cpu":
-        raise InputError("--sync_bn: torch synchronises batch norm on GPUs only; leave it out on the CPU")
-    if accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2:
-        raise InputError("FSDP of version 1: expected fsdp_version 2, as in accelerate_configs/fsdp2.yaml")
+def fit_to_hardware(model, *, channels_last=False, grad_checkpointing=False, sync_bn=False):
+    """The model, which computes the same in evaluation, so that it suits the device and the number of processes.
+
+    channels_last: weights in memory order NHWC. grad_checkpointing: compute activations again in the backward pass; raises
+    InputError where timm has no code for it. sync_bn: batch norm takes its statistics over all processes.
+    """
+    if grad_checkpointing:
+        try:
+            model.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError, NotImplementedError):
+            raise InputError("--grad_checkpointing: timm has none for this model; leave the flag out") from None
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    # timm's converter: torch's own drops the activation inside timm's BatchNormAct2d
+    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model) if sync_bn else model
 
 
 def has_accelerator():
@@ -88,6 +111,11 @@ def cores_per_process():
     """CPU cores that this process may use, shared fairly with the other processes on this machine."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def loader_workers(wanted=None):
+    """Loader processes of this process: as many as `wanted`, or its share of the cores, 10 at most."""
+    return min(10, cores_per_process()) if wanted is None else wanted
 
 
 def keep_freed_memory():

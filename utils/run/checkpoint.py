@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from utils import files
 from utils.cli.errors import InputError, first_line, one_line
 
 MANIFEST = "manifest.json"
@@ -45,9 +46,9 @@ def save_state(folder, update, model, optimizer, ema, state, keep):
         manifest = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(aside.iterdir())}
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in (*aside.iterdir(), aside):
-            _flush(path)
+            files.flush(path)
         aside.rename(final)
-        _flush(folder)
+        files.flush(folder)
     except DISK_ERRORS as error:
         shutil.rmtree(aside, ignore_errors=True)  # gives a full disk its room back
         raise OSError(f"{folder}: {first_line(error)}") from None
@@ -141,18 +142,11 @@ def export_weights(folder, model, config):
     folder = pathlib.Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, write in (
-            ("model.safetensors", lambda path: _save_tensors(model, path)),
-            ("config.json", lambda path: path.write_text(json.dumps(config, indent=1))),
-        ):
-            aside = folder / f"tmp-{name}"
-            write(aside)
-            _flush(aside)
-            aside.replace(folder / name)
-        _flush(folder)
+        with files.replace(folder / "model.safetensors") as aside:
+            _save_tensors(model, aside)
+        files.write_json(folder / "config.json", config)
+        files.flush(folder)
     except DISK_ERRORS as error:
-        for left in folder.glob("tmp-*"):
-            left.unlink(missing_ok=True)
         raise OSError(f"{folder}: {first_line(error)}") from None
 
 
@@ -167,10 +161,3 @@ def _sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-
-def _flush(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,8 +11,8 @@ import sys
 
 import accelerate
 
+from utils import files, versions
 from utils.cli.errors import InputError, one_line
-from utils.run import log as run_log
 from utils.run.checkpoint import newest_state, set_aside_newer
 
 FINISHED = "finished.json"
@@ -43,15 +43,15 @@ def open_folder(folder, script, settings, args, *, resume="", auto_resume=True, 
         _lock(folder)
         resume_from = resume_from or newest_state(folder / "checkpoints", say)
         set_aside_newer(folder / "checkpoints", resume_from and pathlib.Path(resume_from))
-        run_log.write_json(
+        files.write_json(
             record,
             {
                 "settings": settings,
                 "args": args,
                 "command": sys.argv,
                 "launcher": _launcher(),
-                "commit": run_log.commit(),
-                "versions": run_log.versions(),
+                "commit": versions.commit(),
+                "versions": versions.versions(),
             },
         )
     except OSError as error:
@@ -73,8 +73,19 @@ def open_together(accelerator, *words, say, **settings):
     return found[:2]
 
 
-def mark_finished(folder, best):
-    run_log.write_json(os.path.join(folder, FINISHED), best)
+def mark_finished(accelerator, log, folder, best, fault):
+    """Mark the run as finished, all processes together. fault: of its last save or of last/; InputError says what to do."""
+    if accelerator.is_main_process and not fault:
+        try:
+            log.flush()
+            files.write_json(os.path.join(folder, FINISHED), best)
+        except OSError as error:
+            fault = str(error)
+    if fault:
+        raise InputError(
+            f"trained to the end, but the last save failed: {fault}; make room and run the same command with --output_dir "
+            f"{folder}, which goes on from the last whole state"
+        )
 
 
 def differences(old, new):

@@ -1,29 +1,28 @@
 """What a run leaves to read: args.json, log.txt (one line an epoch), updates.txt (an update), warnings.txt, the console."""
 
 import contextlib
-import importlib.metadata
 import json
 import math
 import os
 import pathlib
-import platform
-import subprocess
 import sys
 import time
 
 from tqdm import tqdm
 
+from utils import files
+
 
 class RunLog:
-    """Files and console of a run. Only the main process writes; with `folder` None nothing is written to disk."""
+    """Console and files of a run. Only the main process writes; before `open` nothing is written to disk."""
 
-    def __init__(self, folder, is_main=True):
-        self.folder = pathlib.Path(folder) if folder and is_main else None
-        self.is_main, self.bar = is_main, None
-        self.trackers, self.last_update = None, 0  # Trackers, if there are any; the update that was logged last
+    def __init__(self, is_main=True):
+        self.is_main, self.folder, self.bar = is_main, None, None
         self.waiting, self.fault = {}, None  # lines not on the disk yet, by file; what is wrong with the disk
-        if self.folder:
-            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def open(self, folder):
+        """From here on the files of `folder`, which is there, are written too."""
+        self.folder = pathlib.Path(folder) if self.is_main else None
 
     def say(self, text):
         if self.is_main:
@@ -35,25 +34,13 @@ class RunLog:
         self.say(f"warning: {text}")
         self._append("warnings.txt", [text.replace("\n", " ")])
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *_):
-        if kind and self.trackers:  # what waits there would be lost
-            self.trackers.finish()
-
     def epoch(self, record):
         """Append a record to log.txt."""
         self._append("log.txt", [json.dumps(_finite(record))])
-        if self.trackers:
-            self.trackers.log(record, self.last_update)
 
     def updates(self, records):
         """Append the records of some updates to updates.txt."""
         self._append("updates.txt", [json.dumps(_finite(record)) for record in records])
-        if self.trackers:
-            self.last_update = records[-1]["update"]
-            self.trackers.log({name: records[-1].get(name) for name in ("loss", "lr", "grad_norm")}, self.last_update)
 
     def _append(self, name, lines):
         """Write whole lines or none; on a full disk they wait in memory for the next time."""
@@ -98,37 +85,40 @@ class RunLog:
     # --- progress of an epoch: a bar on a terminal, plain lines elsewhere
 
     def start_epoch(self, epoch, epochs, first_update, updates, images_per_update):
+        """An epoch of so many updates begins, at `first_update` of it."""
         self.title, self.first, self.done, self.total = f"epoch {epoch + 1}/{epochs}", first_update, first_update, updates
         self.images, self.start = images_per_update, time.perf_counter()
+        self.now = self.start
         if self.is_main and sys.stderr.isatty():
             self.bar = tqdm(total=updates, initial=first_update, desc=self.title, unit="update", leave=False)
 
     def advance(self):
         """One more update is done. Cheap: nothing is read from the device."""
-        self.done += 1
+        self.done, self.now = self.done + 1, time.perf_counter()
         if self.bar:
             self.bar.update()
+
+    def end_updates(self):
+        """The last update of the epoch is done and looked at."""
+        self.now = time.perf_counter()
+        if self.bar:
+            self.bar.close()
+            self.bar = None
 
     def progress(self, loss, lr):
         """Show the last loss and rate; the end of the epoch has a line of its own."""
         if self.bar:
-            self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {self._speed():.0f} images/s")
+            self.bar.set_postfix_str(f"loss {loss:.4f}, lr {lr:.2e}, {self.images_per_second():.0f} images/s")
         elif self.done < self.total:
-            left = (self.total - self.done) * self.images / self._speed()
+            left = (self.total - self.done) * self.images / self.images_per_second()
             self.say(
                 f"{self.title}, update {self.done}/{self.total}: loss {loss:.4f}, lr {lr:.2e}, "
-                f"{self._speed():.0f} images/s, {clock(left)} left"
+                f"{self.images_per_second():.0f} images/s, {clock(left)} left"
             )
 
-    def end_epoch(self):
-        """Images per second of the epoch that ends."""
-        if self.bar:
-            self.bar.close()
-            self.bar = None
-        return self._speed()
-
-    def _speed(self):
-        return (self.done - self.first) * self.images / max(time.perf_counter() - self.start, 1e-9)
+    def images_per_second(self):
+        """Speed of this epoch's training so far, its evaluation left out."""
+        return (self.done - self.first) * self.images / max(self.now - self.start, 1e-9)
 
 
 def clock(seconds):
@@ -158,38 +148,4 @@ def _keep_lines(path, keep):
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
-    aside = path.with_name(f"tmp-{path.name}")
-    aside.write_text("".join(kept))
-    aside.replace(path)
-
-
-def versions():
-    """Python and the libraries that a result depends on, by name."""
-    names = ("torch", "torchvision", "timm", "accelerate", "datasets", "safetensors", "numpy", "pillow", "scikit-learn")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def commit():
-    """The commit of this checkout, "+" if files were changed since, or None outside of git."""
-    root = pathlib.Path(__file__).resolve().parent.parent
-    try:
-        git = ["git", "-C", str(root)]
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, timeout=10).returncode
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head.stdout.strip() + "+" * bool(changed)
-
-
-def write_json(path, value):
-    """Replace a JSON file in one step."""
-    path = pathlib.Path(path)
-    aside = path.with_name(f"tmp-{path.name}")
-    aside.write_text(json.dumps(value, indent=1))
-    os.replace(aside, path)
+    files.write_text(path, "".join(kept))

@@ -1,0 +1,17 @@
+"""How `windows.predict` looks at an image: as the repository does whose transforms train the network."""
+
+
+def view_options(settings, view, *, classes, mean, std):
+    """Options of `windows.predict`.
+
+    settings: has transforms, crop_size and base_size (segmentation_flags.Augmentation). view: segmentation_flags.View.
+    classes: their number.
+    """
+    options = {"classes": classes, "mode": view.eval_mode, "crop_size": settings.crop_size, "mean": mean, "std": std}
+    options |= {"flip": view.eval_flip, "scales": tuple(view.eval_scales)}
+    if settings.transforms == "mmseg":
+        base_size = (4 * settings.base_size, settings.base_size)
+        return options | {"base_size": base_size, "edge": "shift", "combine": "softmax"}
+    base_size = settings.base_size if settings.transforms == "encoding" else None
+    several = view.eval_flip or len(view.eval_scales) > 1
+    return options | {"base_size": base_size, "combine": "exp" if several else "softmax"}

@@ -1,0 +1,44 @@
+"""The optimizer of a run: layer decay by the model's own layers, the heads' own rate, torch's fused kernels."""
+
+import argparse
+import warnings
+
+from optim_factory import create_optimizer, group_table, layer_decay_assigner
+from utils.cli.errors import input_errors
+
+
+def build_optimizer(model, args, *, head_lr_scale=None, say=print):
+    """(optimizer, rows of its parameter groups as of `group_table`).
+
+    args: has what create_optimizer reads (opt, lr, weight_decay, momentum, …), weight_decay_end, layer_decay and
+    layer_decay_type. head_lr_scale: None for a recognition model; of a segmentation network, whatever is not the backbone
+    learns so many times as fast, in groups of its own. say: takes a line about what is doubtful. Raises InputError where no
+    rule of layer decay fits the model, and for options that the optimizer does not take.
+    """
+    with input_errors(), warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        assigner = layer_decay_assigner(model, args.layer_decay, args.layer_decay_type)
+        get_layer_id, get_scale = (assigner.get_layer_id, assigner.get_scale) if assigner else (None, None)
+        by_layer = (get_layer_id, get_scale)
+        if head_lr_scale is not None:
+            get_layer_id = get_layer_id or (lambda name: 0)
+            by_layer = _with_heads(get_layer_id, get_scale or (lambda layer_id: 1.0), head_lr_scale)
+        # A weight decay that starts at 0 still has to tell the groups that will decay from those that never do.
+        decay = args.weight_decay or args.weight_decay_end or 0.0
+        wanted = argparse.Namespace(**{**vars(args), "weight_decay": decay, "fused": True})
+        optimizer = create_optimizer(wanted, model, *by_layer)
+    for note in notes:
+        say(f"note: {note.message}")
+    return optimizer, group_table(model, optimizer.param_groups, get_layer_id)
+
+
+def _with_heads(get_layer_id, get_scale, head_lr_scale):
+    """The two functions where the layers of the heads have negative ids, in the order of the backbone's, and their own rate."""
+
+    def layer_or_head(name):
+        return get_layer_id(name) if name.startswith("backbone.") else -1 - get_layer_id(name)
+
+    def scale(layer_id):
+        return get_scale(layer_id) if layer_id >= 0 else head_lr_scale * get_scale(-1 - layer_id)
+
+    return layer_or_head, scale

@@ -1,0 +1,242 @@
+"""One run: its folder, log, counters, saved states, best weights, pictures, trackers, cards and signals.
+
+The training scripts call it between the steps that they make themselves. It never calls the model, the loss or the step of
+the optimizer, and takes no function of theirs.
+"""
+
+import math
+import os
+import time
+
+from utils.cli.errors import InputError, Stopped
+from utils.data.bad_samples import BadSamples, check_data
+from utils.data.sampling import stream_seed
+from utils.model.processes import peak_memory
+from utils.report.curves import lr_groups, lr_range
+from utils.report.gallery import Gallery
+from utils.report.scores import epoch_line
+from utils.result.card import Cards
+from utils.result.publish import publish
+from utils.run import folder, state, trackers
+from utils.run.log import RunLog, clock
+from utils.run.signals import Signals
+from utils.run.updates import Updates
+
+
+class Run:
+    """A run of a script, from its first line to its last: `open`, `resume`, epochs within the run as a context, `finish`.
+
+    args: Arguments; batch: Batch; metric: the score that decides which weights are the best, such as "acc1".
+    Until `open` it has no folder, and writes to the console only.
+    """
+
+    def __init__(self, accelerator, args, batch, script, metric):
+        self.accelerator, self.args, self.batch, self.script, self.metric = accelerator, args, batch, script, metric
+        self.log = RunLog(accelerator.is_main_process and not args.dry_run)
+        self.counters, self.record, self.improved, self.signals, self.fault = None, {}, [], None, None
+        # The norm that gradients are clipped to: inf where only their size is wanted, None where nothing is.
+        self.max_norm = args.clip_grad or (math.inf if args.skip_nonfinite else None)
+        default = args.report_to is None
+        self.report_to = trackers.check(["tensorboard"] if default else args.report_to, default=default, say=self.say)
+
+    def say(self, *lines):
+        """Print lines, once for all processes."""
+        for line in lines:
+            self.log.say(line)
+
+    # --- before the first epoch
+
+    def open(self, train_source, val_source, config, *, weights, shown, groups):
+        """Make the folder of the run, or find the one to go on with. InputError where the folder holds another run.
+
+        config: for config.json beside the weights. weights: what the run starts from, in words. shown: how pictures show a
+        batch (mean, std, and palette where it has masks). groups: rows of the parameter groups.
+        """
+        args, classes = self.args, train_source.classes
+        facts = {"train_images": len(train_source), "val_images": len(val_source), "classes": classes}
+        self.settings = args.decisive() | {"total_batch": self.batch.total} | facts
+        self.sources, self.config, self.shown = (train_source, val_source), config, {"classes": classes, **shown}
+        self.folder, self.state = folder.open_together(
+            self.accelerator, args.output_dir, self.script, self.settings, vars(args), resume=args.resume,
+            auto_resume=args.auto_resume, say=self.say,
+        )  # fmt: skip
+        args.output_dir = self.folder
+        self.log.open(self.folder)
+        self.say(f"output: {self.folder}")
+        self.gallery = Gallery(self.log.folder, f"test_{self.metric}", lr_range(groups), warn=self.log.warn)
+        self.gallery.put("lr_groups", lr_groups, groups=groups)
+        self.cards = Cards(
+            self.log.folder, config=config, title=args.data_path or args.dataset or train_source.title, weights=weights,
+            data_id=args.dataset, license=args.license, repo_id=args.push_to_hub, warn=self.log.warn,
+        )  # fmt: skip
+
+    def resume(self, model, optimizer, ema, train_loader):
+        """Put the saved state into place, if there is one, and be ready to save others.
+
+        model: as it was before `prepare`; optimizer: as `prepare` returned it; ema: None: there is none.
+        """
+        self.model, self.optimizer, self.ema, self.loader = model, optimizer, ema, train_loader
+        args, accelerator, say = self.args, self.accelerator, self.say
+        self.counters = state.Counters(batch=str(self.batch))
+        if self.state:
+            self.counters = state.load(
+                self.state, accelerator, model, optimizer, ema, self.settings, str(self.batch), say
+            )
+            train_loader.load_state_dict(self.counters.stream)
+        self.log.cut(self.counters.epoch, self.counters.update)
+        self.n_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        self.trackers = trackers.Trackers(
+            accelerator, self.report_to, self.folder, self.settings, self.counters.update, say
+        )
+        bad_samples = BadSamples(self.sources[0].name, len(self.sources[0]), args.max_bad_samples, self.counters.bad_samples)
+        if args.check_data:
+            check_data(accelerator, bad_samples, *self.sources, self.log)
+            self.counters.bad_samples = bad_samples.indices
+        self.updates = Updates(accelerator, self.counters, self.log, bad_samples, args.skip_nonfinite)
+        self.start = time.perf_counter()
+
+    def __enter__(self):
+        """The epochs begin: signals are heard from here on."""
+        args = self.args
+        self.signals = Signals(
+            is_main=self.accelerator.is_main_process, processes=self.accelerator.num_processes, saves=args.save_ckpt,
+            updates=args.save_ckpt_updates, minutes=args.save_ckpt_minutes,
+        )  # fmt: skip
+        self.signals.__enter__()
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        try:
+            if kind is not None:
+                self.trackers.finish()  # what waits there would be lost
+            if kind is None or kind is Stopped:
+                self.signals.settle()
+            if kind is Stopped:
+                if not self.args.save_ckpt:
+                    raise InputError(f"{error}; nothing was saved, as --save_ckpt is false")
+                self.save()
+                if self.fault:
+                    raise InputError(f"{error}; the state could not be saved ({self.fault})")
+                raise Stopped(f"{error}; saved in {self.folder}: the same command with --output_dir {self.folder} goes on")
+        finally:
+            self.signals.__exit__(kind, error, traceback)
+
+    # --- in an epoch
+
+    def start_epoch(self, epochs, updates):
+        """The epoch of the counters begins, or goes on. epochs: of the run; updates: of this epoch."""
+        first = self.counters.update - self.loader.updates * self.counters.epoch
+        self.loader.start(self.counters.epoch, first, updates)
+        self.epochs = epochs
+        self.log.start_epoch(self.counters.epoch, epochs, first, updates, self.batch.total)
+        self.updates.restart_clock()
+
+    def seed(self, purpose):
+        """63-bit seed of the random numbers for a `purpose` (MIX, MODEL) at this micro-batch of this process."""
+        position = (self.counters.update, self.updates.micro_batches, self.accelerator.process_index)
+        return stream_seed(self.args.seed, purpose, *position)
+
+    def show_batch(self, images, targets):
+        """A batch as the model gets it; the first one of the run becomes samples.png."""
+        self.gallery.first_batch(images, targets, **self.shown)
+        self.updates.lap("data")
+
+    def note(self, loss, replaced=()):
+        """The loss () of a micro-batch, after its backward pass. replaced: per sample the broken one it stands in for, or -1."""
+        self.updates.add_loss(loss, replaced)
+        self.updates.lap("forward and backward")
+
+    def accepts(self, norm):
+        """Whether the update is to be made: its loss and gradient are finite, or --skip_nonfinite did not ask. norm: of it."""
+        return self.updates.accepts(norm)
+
+    def end_update(self, rate, norm=None):
+        """An update is done, with this learning rate and, if known, this norm of the gradient. Saves or stops where due."""
+        updates, log = self.updates, self.log
+        updates.end(rate, norm)
+        updates.lap("optimizer")
+        self.counters.update += 1
+        log.advance()
+        due, last = self.signals.due(self.counters.update), log.done == log.total
+        if due or last or len(updates) == self.args.log_every:
+            newest = updates.look()
+            self.trackers.log({name: newest.get(name) for name in ("loss", "lr", "grad_norm")}, newest["update"])
+        if due:
+            self.signals.stop_if_agreed()
+            self.save()
+        updates.lap("logging and saving")
+        if last:
+            updates.write_seconds()
+            log.end_updates()
+
+    def stop_if_asked(self):
+        """Raise Stopped where a signal came to one of the processes: to call after each batch of an evaluation."""
+        if self.signals is not None:
+            self.signals.stop_if_asked()
+
+    # --- after an epoch
+
+    def score(self, scores, name="best"):
+        """What an evaluation of the weights in the model gave: {score: value}. The best weights so far are kept in `name`/.
+
+        name: "best", or "best_ema" while the model holds the average.
+        """
+        suffix = name.removeprefix("best")
+        self.record.update({f"test_{score}{suffix}": value for score, value in scores.items()})
+        key, value = f"test_{self.metric}{suffix}", scores[self.metric]
+        if value > self.counters.best.get(key, -1.0) and self._export(name) is None:
+            self.counters.best[key] = value
+            self.improved.append(name)
+
+    def end_epoch(self, train_lr):
+        """Log the epoch, draw what there is time for, and save the state. train_lr: learning rate of its last update."""
+        counters, args = self.counters, self.args
+        record = {"epoch": counters.epoch, "train_loss": counters.loss_sum / max(counters.losses, 1), "train_lr": train_lr}
+        record |= self.record
+        record |= {"bad_samples": len(counters.bad_samples), "skipped_updates": counters.skipped}
+        record["n_parameters"] = self.n_parameters
+        self.log.epoch(record)
+        self.trackers.log(record, counters.update - 1)
+        for name in self.improved:
+            self.cards.write(name, record, counters.best)
+        speed, passed = self.log.images_per_second(), clock(time.perf_counter() - self.start)
+        line = epoch_line(record, self.epochs, counters.best, self.metric)
+        self.say(f"{line}, {speed:.{0 if speed >= 100 else 1}f} images/s, {peak_memory(self.accelerator.device)}, {passed}")
+        self.gallery.refresh()
+        counters.epoch, counters.loss_sum, counters.losses = counters.epoch + 1, 0.0, 0
+        self.record, self.improved = {}, []
+        if args.save_ckpt and (counters.epoch % args.save_ckpt_freq == 0 or counters.epoch == self.epochs):
+            self.save()
+
+    def save(self):
+        """Save the state; all processes call it together. A full disk is warned of, and leaves its words in `fault`."""
+        self.counters.stream = self.loader.state
+        self.fault = state.save(
+            self.accelerator, self.log, self.folder, self.model, self.optimizer, self.ema, self.counters, self.settings,
+            self.args.save_ckpt_num,
+        )  # fmt: skip
+        self.signals.saved(self.fault)
+
+    def _export(self, name):
+        return state.export(self.accelerator, self.log, self.model, self.config, self.folder, name)
+
+    # --- after the last epoch
+
+    def finish(self):
+        """Leave the last weights, pictures, cards and whatever else was asked for, and mark the run as finished."""
+        counters, args = self.counters, self.args
+        fault = self._export("last") or self.fault
+        folder.mark_finished(self.accelerator, self.log, self.folder, counters.best, fault)
+        self.cards.write("last", best=counters.best)
+        self.gallery.finish()
+        self.trackers.pictures(self.gallery.files(), counters.update - 1)
+        self.trackers.finish()
+        best = ", ".join(f"best {name} {value:.3f}" for name, value in counters.best.items()) or "not evaluated"
+        result = os.path.join(self.folder, "best" if counters.best else "last")
+        self.say(f"done in {clock(time.perf_counter() - self.start)}: {best}; weights in {result}")
+        out = " --output_dir OUT" if self.script == "train_segmentation" else ""
+        self.say(f"next: look at {os.path.join(self.folder, 'report.html')}, or python {self.script}.py --predict PICTURES{out} "
+                 f"--finetune {result}")  # fmt: skip
+        if self.accelerator.is_main_process:
+            publish(result, args.export, args.push_to_hub, args.hub_private, self.say)
+        self.accelerator.end_training()
