@@ -1,19 +1,15 @@
 """States of a model that FSDP2 shards over two processes: whole when saved, the same on any hardware when loaded."""
 
 import functools
-import importlib.util
 import shutil
 
 import pytest
 import sharded_on_cpu
 import timm
-import timm.optim.lamb
 import torch
 from conftest import ROOT, TINY, forked, lines, run, train
 from test_train_recognition import assert_same_run
 
-from utils.cli.errors import InputError
-from utils.model import zero
 from utils.model.sharding import blocks, gather, load_model, load_optimizer
 from utils.run.checkpoint import states
 
@@ -112,21 +108,14 @@ def test_blocks_are_what_fsdp_gathers_at_once(name, expected):
         assert blocks(timm.create_model(name)) == expected
 
 
-def test_zero_refuses_an_optimizer_that_looks_at_whole_tensors():
-    with pytest.raises(InputError, match=r"Lamb looks at whole tensors.* such as adamw"):
-        zero.prepare(None, None, timm.optim.lamb.Lamb([torch.nn.Parameter(torch.ones(2))]), 1, None)
-
-
 # --- whole runs
 
-DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="the package deepspeed is missing")
-KINDS = ["FSDP", pytest.param("DEEPSPEED", marks=DEEPSPEED)]
 JOB = ["--batch_size", 32, "--layer_decay", 0.8, "--update_freq", 2, "--clip_grad", 1, "--model_ema", "true", "--mixup", 0.5,
        "--model_ema_decay", 0.9, "--save_ckpt_updates", 4, "--epochs", 1, "--warmup_epochs", 0.5]  # fmt: skip
 
 
-def sharded(kind, script, *words, precision="no"):
-    prepare = functools.partial(sharded_on_cpu.prepare, kind, precision)
+def sharded(script, *words, precision="no"):
+    prepare = functools.partial(sharded_on_cpu.prepare, precision)
     done = forked(script, *words, processes=2, prepare=prepare)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     return done.stdout
@@ -146,11 +135,10 @@ def losses(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_sharded_run_is_a_run_like_any_other(plain, tmp_path, kind):
+def test_a_sharded_run_is_a_run_like_any_other(plain, tmp_path):
     """Its losses, norms, averages and evaluations; it resumes to the bit, and elsewhere."""
     job = ["train_recognition", *TINY, *JOB]
-    sharded(kind, *job, "--output_dir", tmp_path / "a")
+    sharded(*job, "--output_dir", tmp_path / "a")
     assert losses(tmp_path / "a") == pytest.approx(losses(plain), rel=1e-5)
     norms = [[record["grad_norm"] for record in lines(folder / "updates.txt")] for folder in (plain, tmp_path / "a")]
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
@@ -166,7 +154,7 @@ def test_a_sharded_run_is_a_run_like_any_other(plain, tmp_path, kind):
                 shutil.rmtree(path)
         (tmp_path / name / "finished.json").unlink()
         if again:
-            assert "after 4 updates" in sharded(kind, *job, "--output_dir", tmp_path / name)
+            assert "after 4 updates" in sharded(*job, "--output_dir", tmp_path / name)
         else:  # one ordinary process with the same total batch
             done = train(*JOB, "--update_freq", 4, "--output_dir", tmp_path / name)
             assert done.returncode == 0 and "after 4 updates" in done.stdout, done.stderr
@@ -174,16 +162,15 @@ def test_a_sharded_run_is_a_run_like_any_other(plain, tmp_path, kind):
     assert losses(tmp_path / "d") == pytest.approx(losses(plain), rel=1e-5)  # what ordinary processes saved
     assert losses(tmp_path / "c") == pytest.approx(losses(tmp_path / "a"), rel=0.02)  # mixup sees other batches
 
-    out = sharded(kind, *job, "--eval", "true", "--finetune", tmp_path / "a" / "last")
+    out = sharded(*job, "--eval", "true", "--finetune", tmp_path / "a" / "last")
     assert f"top-1 {lines(tmp_path / 'a' / 'log.txt')[-1]['test_acc1']:.5f} %" in out
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_segmentation_is_sharded_too(tmp_path, kind):
+def test_segmentation_is_sharded_too(tmp_path):
     words = ["--max_updates", 6, "--warmup_epochs", 0, "--batch_size", 4, "--update_freq", 2, "--model_ema", "true",
              "--report_to", "none", "--num_workers", 0, "--eval_mode", "whole", "--output_dir", tmp_path / "run"]  # fmt: skip
-    sharded(kind, "train_segmentation", *words, precision="bf16")
+    sharded("train_segmentation", *words, precision="bf16")
     (record,) = lines(tmp_path / "run" / "log.txt")
     assert 0 <= record["test_miou"] <= 100 and 0 <= record["test_miou_ema"] <= 100
     assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]

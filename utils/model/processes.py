@@ -75,10 +75,10 @@ def _meet_again(world):
 
 
 def fit_to_hardware(model, *, channels_last=False, grad_checkpointing=False, sync_bn=False):
-    """The model, which computes the same in evaluation, so that it suits the device and the number of processes.
+    """The model as the device and the processes want it. In evaluation it computes what it did before.
 
-    channels_last: weights in memory order NHWC. grad_checkpointing: compute activations again in the backward pass; raises
-    InputError where timm has no code for it. sync_bn: batch norm takes its statistics over all processes.
+    channels_last: weights are in memory order NHWC. grad_checkpointing: activations are computed again in the backward
+    pass; InputError where timm cannot do it for this model. sync_bn: batch norm takes its statistics over all processes.
     """
     if grad_checkpointing:
         try:
@@ -87,8 +87,8 @@ def fit_to_hardware(model, *, channels_last=False, grad_checkpointing=False, syn
             raise InputError("--grad_checkpointing: timm has none for this model; leave the flag out") from None
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
-    # timm's converter: torch's own drops the activation inside timm's BatchNormAct2d
-    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model) if sync_bn else model
+    # Not torch's converter, which drops the activation inside timm's BatchNormAct2d.
+    return timm.layers.convert_sync_batchnorm(model) if sync_bn else model
 
 
 def has_accelerator():

@@ -1,0 +1,94 @@
+"""Weights from a URL and from the Hub, served by this machine."""
+
+import argparse
+import http.server
+import json
+import threading
+
+import pytest
+import torch
+from conftest import train
+from published_convnext import noisy, timm_model
+from safetensors.torch import save_file
+
+from utils.cli.errors import InputError
+from utils.model.download import cached_path, fetch
+from utils.model.weights import load_weights
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A server of tmp_path/www on this machine; `cut` breaks answers off, `seen` are the requests."""
+    root = tmp_path / "www"
+    root.mkdir()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.do_GET(body=False)
+
+        def do_GET(self, body=True):
+            box.seen.append((self.command, self.path))
+            file = root / self.path.partition("?")[0].rsplit("/", 1)[-1]
+            if not file.exists():
+                self.send_response(404)
+                self.send_header("X-Error-Code", "EntryNotFound")
+                self.end_headers()
+                return
+            data = file.read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("ETag", '"0123"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.end_headers()
+            if body:
+                self.wfile.write(data[: len(data) // 2] if box.cut else data)
+
+        def log_message(self, *_):
+            pass
+
+    instance = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    box = argparse.Namespace(root=root, cut=False, seen=[], address=f"http://127.0.0.1:{instance.server_port}")
+    threading.Thread(target=instance.serve_forever, daemon=True).start()
+    yield box
+    instance.shutdown()
+
+
+def test_a_url_is_downloaded_once_and_never_used_in_part(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    source = noisy(timm_model())
+    save_file(source.state_dict(), server.root / "w.safetensors")
+    url = f"{server.address}/a/w.safetensors"
+    server.cut = True
+    with pytest.raises(InputError, match=r"ended after [\d,]+ of [\d,]+ bytes"):
+        fetch(url)
+    assert not list((tmp_path / "hub/checkpoints").iterdir())
+    server.cut = False
+    target = timm_model()
+    load_weights(target, url)
+    assert torch.equal(target.state_dict()["stem.0.weight"], source.state_dict()["stem.0.weight"])
+    load_weights(timm_model(), url)
+    assert [command for command, _ in server.seen] == ["GET", "GET"]  # the third came from the cache
+    assert cached_path(url) != cached_path(f"{server.address}/b/w.safetensors")
+    for bad in (f"{server.address}/none.pth", "http://127.0.0.1:9/w.pth"):
+        with pytest.raises(InputError, match="cannot be downloaded") as error:
+            fetch(bad)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_a_hub_id_is_fetched_from_the_hub(server, tmp_path):
+    save_file(noisy(timm_model()).state_dict(), server.root / "model.safetensors")
+    (server.root / "config.json").write_text(json.dumps({}))
+    env = {"HF_ENDPOINT": server.address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+    words = ("--eval", "true", "--finetune")
+    done = train(*words, "hf-hub:someone/tiny", env=env, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "weights: ConvNeXt V2 checkpoint, timm names" in done.stdout and "result: top-1" in done.stdout
+    assert any("/someone/tiny/resolve/main/model.safetensors" in path for _, path in server.seen)
+    env["HF_HUB_OFFLINE"] = "1"
+    again = train(*words, "hf-hub:someone/tiny", env=env, cwd=tmp_path)
+    assert again.returncode == 0 and again.stdout.count("result: top-1") == 1
+    absent = train(*words, "timm/none", env=env, cwd=tmp_path)
+    assert absent.returncode == 1 and len(absent.stderr.splitlines()) == 1
+    assert "Hub id timm/none: not in the cache" in absent.stderr
+    assert not (tmp_path / "output").exists()
