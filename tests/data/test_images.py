@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from utils.cli.errors import InputError
-from utils.images import BadImage, check_header, decode_image, read_bytes, read_image
+from utils.images import BadImage, check_header, decode_image, is_image, read_bytes, read_image
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK", "1", "I;16", "I", "F"])
@@ -60,28 +60,27 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".png"])
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_cannot_be_read_is_named_in_one_line(tmp_path, monkeypatch, kind, suffix):
+def test_what_cannot_be_read_is_named_in_one_line(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
-    path = tmp_path / f"5{suffix}"
+    path = tmp_path / "5.jpg"
     whole = picture(path)
     path.unlink()
     harm, message = BROKEN[kind]
     harm(path, whole)
-    with pytest.raises(BadImage, match=f"5{suffix} {message}") as error:
+    with pytest.raises(BadImage, match=f"5.jpg {message}") as error:
         read_image(str(path))
     assert "\n" not in str(error.value) and isinstance(error.value, InputError)
     if path.is_file():
         with pytest.raises(BadImage, match=f"^row 5 {message}"):
             decode_image(path.read_bytes(), "row 5")
     else:
-        with pytest.raises(BadImage, match=f"5{suffix} {message}"):
+        with pytest.raises(BadImage, match=f"5.jpg {message}"):
             read_bytes(str(path))
     if kind == "truncated":  # the first bytes are those of an image
         check_header(str(path))
     else:
-        with pytest.raises(BadImage, match=f"5{suffix} {message}"):
+        with pytest.raises(BadImage, match=f"5.jpg {message}"):
             check_header(str(path))
 
 
@@ -101,3 +100,14 @@ def test_mangled_bytes_give_an_image_or_are_named(tmp_path, monkeypatch, suffix)
             broken += 1
             assert str(error).startswith("x ")
     assert broken
+
+
+@pytest.mark.parametrize("name", ["x.eps", "x.jpg"])
+def test_postscript_is_not_run(tmp_path, monkeypatch, name):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *words, **kwargs: pytest.fail("ran Ghostscript"))
+    (tmp_path / name).write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(ran) (w) file\n%%EOF\n")
+    with pytest.raises(BadImage, match=f"{name} is no image"):
+        read_image(str(tmp_path / name))
+    assert not is_image("x.eps") and is_image("x.PNG")
