@@ -7,18 +7,15 @@ import sys
 import pytest
 import timm
 import torch
+from made_result import NORM, TINY, shaken, write_result
 
 from segmentation_networks.network import build_network
 from utils.cli.errors import InputError
-from utils.model.recognition import build_model, timm_config
 from utils.model.segmentation_weights import open_network
 from utils.result import export
 from utils.run.checkpoint import export_weights
 
-MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
-CONVNEXT = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
-MODELS = {
-    "convnextv2_atto": CONVNEXT,
+MODELS = {  # beside the segmentation network, which is of ConvNeXt V2
     "resnet18": {"channels": (8, 8, 16, 16), "stem_width": 8},
     "vit_tiny_patch16_224": {"depth": 2, "embed_dim": 24},
 }
@@ -39,27 +36,14 @@ def results(tmp_path_factory):
     """Folders as training leaves them, by the name of the network."""
     folders = {}
     for name, kwargs in MODELS.items():
-        folders[name] = tmp_path_factory.mktemp(name) / "best"
-        model = build_model(name, CLASSES, input_size=32, model_kwargs=kwargs)
-        geometry = {"mean": MEAN, "std": STD, "crop_pct": 1.0, "crop_mode": "center"}
-        config = timm_config(model, name, CLASSES, input_size=32, model_kwargs=kwargs, **geometry)
-        export_weights(folders[name], shaken(model).state_dict(), config)
-    network = {"backbone": "convnextv2_atto", "head": "upernet", "classes": 4, "channels": 8, "aux": True}
-    network["backbone_kwargs"] = CONVNEXT
+        folders[name] = write_result(tmp_path_factory.mktemp(name) / "best", CLASSES, name=name, model_kwargs=kwargs)
+    network = {"backbone": "convnextv2_atto", "head": "upernet", "classes": 4, "backbone_kwargs": TINY}
+    network |= {"head_kwargs": {"channels": 8}, "aux_kwargs": {"channels": 8}}
     folders["upernet"] = tmp_path_factory.mktemp("upernet") / "best"
     config = {"network": network, "classes": CLASSES, "palette": [[0, 0, 0]] * 4, "crop_size": 40, "base_size": 40}
-    config |= {"transforms": "none", "mean": MEAN, "std": STD}
+    config |= {"transforms": "none", **NORM}
     export_weights(folders["upernet"], shaken(build_network(**network, input_size=40)).state_dict(), config)
     return folders
-
-
-def shaken(model):
-    """`model` with every parameter and statistic away from 0 and 1, so that none of them can get lost unseen."""
-    generator = torch.Generator().manual_seed(0)
-    for tensor in model.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.add_(torch.rand(tensor.shape, generator=generator) * 0.1)
-    return model
 
 
 def in_python(folder):
@@ -94,19 +78,19 @@ def needs(kind):
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated")
-@pytest.mark.parametrize("kind", export.FILES)
+@pytest.mark.parametrize("kind", export.FORMATS)
 @pytest.mark.parametrize("name", [*MODELS, "upernet"])
 def test_the_file_gives_the_logits_of_the_network(results, tmp_path, name, kind):
     needs(kind)
     folder = shutil.copytree(results[name], tmp_path / "best")
     said = []
     path = export.export_run(folder, kind, said.append)
-    assert path == folder / export.FILES[kind] and str(path) in said[0]
+    assert path == folder / export.FORMATS[kind].file and str(path) in said[0]
     assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors", path.name}
 
     size = 40 if name == "upernet" else 32
     run, facts = opened(path, kind)
-    assert facts == {"input_size": size, "mean": MEAN, "std": STD, "classes": CLASSES}
+    assert facts == {"input_size": size, "classes": CLASSES, **NORM}
     network = in_python(folder)  # beside the new file
     for batch in (1, 2, 5):
         images = torch.randn(batch, 3, size, size)
@@ -128,7 +112,7 @@ class NotFinite(torch.nn.Module):
         return images.mean((2, 3)) * float("nan")
 
 
-FACTS = {"input_size": 8, "mean": MEAN, "std": STD, "classes": ["r", "g", "b"]}
+FACTS = {"input_size": 8, "classes": ["r", "g", "b"], **NORM}
 
 
 @pytest.mark.parametrize(
@@ -142,7 +126,7 @@ FACTS = {"input_size": 8, "mean": MEAN, "std": STD, "classes": ["r", "g", "b"]}
     ],
 )
 def test_a_file_with_other_logits_is_not_kept(tmp_path, model, reason):
-    old = tmp_path / export.FILES["torchscript"]
+    old = tmp_path / export.FORMATS["torchscript"].file
     old.write_text("of an earlier run")
     with pytest.raises(InputError, match=rf"^export to torchscript: {reason}"):
         export.export_model(model.eval(), tmp_path, "torchscript", **FACTS)
@@ -154,9 +138,8 @@ def test_a_graph_that_cannot_be_exported(tmp_path):
         def forward(self, images):
             return images if images.sum() > 0 else -images
 
-    with pytest.raises(
-        InputError, match=r"^export to torch_export: \w+: [^\n]+; try another of onnx, torchscript, torch_export$"
-    ):
+    line = r"^export to torch_export: \w+: [^\n]+; try another of onnx, torchscript, torch_export$"
+    with pytest.raises(InputError, match=line):
         export.export_model(Branches(), tmp_path, "torch_export", **FACTS)
     assert not list(tmp_path.iterdir())
 
@@ -181,22 +164,18 @@ def test_onnx_without_its_packages(results, monkeypatch):
 
 
 def test_an_unknown_format():
-    with pytest.raises(InputError, match="unknown export format 'torchscrip': did you mean torchscript"):
+    with pytest.raises(InputError, match="unknown export format 'torchscrip', did you mean torchscript"):
         export.check_export("torchscrip")
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_folder_without_a_result(results, tmp_path, name):
+@pytest.mark.parametrize(
+    "name, content",
+    [("config.json", None), ("model.safetensors", None), ("config.json", "{}"), ("model.safetensors", "no tensors")],
+)
+def test_a_folder_without_a_whole_result(results, tmp_path, name, content):
     folder = shutil.copytree(results["resnet18"], tmp_path / "best")
-    (folder / name).unlink()
-    with pytest.raises(InputError, match=f"found no {name}; expected a folder such as RUN/best"):
+    (folder / name).unlink() if content is None else (folder / name).write_text(content)
+    line = rf"^[^\n]+found no {name}; expected a folder such as RUN/best$" if content is None else r"^[^\n]+$"
+    with pytest.raises(InputError, match=line):
         export.export_run(folder, "torchscript")
-
-
-@pytest.mark.parametrize("name, content", [("config.json", "{}"), ("config.json", "[1"), ("model.safetensors", "no tensors")])
-def test_a_broken_result(results, tmp_path, name, content):
-    folder = shutil.copytree(results["resnet18"], tmp_path / "best")
-    (folder / name).write_text(content)
-    with pytest.raises(InputError, match=r"^[^\n]+$"):
-        export.export_run(folder, "torchscript")
-    assert not (folder / export.FILES["torchscript"]).exists()
+    assert not (folder / export.FORMATS["torchscript"].file).exists()

@@ -1,19 +1,17 @@
 """README.md beside a run's weights: the model card as the Hugging Face Hub shows it. It holds what is known, no more."""
 
-import math
 import os
 import pathlib
 import re
 import shlex
 import urllib.parse
+from typing import NamedTuple
 
 from utils.cli.errors import InputError
+from utils.files import write_text
+from utils.report.run_files import number, read_run
+from utils.report.scores import BEST_BY, SCORES
 
-# Task -> (metric as the Hub calls it, key of the score in a record, what to call it, what else a record may hold)
-TASKS = {
-    "image-classification": ("accuracy", "acc1", "top-1, %", {"acc5": "top-5, %", "loss": "cross-entropy"}),
-    "image-segmentation": ("mean_iou", "miou", "mean IoU, %", {"pixacc": "pixel accuracy, %", "macc": "class accuracy, %"}),
-}
 RECIPE = (  # settings worth a row, in this order, where the run has them
     "epochs max_updates total_batch opt lr min_lr sched warmup_epochs weight_decay layer_decay head_lr_scale clip_grad "
     "drop_path dropout smoothing bce_loss transforms scale aa hflip color_jitter reprob mixup cutmix aux ohem base_size "
@@ -23,109 +21,128 @@ TELLS_LITTLE = ("train", "val", "best", "best_ema", "last")  # names of folders 
 SHOWN_CLASSES = 20
 
 
+class About(NamedTuple):
+    """What a card tells of a run besides its scores."""
+
+    config: dict  # as in config.json beside the weights
+    settings: dict  # what decides the result, with train_images and val_images
+    title: str  # of the data, in words
+    weights: str  # what the run started from, in words
+    command: list  # words of the command line, script first
+    commit: str  # "" outside of git
+    versions: dict  # of Python and the libraries, by name
+    data_id: str | None = None  # id of the data on the Hub
+    license: str | None = None  # identifier of the Hub; None where nobody said
+    repo_id: str | None = None  # USER/NAME on the Hub, for the lines that show how to use the weights
+
+
+class Cards:
+    """Writes the cards of the weights in best/, best_ema/ and last/ of a run.
+
+    folder: of the run, whose args.json tells settings, command, commit and versions; None, as on processes other than the
+    main one: nothing is written. options: the other fields of About. warn: takes a line where a card cannot be written.
+    """
+
+    def __init__(self, folder, *, warn=print, **options):
+        self.folder, self.warn = pathlib.Path(folder) if folder else None, warn
+        if self.folder:
+            run = read_run(self.folder)
+            known = {"settings": run.settings, "command": run.command, "commit": run.commit, "versions": run.versions}
+            self.about = About(**known, **options)
+
+    def write(self, name, record=None, best=()):
+        """Write the card of the weights in `name`/, which were measured by `record`, or by the last record of log.txt.
+
+        best: {score in log.txt: value} of the best epochs so far.
+        """
+        if self.folder is None:
+            return
+        if record is None:
+            record = next(iter(read_run(self.folder).epochs[-1:]), {})
+        try:
+            write_text(self.folder / name / "README.md", card_text(self.about, record, dict(best), name.endswith("_ema")))
+        except OSError as error:
+            self.warn(f"the model card of {name}/ could not be written ({error})")
+
+
 def check_license(license):
     """InputError for a license that cannot be an identifier of the Hub, which would refuse the card after the run."""
     if license and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license):
         raise InputError(f"license {_plain(license)}: expected an identifier of the Hub, such as apache-2.0, mit or cc-by-4.0")
 
 
-def text(
-    config,
-    *,
-    record,
-    best,
-    settings,
-    title,
-    weights,
-    command,
-    commit,
-    versions,
-    data_id=None,
-    license=None,
-    repo_id=None,
-    ema=False,
-):
+def card_text(about, record, best, ema=False):
     """Markdown with YAML front matter for the weights that `record` was measured on.
 
-    config: as in config.json (recognition_model.timm_config, or a segmentation network's). record: of the epoch, as in
-    log.txt; its scores may be missing, and with `ema` are those named test_…_ema. best: the best scores of the run so
-    far. settings: what decides the result, with train_images and val_images. title, data_id: of the data, in words and,
-    if it has one, its Hub id. weights: what the run started from, in words. command: list of words, script first.
-    commit (None outside of git) and versions: of run_log. license: identifier of the Hub, None where nobody said.
-    repo_id: USER/NAME of the Hub, for the lines that show how to use it.
-    Paths of this machine and passwords in URLs are left out.
+    about: About. record: of the epoch, as in log.txt; its scores may be missing. best: the best scores of the run so far,
+    by their names in log.txt. ema: the weights are the average, whose scores are named test_…_ema.
+    Folders of this machine and passwords in URLs are left out.
     """
-    from huggingface_hub import EvalResult, ModelCardData  # takes half a second
-
+    config, settings = about.config, about.settings
     segmentation = "network" in config
-    task = "image-segmentation" if segmentation else "image-classification"
-    metric, key, metric_name, others = TASKS[task]
+    key, suffix = BEST_BY["segmentation" if segmentation else "recognition"], "_ema" if ema else ""
+    score = number(record.get(key + suffix))
     classes = [str(name) for name in (config["classes"] if segmentation else config["label_names"])]
     model = f"{config['network']['head']}-{config['network']['backbone']}" if segmentation else config["architecture"]
-    model, title = _plain(shareable(model)), _plain(shareable(title))
+    model, title = _plain(shareable(model)), _plain(shareable(about.title))
     pixels = config["crop_size"] if segmentation else config["pretrained_cfg"]["input_size"][-1]
-    suffix = "_ema" if ema else ""
-    score_key = f"test_{key}{suffix}"
-    score = _number(record.get(score_key))
-
-    data_id = data_id if _is_hub_data(data_id) else None
-    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "data"
-    results = []
-    if score is not None:
-        results = [
-            EvalResult(
-                task_type=task, dataset_type=data_id or slug, dataset_name=title, dataset_split="validation",
-                metric_type=metric, metric_name=metric_name, metric_value=round(score, 5),
-            )
-        ]  # fmt: skip
-    front = ModelCardData(
-        license=license or "other", license_name=None if license else "unknown",
-        library_name=None if segmentation else "timm", pipeline_tag=task,
-        tags=[task, "semantic-segmentation"] if segmentation else [task, "timm"], datasets=[data_id] if data_id else None,
-        metrics=[metric], model_name=model, eval_results=results or None,
-    )  # fmt: skip
-
-    columns = {score_key: metric_name} | {f"test_{name}{suffix}": words for name, words in others.items()}
-    measured = {words: value for name, words in columns.items() if (value := _number(record.get(name))) is not None}
-    count = record.get("n_parameters")
+    columns = {name + suffix: known.title for name, known in SCORES.items() if name.startswith("test_")}
+    measured = {words: value for name, words in columns.items() if (value := number(record.get(name))) is not None}
+    judged = _judgement(score, best.get(key + suffix), SCORES[key].name)
+    scores = _scores(measured, settings.get("val_images"), record, judged, ema)
+    count, start, data = record.get("n_parameters"), shareable(about.weights), _code(title)
     size = f"{count:,} parameters, " if count else ""
-    start = shareable(weights)
+    names = _code_block(*map(_plain, classes[:SHOWN_CLASSES]))
+    more = f" (the first {SHOWN_CLASSES} of {len(classes)}; config.json has all)" if len(classes) > SHOWN_CLASSES else ""
+    use = (_use_segmentation if segmentation else _use_recognition)(about.repo_id)
+    rows = [(name, settings[name]) for name in RECIPE if _is_set(name, settings)]
+    command = _code_block(shlex.join(_plain(shareable(word)) for word in about.command), language="sh")
+    versions = ", ".join(f"{_plain(name)} {_plain(version)}" for name, version in about.versions.items())
     scratch = start == "from scratch"
-    return "\n".join(
-        [
-            "---", front.to_yaml().rstrip(), "---", "",
-            f"# {_code(model)} trained on {_code(title)}", "",
-            f"{'Semantic segmentation' if segmentation else 'Image classification'}: {size}{len(classes)} classes. Trained at "
-            f"{pixels} x {pixels} pixels with Strata, {'from scratch' if scratch else f'starting from {_code(start)}'}.", "",
-            "## Score", "",
-            *_score_lines(measured, settings.get("val_images"), score, best.get(score_key), metric_name, record, ema), "",
-            "## Data", "",
-            f"{_code(title)}: {_count(settings.get('train_images'))} training images, "
-            f"{_count(settings.get('val_images'))} validation images. Classes, in the order of the logits"
-            f"{_and_more(classes)}:", "",
-            *_code_block("\n".join(_plain(name) for name in classes[:SHOWN_CLASSES])), "",
-            "## Use", "",
-            *_code_block(_use_segmentation(repo_id) if segmentation else _use_recognition(repo_id), "python"), "",
-            "## Recipe", "",
-            *_table(["setting", "value"], [(name, settings[name]) for name in RECIPE if _is_set(name, settings)]), "",
-            *_code_block(shlex.join(_plain(shareable(word)) for word in command), "sh"), "",
-            f"Commit {_code(commit) if commit else 'unknown'}; "
-            + ", ".join(f"{_plain(name)} {_plain(version)}" for name, version in versions.items()) + ".", "",
-            "## Limits", "",
-            f"Trained on {_code(title)} and scored on validation images of it; not checked on other images, cameras or "
-            "classes, nor for bias or safety. It answers with one of its classes whatever it is shown."
-            + ("" if scratch else " What holds for the weights it started from, their license included, "
-               "holds for it too."), "",
-            f"License: {_code(license)}." if license else "License: unknown; whoever trained this has not stated one.", "",
-        ]
-    )  # fmt: skip
+    origin = "from scratch" if scratch else f"starting from {_code(start)}"
+    inherited = "" if scratch else " What holds for the weights it started from, their license included, holds for it too."
+    license = (
+        f"License: {_code(about.license)}." if about.license else "License: unknown; whoever trained this has not stated one."
+    )
+    return f"""---
+{_front_matter(about, key, model, title, score)}
+---
 
+# {_code(model)} trained on {data}
 
-def write(folder, card):
-    """Replace README.md in `folder` by the text `card`, in one step."""
-    aside = pathlib.Path(folder, "tmp-README.md")
-    aside.write_text(card, encoding="utf-8")
-    aside.replace(aside.with_name("README.md"))
+{"Semantic segmentation" if segmentation else "Image classification"}: {size}{len(classes)} classes. \
+Trained at {pixels} x {pixels} pixels with Strata, {origin}.
+
+## Score
+
+{scores}
+
+## Data
+
+{data}: {_count(settings.get("train_images"))} training images, {_count(settings.get("val_images"))} validation images. \
+Classes, in the order of the logits{more}:
+
+{names}
+
+## Use
+
+{_code_block(use, language="python")}
+
+## Recipe
+
+{_table(["setting", "value"], rows)}
+
+{command}
+
+Commit {_code(about.commit) if about.commit else "unknown"}; {versions}.
+
+## Limits
+
+Trained on {data} and scored on validation images of it; not checked on other images, cameras or classes, nor for bias or \
+safety. It answers with one of its classes whatever it is shown.{inherited}
+
+{license}
+"""
 
 
 def shareable(word):
@@ -148,17 +165,48 @@ def shareable(word):
 # --- parts of the text ------------------------------------------------------------------------------------------------
 
 
-def _score_lines(measured, images, score, best, metric_name, record, ema):
+def _front_matter(about, key, model, title, score):
+    """The facts that the Hub reads, as YAML. key: of the score in log.txt; score: None where nothing was measured."""
+    from huggingface_hub import EvalResult, ModelCardData  # takes half a second
+
+    segmentation = key == BEST_BY["segmentation"]
+    task, metric = ("image-segmentation", "mean_iou") if segmentation else ("image-classification", "accuracy")
+    data_id = about.data_id if _is_hub_data(about.data_id) else None
+    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "data"
+    results = None
+    if score is not None:
+        results = [
+            EvalResult(
+                task_type=task, dataset_type=data_id or slug, dataset_name=title, dataset_split="validation",
+                metric_type=metric, metric_name=SCORES[key].title, metric_value=round(score, 5),
+            )
+        ]  # fmt: skip
+    front = ModelCardData(
+        license=about.license or "other", license_name=None if about.license else "unknown",
+        library_name=None if segmentation else "timm", pipeline_tag=task,
+        tags=[task, "semantic-segmentation" if segmentation else "timm"], datasets=[data_id] if data_id else None,
+        metrics=[metric], model_name=model, eval_results=results,
+    )  # fmt: skip
+    return front.to_yaml().rstrip()
+
+
+def _scores(measured, images, record, judged, ema):
     """The table of scores and what to know about it; one line where nothing was measured."""
-    epoch = f"Weights{' (their moving average)' * ema} after epoch {record['epoch'] + 1}."
+    after = f" after epoch {record['epoch'] + 1}" if "epoch" in record else ""
+    weights = f"Weights{' (their moving average)' * ema}{after}."
     if not measured:
-        return [f"{epoch} They were not evaluated."]
-    lines = _table([*measured, "validation images"], [(*(f"{value:.4g}" for value in measured.values()), _count(images))])
-    if score is not None and best is not None and score < best:
-        epoch += f" The run's best {metric_name.partition(',')[0]} was {best:.4g}, at another epoch."
-    elif score is not None:
-        epoch += " The best epoch so far by its score on these same images; choosing by it flatters it a little."
-    return [*lines, "", epoch]
+        return f"{weights} They were not evaluated."
+    table = _table([*measured, "validation images"], [(*(f"{value:.4g}" for value in measured.values()), _count(images))])
+    return f"{table}\n\n{weights}{judged}"
+
+
+def _judgement(score, best, name):
+    """How the epoch was chosen, where that is known."""
+    if score is None:
+        return ""
+    if best is not None and score < best:
+        return f" The run's best {name} was {best:.4g}, at another epoch."
+    return " The best epoch so far by its score on these same images; choosing by it flatters it a little."
 
 
 def _use_recognition(repo_id):
@@ -192,14 +240,6 @@ def _is_set(name, settings):
     return settings.get(name) not in off
 
 
-def _and_more(classes):
-    return f" (the first {SHOWN_CLASSES} of {len(classes)}; config.json has all)" if len(classes) > SHOWN_CLASSES else ""
-
-
-def _number(value):
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
 def _count(value):
     return "unknown" if value is None else f"{value:,}"
 
@@ -218,9 +258,10 @@ def _code(text):
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
-def _code_block(text, language=""):
+def _code_block(*lines, language=""):
+    text = "\n".join(lines)
     fence = "`" * max(3, max(map(len, re.findall("`+", text)), default=0) + 1)
-    return [fence + language, text, fence]
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def _table(header, rows):
@@ -228,4 +269,4 @@ def _table(header, rows):
         return "| " + " | ".join(cells) + " |"
 
     cells = [[_plain(cell).replace("|", "\\|").replace("<", "&lt;") for cell in row] for row in rows]
-    return [line(header), line(["---"] * len(header)), *map(line, cells)]
+    return "\n".join([line(header), line(["---"] * len(header)), *map(line, cells)])

@@ -1,16 +1,60 @@
-"""What a run would do, without doing it: as a dict, for `--dry_run json`, and as text."""
+"""What a run would do, without doing it: as JSON for `--dry_run json`, and as text."""
 
+import json
 import textwrap
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from optim_factory import format_group_table
 
-def multiply_adds(model, input_size):
-    """Multiply-adds of the convolutions and matrix products for one image, (3, input_size, input_size).
 
+def print_dry_run(args, **facts):
+    """Print what the run would do, once for all processes. args: arguments of the run; facts: of `describe`."""
+    run = describe(vars(args), **facts)
+    if facts["batch"].process == 0:
+        print(json.dumps(run, indent=1) if args.dry_run == "json" else as_text(run))
+
+
+def describe(args, *, model, sources, batch, updates_per_epoch, weights, groups, schedule):
+    """The run as a dict that JSON can hold.
+
+    args: {flag: value}; sources: of the training and the validation data; batch: Batch; weights: lines that say where they
+    come from; groups: rows of optim_factory's group_table; schedule: sets the rates for an update and returns the rate.
     The model may be on the meta device; it is in evaluation mode afterwards.
     """
+    train_source, val_source = sources
+    input_size = args.get("input_size") or args["crop_size"]
+    updates = args.get("max_updates") or args["epochs"] * updates_per_epoch
+    warmup = args["warmup_steps"] if args["warmup_steps"] > 0 else round(args["warmup_epochs"] * updates_per_epoch)
+    moments = {"start": 0, "after_warmup": warmup, "middle": updates // 2, "end": updates - 1}
+    rates = {moment: schedule(min(update, updates - 1)) for moment, update in moments.items()}
+    return {
+        "model": " on ".join(args[name] for name in ("model", "backbone") if name in args),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "multiply_adds": multiply_adds(model, input_size),
+        "input_size": input_size,
+        "weights": weights,
+        "data": train_source.title,
+        "train_images": len(train_source),
+        "val_images": len(val_source),
+        "classes": len(train_source.classes),
+        "processes": batch.processes,
+        "batch_size": batch.size,
+        "update_freq": batch.update_freq,
+        "total_batch_size": batch.total,
+        "epochs": updates / updates_per_epoch if args.get("max_updates") else args["epochs"],
+        "updates_per_epoch": updates_per_epoch,
+        "updates": updates,
+        "warmup_updates": warmup,
+        "lr": {"peak": args["lr"], **rates},
+        "groups": groups,
+        "args": {flag: value for flag, value in args.items() if flag != "dry_run"},
+    }
+
+
+def multiply_adds(model, input_size):
+    """Multiply-adds of the convolutions and matrix products for one image, (3, input_size, input_size)."""
     device = next(model.parameters()).device
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
@@ -18,47 +62,8 @@ def multiply_adds(model, input_size):
     return counter.get_total_flops() // 2
 
 
-def describe(
-    args, *, model, name, input_size, train_set, val_set, processes, epochs, per_epoch, updates, weights, groups, schedule
-):
-    """The run as a dict that JSON can hold.
-
-    args: every flag by its name; weights: lines that say where they come from; groups: rows of optim_factory's
-    group_table; per_epoch, updates: numbers of updates; schedule: sets the rates for an update and returns the rate.
-    """
-    warmup = args["warmup_steps"] if args["warmup_steps"] > 0 else round(args["warmup_epochs"] * per_epoch)
-    return {
-        "model": name,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "multiply_adds": multiply_adds(model, input_size),
-        "input_size": input_size,
-        "weights": weights,
-        "data": train_set.source.title,
-        "train_images": len(train_set),
-        "val_images": len(val_set),
-        "classes": len(train_set.source.classes),
-        "processes": processes,
-        "batch_size": args["batch_size"],
-        "update_freq": args["update_freq"],
-        "total_batch_size": args["batch_size"] * args["update_freq"] * processes,
-        "epochs": epochs,
-        "updates_per_epoch": per_epoch,
-        "updates": updates,
-        "warmup_updates": warmup,
-        "lr": {"peak": args["lr"], **learning_rates(schedule, updates, warmup)},
-        "groups": groups,
-        "args": {flag: value for flag, value in args.items() if flag != "dry_run"},
-    }
-
-
-def learning_rates(schedule, updates, warmup_updates):
-    """Learning rate at the start, after the warm-up, in the middle and at the last update."""
-    moments = {"start": 0, "after_warmup": warmup_updates, "middle": updates // 2, "end": updates - 1}
-    return {moment: schedule(min(update, updates - 1)) for moment, update in moments.items()}
-
-
-def as_text(run, table):
-    """What `describe` gives, as lines; `table`: its parameter groups, already laid out."""
+def as_text(run):
+    """What `describe` returns, as lines."""
     lr, args = run["lr"], run["args"]
     flags = " ".join(f"--{flag} {_flag_text(value)}" for flag, value in args.items() if value not in (None, "", []))
     lines = [
@@ -76,7 +81,7 @@ def as_text(run, table):
         f"middle, {lr['end']:.4g} at the end",
         textwrap.fill(f"flags: {flags}", 120, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False),
         f"parameter groups ({args['opt']}):",
-        table,
+        format_group_table(run["groups"]),
     ]
     return "\n".join(lines)
 

@@ -1,8 +1,8 @@
 """A run's weights as one file that other programs run: ONNX, TorchScript or torch.export.
 
-The file takes images (N, 3, S, S) float32, normalised by its mean and std, any N, and gives logits: (N, classes), or
-(N, classes, S, S) of a segmentation network. S, mean, std and the class names are in the file, as JSON: under these
-names in ONNX's metadata_props, in the extra file strata.json otherwise.
+The file takes images (N, 3, S, S) float32, normalised by its mean and std, for any N, and gives logits: (N, classes), or
+(N, classes, S, S) of a segmentation network. The file also holds S (input_size), mean, std and the class names as JSON:
+under these names in ONNX's metadata_props, in the extra file strata.json otherwise.
 """
 
 import importlib.util
@@ -10,6 +10,8 @@ import json
 import pathlib
 import tempfile
 import warnings
+from collections.abc import Callable
+from typing import NamedTuple
 
 import timm
 import torch
@@ -17,7 +19,6 @@ import torch
 from utils.cli.errors import InputError, choose_one, first_line
 from utils.model.segmentation_weights import open_network, read_config
 
-FILES = {"onnx": "model.onnx", "torchscript": "model.torchscript.pt", "torch_export": "model.pt2"}
 FACTS = "strata.json"
 TOLERANCE = 1e-4  # of the largest logit; ResNet-152, ConvNeXt V2-B and ViT-B differ by 1e-6 of it in onnxruntime
 
@@ -34,15 +35,15 @@ class OnlyLogits(torch.nn.Module):
 
 
 def check_export(kind):
-    """InputError for an unknown `kind` (see FILES), or one that needs packages which are not installed."""
-    choose_one(kind, FILES, "export format")
+    """InputError for a `kind` that is not in FORMATS, or that needs packages which are not installed."""
+    choose_one(kind, FORMATS, "export format")
     missing = [name for name in ("onnx", "onnxscript") if kind == "onnx" and not importlib.util.find_spec(name)]
     if missing:
         raise InputError(f"export to ONNX: found no {' and no '.join(missing)}; pip install onnx onnxscript onnxruntime")
 
 
 def export_run(folder, kind, say=print):
-    """Export the weights in `folder` (such as RUN/best) to a file beside them (see FILES); returns its path.
+    """Export the weights in `folder` (such as RUN/best) to a file beside them, in the format `kind`; returns its path.
 
     Raises InputError where there are no weights, where torch cannot export the model, and where the file does not give
     the model's logits.
@@ -55,7 +56,10 @@ def export_run(folder, kind, say=print):
 
 
 def open_result(folder):
-    """(model from images to logits, in evaluation mode on the CPU; its input_size, mean, std and classes)."""
+    """(model from images to logits, in evaluation mode on the CPU; dict of its input_size, mean, std and classes).
+
+    folder: such as RUN/best. Raises InputError where it holds no model.
+    """
     folder = pathlib.Path(folder)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
@@ -77,27 +81,27 @@ def open_result(folder):
 
 @torch.no_grad()
 def export_model(model, folder, kind, *, input_size, mean, std, classes):
-    """Write `model` to `folder` under its name in FILES; returns the path.
+    """Write `model` to `folder` in the format `kind`; returns the path of the file.
 
     model: images (N, 3, H, W) to logits, in evaluation mode on the CPU; input_size: pixels; mean, std: three floats
-    each; classes: names in the order of the logits. What is on the disk is run on 1 and on 3 images of noise, and only
-    takes its place if its logits are the model's within TOLERANCE; otherwise an InputError, and no new file.
+    each; classes: names in the order of the logits. The file is run on 1 and on 3 images of noise before it takes its place:
+    InputError, and no new file, where its logits differ from the model's by more than TOLERANCE.
     """
     check_export(kind)
-    folder, save, load = pathlib.Path(folder), *_FORMATS[kind]
+    folder, form = pathlib.Path(folder), FORMATS[kind]
     facts = {"input_size": input_size, "mean": mean, "std": std, "classes": classes}
     images = torch.randn(3, 3, input_size, input_size, generator=torch.Generator().manual_seed(0))
-    other = f"try another of {', '.join(FILES)}"
+    other = f"try another of {', '.join(FORMATS)}"
     with _folder_aside(folder) as aside:
-        path = pathlib.Path(aside, FILES[kind])
+        path = pathlib.Path(aside, form.file)
         try:
             expected = [model(batch) for batch in (images[:1], images)]
             if not all(logits.isfinite().all() for logits in expected):
                 raise InputError(f"export to {kind}: the model's own logits are not finite; nothing was written")
             with warnings.catch_warnings():  # that TorchScript is deprecated, and what tracing might miss: it is tested here
                 warnings.simplefilter("ignore")
-                save(model, images[:2], path, facts)  # two: a batch of one would be taken for a constant
-                run = load(path)
+                form.save(model, images[:2], path, facts)  # two: a batch of one would be taken for a constant
+                run = form.load(path)
                 faults = [_fault(logits, run(images[: len(logits)])) for logits in expected]
         except InputError:
             raise
@@ -127,7 +131,13 @@ def _fault(expected, found):
     return None
 
 
-# --- formats: each saves (model, images (2, 3, H, W), path, facts) and loads a function of images ---------------------
+# --- the formats ------------------------------------------------------------------------------------------------------
+
+
+class Format(NamedTuple):
+    file: str  # name of the file
+    save: Callable  # function of (model, images (2, 3, H, W), path, facts), which writes the file
+    load: Callable  # function of a path, which returns a function from images to logits
 
 
 def _any_batch():
@@ -166,8 +176,8 @@ def _save_torch_export(model, images, path, facts):
     torch.export.save(program, path, extra_files={FACTS: json.dumps(facts)})
 
 
-_FORMATS = {
-    "onnx": (_save_onnx, _load_onnx),
-    "torchscript": (_save_torchscript, torch.jit.load),
-    "torch_export": (_save_torch_export, lambda path: torch.export.load(path).module()),
+FORMATS = {
+    "onnx": Format("model.onnx", _save_onnx, _load_onnx),
+    "torchscript": Format("model.torchscript.pt", _save_torchscript, torch.jit.load),
+    "torch_export": Format("model.pt2", _save_torch_export, lambda path: torch.export.load(path).module()),
 }

@@ -5,17 +5,11 @@ import pathlib
 from utils.cli.errors import InputError, first_line
 
 NEEDED = ("model.safetensors", "config.json")
-RESULT = (
-    *NEEDED,
-    "model.*",
-    "README.md",
-    "*.png",
-    "*.jpg",
-)  # with what --export wrote; whatever else lies there, states and logs too, stays here
+PUSHED = (*NEEDED, "model.*", "README.md", "*.png", "*.jpg")  # the files of --export too; states and logs stay here
 
 
 def check_repo_id(repo_id):
-    """InputError unless `repo_id` is USER/NAME, the network may be used and a token is there: to ask before a long run."""
+    """InputError unless `repo_id` is USER/NAME, the network may be used and there is a token: to ask before a long run."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.utils import validate_repo_id
 
@@ -32,10 +26,10 @@ def check_repo_id(repo_id):
 
 
 def push(folder, repo_id, private=False, say=print):
-    """Upload the result in `folder` (such as RUN/best) to `repo_id`, which is made if it is new; returns its address.
+    """Upload the weights in `folder` (such as RUN/best) and what lies beside them (PUSHED) to a repository of the Hub.
 
-    private: make it so; a public one that exists is refused then. Raises InputError for whatever fails, and leaves the
-    folder as it is.
+    repo_id: USER/NAME; a repository that is not there is made. private: a new repository is made private, and a public one
+    refused. Returns the address. Raises InputError for whatever fails, and leaves the folder as it is.
     """
     from huggingface_hub import HfApi
 
@@ -50,7 +44,7 @@ def push(folder, repo_id, private=False, say=print):
         if private and not api.model_info(repo_id).private:
             raise InputError(f"Hub repository {repo_id} exists and is public: take another name, or make it private there")
         api.upload_folder(
-            repo_id=repo_id, folder_path=folder, allow_patterns=list(RESULT), commit_message="Result of a training run"
+            repo_id=repo_id, folder_path=folder, allow_patterns=list(PUSHED), commit_message="Result of a training run"
         )
     except InputError:
         raise
@@ -63,7 +57,7 @@ def push(folder, repo_id, private=False, say=print):
 def _reason(error):
     """What went wrong, and for the usual answers of the Hub what to do about it."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    said = getattr(error, "server_message", None)
+    message = getattr(error, "server_message", None)
     advice = {
         401: "the token is missing, wrong or expired: `hf auth login`",
         403: "the token may not write there: take one that can, or a user or organisation of yours",
@@ -71,5 +65,5 @@ def _reason(error):
     }.get(status)
     words = [f"the Hub answered {status}"] if status else []
     words += [advice] if advice else []
-    words += [f"it says: {first_line(said)}"] if said else []
+    words += [f"it says: {first_line(message)}"] if message else []
     return ", ".join(words) or first_line(error)

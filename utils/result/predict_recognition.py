@@ -11,52 +11,51 @@ from timm.data import create_transform, resolve_model_data_config
 from tqdm import tqdm
 
 from utils.cli.errors import InputError, first_line, one_line
+from utils.data.loaders import in_worker
+from utils.files import replace
 from utils.images import naming, read_image
 from utils.result.export import OnlyLogits, open_result
-from utils.result.predict_segmentation import picture_files
-from utils.run.signals import in_worker
+from utils.result.image_files import find_images
 
 SHOWN = 20  # rows of the table
 NAME_WIDTH = 48  # columns of the terminal that an image's or a label's name may take in the table
 
 
-def predict(folder, images, output, *, topk=5, batch_size=64, device, workers=0, share=(0, 1), gather=None, say=print):
+def predict(
+    folder, images, output, *, topk=5, batch_size=64, device, workers=0, process=0, processes=1, gather=None, say=print
+):  # fmt: skip
     """Write the `topk` likeliest classes of every image at or below `images` to the CSV file `output`, in one step.
 
-    folder: config.json and model.safetensors as training writes them (RUN/best). share: (process, processes), which take
-    turns; gather: list of a process -> list of all of them, needed where there are several. Only process 0 writes and says
-    anything. Columns: image (its path below `images`, or its name), label_1, probability_1 (0..1), label_2, …; they are
-    empty where an image cannot be read, which is also said. Raises InputError for a folder without such a model, a path
-    without images, none of which can be read, and an output that cannot be written.
+    folder: with config.json and model.safetensors as training writes them (RUN/best). process, processes: they take turns;
+    only process 0 writes and says anything. gather: list of a process -> list of all of them, needed where there are several.
+    Columns: image (its path below `images`, or its name), label_1, probability_1 (0..1), label_2, …; empty where an image
+    cannot be read, which is also said. Raises InputError for a folder without such a model, a path without images, images
+    none of which can be read, and an output that cannot be written.
     """
-    rank, processes = share
     assert gather is not None or processes == 1, "several processes need gather"
     model, transform, classes = open_classifier(folder)
     files = find_images(images)
-    output = pathlib.Path(output)
-    if rank == 0:
+    output, topk = pathlib.Path(output), min(topk, len(classes))
+    if process == 0:
         _check_output(output)  # now, not after an hour
-    topk = min(topk, len(classes))
-    part = _Images(files, range(rank, len(files), processes), transform)
-    found = _predict_part(model.to(device), part, topk, batch_size, torch.device(device), workers, show=rank == 0)
-    found = sorted(gather(found) if gather else found, key=lambda row: row[0])
-    broken = [fault for _, fault, _ in found if fault]
-    if len(broken) == len(files):
+    mine = _Images(files, range(process, len(files), processes), transform)
+    answers = _predict(model.to(device), mine, topk, batch_size, torch.device(device), workers, show=process == 0)
+    answers = sorted(gather(answers) if gather else answers, key=lambda answer: answer[0])
+    faults = [fault for _, fault, _ in answers if fault]
+    if len(faults) == len(files):
         others = f"; nor can the other {len(files) - 1} below {images}" if len(files) > 1 else ""
-        raise InputError(f"--predict: {broken[0]}{others}")
-    if rank > 0:
+        raise InputError(f"--predict: {faults[0]}{others}")
+    if process > 0:
         return
-    root = images if os.path.isdir(images) else files[0].parent
-    names = [path.relative_to(root).as_posix() for path in files]
-    rows = [(names[i], [(classes[label], p) for label, p in best]) for i, _, best in found]
+    rows = [(files[i][1], [(classes[label], p) for label, p in best]) for i, _, best in answers]
     _write(output, rows, topk)
-    for fault in broken:
+    for fault in faults:
         say(f"warning: {fault}")
     for line in table(rows[:SHOWN]):
         say(line)
-    whole = len(files) - len(broken)
+    whole = len(files) - len(faults)
     more = f", the first {SHOWN} of them above" if len(files) > SHOWN else ""
-    unread = f", {len(broken)} more could not be read" if broken else ""
+    unread = f", {len(faults)} more could not be read" if faults else ""
     say(f"predicted: {whole} image{'s' * (whole != 1)}{unread}{more}; all are in {one_line(str(output))}")
 
 
@@ -78,17 +77,8 @@ def open_classifier(folder):
     return model, transform, facts["classes"]
 
 
-def find_images(images):
-    """Paths of the images below the folder `images`, sorted, or the one file. Raises InputError where there is none."""
-    if os.path.isfile(images):
-        return [pathlib.Path(images)]
-    if not os.path.isdir(images):
-        raise InputError(f"--predict {images}: no such file or folder; expected an image, or a folder of images")
-    return picture_files(images)
-
-
 class _Images(torch.utils.data.Dataset):
-    """(number, transformed image (3, H, W) or None, why it cannot be read or None) of the `numbers` among `files`."""
+    """The images with these `numbers` among `files`: (number, image (3, H, W) or None, why it cannot be read or None)."""
 
     def __init__(self, files, numbers, transform):
         self.files, self.numbers, self.transform = files, numbers, transform
@@ -97,41 +87,43 @@ class _Images(torch.utils.data.Dataset):
         return len(self.numbers)
 
     def __getitem__(self, index):
-        path = self.files[self.numbers[index]]
+        number = self.numbers[index]
+        path, _ = self.files[number]
         try:
             image = read_image(path)
             with naming(path):  # 1 x 60,000 pixels are soon read, but enlarged they need more memory than there is
-                return self.numbers[index], self.transform(image), None
+                return number, self.transform(image), None
         except InputError as error:
-            return self.numbers[index], None, str(error)
+            return number, None, str(error)
 
 
 def _collate(samples):
-    """([number] and images (B, 3, H, W), or None, of what can be read, [(number, why not)] of the rest)."""
+    """(numbers, images (B, 3, H, W) or None) of what can be read, and [(number, why not)] of the rest."""
     whole = [(number, image) for number, image, fault in samples if fault is None]
     images = torch.stack([image for _, image in whole]) if whole else None
     return [number for number, _ in whole], images, [(number, fault) for number, _, fault in samples if fault]
 
 
 @torch.no_grad()
-def _predict_part(model, part, topk, batch_size, device, workers, show):
-    """[(number of the image, why it cannot be read or None, [(label, probability)] from the likeliest down)]."""
+def _predict(model, images, topk, batch_size, device, workers, show):
+    """[(number of the image, why it cannot be read or None, [(label, probability)] from the likeliest down)] of `images`."""
     loader = torch.utils.data.DataLoader(
-        part, batch_size, num_workers=workers, collate_fn=_collate, pin_memory=device.type == "cuda", worker_init_fn=in_worker
+        images, batch_size, num_workers=workers, collate_fn=_collate, pin_memory=device.type == "cuda", worker_init_fn=in_worker
     )
-    found = []
-    with tqdm(total=len(part), desc="predict", unit="image", disable=not show) as progress:
-        for numbers, images, broken in loader:
+    answers = []
+    with tqdm(total=len(images), desc="predict", unit="image", disable=not show) as progress:
+        for numbers, batch, faults in loader:
             if numbers:
-                probabilities = model(images.to(device, non_blocking=True)).float().softmax(1)  # (B, classes)
+                probabilities = model(batch.to(device, non_blocking=True)).float().softmax(1)  # (B, classes)
                 if not probabilities.isfinite().all():
-                    raise InputError(f"{part.files[numbers[0]]}: the model's output is not finite; its weights are broken")
+                    path, _ = images.files[numbers[0]]
+                    raise InputError(f"{path}: the model's output is not finite; its weights are broken")
                 best = probabilities.topk(topk)
                 pairs = map(zip, best.indices.tolist(), best.values.tolist())
-                found += [(number, None, list(pair)) for number, pair in zip(numbers, pairs, strict=True)]
-            found += [(number, fault, []) for number, fault in broken]
-            progress.update(len(numbers) + len(broken))
-    return found
+                answers += [(number, None, list(pair)) for number, pair in zip(numbers, pairs, strict=True)]
+            answers += [(number, fault, []) for number, fault in faults]
+            progress.update(len(numbers) + len(faults))
+    return answers
 
 
 def _check_output(path):
@@ -145,24 +137,22 @@ def _check_output(path):
 
 def _write(path, rows, topk):
     """rows: (name, [(label, probability)]). Names that are no UTF-8 keep their bytes."""
-    aside = path.with_name(f"tmp-{path.name}")
-    with _writing(path):
-        try:
-            with open(aside, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                writer = csv.writer(file)
-                writer.writerow(
-                    ["image", *(f"{column}_{i}" for i in range(1, topk + 1) for column in ("label", "probability"))]
-                )
-                for name, best in rows:
-                    cells = [cell for label, p in best for cell in (label, f"{p:.8g}")]
-                    writer.writerow([name, *cells, *[""] * (2 * topk - len(cells))])
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+    columns = [f"{column}_{i}" for i in range(1, topk + 1) for column in ("label", "probability")]
+    with (
+        _writing(path),
+        replace(path) as aside,
+        open(aside, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["image", *columns])
+        for name, best in rows:
+            cells = [cell for label, p in best for cell in (label, f"{p:.8g}")]
+            writer.writerow([name, *cells, *[""] * (len(columns) - len(cells))])
 
 
 @contextlib.contextmanager
 def _writing(path):
+    """Within this, an error of the disk becomes an InputError that names the path."""
     try:
         yield
     except (OSError, UnicodeError) as error:  # the latter for half a letter in a class name

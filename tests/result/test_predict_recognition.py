@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import timm
 import torch
+from made_result import write_result
 from PIL import Image
 
 from utils.cli.errors import InputError
-from utils.model.recognition import build_model, timm_config
-from utils.result.predict_recognition import find_images, predict, table
+from utils.result.predict_recognition import predict, table
 from utils.run.checkpoint import export_weights
 
 CLASSES = ["cat", 'a "quoted", name', "Ümläut 猫"]
-KWARGS = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
 GEOMETRIES = {"center": (48, 0.75), "squash": (32, 1.0)}  # crop_mode: (input_size, crop_pct)
 ODD = ["a.png", "b, c.jpg", 'deep/er/"quoted".png', "deep/猫\nline.png", "grey.png", "alpha.png", "sixteen.png", "palette.gif"]
 
@@ -42,14 +41,13 @@ def one_folder(tmp_path_factory):
 def model_folder(path, crop_mode):
     """As training leaves it, with weights large enough that the classes' probabilities are apart."""
     size, crop_pct = GEOMETRIES[crop_mode]
-    torch.manual_seed(0)
-    model = build_model("convnextv2_atto", CLASSES, model_kwargs=KWARGS)
+    write_result(path, CLASSES, input_size=size, crop_pct=crop_pct, crop_mode=crop_mode)
+    model = timm.create_model(f"local-dir:{path}", pretrained=True)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    geometry = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3], "crop_pct": crop_pct, "crop_mode": crop_mode}
-    config = timm_config(model, "convnextv2_atto", CLASSES, input_size=size, model_kwargs=KWARGS, **geometry)
-    export_weights(path, model.state_dict(), config)
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    export_weights(path, model.state_dict(), json.loads((path / "config.json").read_text()))
     return path
 
 
@@ -136,9 +134,9 @@ def test_two_processes_write_what_one_writes(one_folder, images, tmp_path):
         raise Gathered
 
     with pytest.raises(Gathered):
-        quiet(one_folder, images, tmp_path / "two.csv", share=(1, 2), gather=hand_in)
+        quiet(one_folder, images, tmp_path / "two.csv", process=1, processes=2, gather=hand_in)
     assert len(parts) == len(ODD) // 2 and not (tmp_path / "two.csv").exists()
-    said = quiet(one_folder, images, tmp_path / "two.csv", share=(0, 2), gather=lambda part: part + parts)
+    said = quiet(one_folder, images, tmp_path / "two.csv", process=0, processes=2, gather=lambda part: part + parts)
     assert [row["image"] for row in read(tmp_path / "two.csv")] == [row["image"] for row in read(tmp_path / "one.csv")]
     for one, two in zip(read(tmp_path / "one.csv"), read(tmp_path / "two.csv"), strict=True):
         for column in one:
@@ -146,7 +144,7 @@ def test_two_processes_write_what_one_writes(one_folder, images, tmp_path):
             assert same
     assert "predicted: 8 images" in said[-1]
     whole = [(number, None, [(0, 1.0)]) for number in range(len(ODD))]
-    assert quiet(one_folder, images, tmp_path / "none.csv", share=(1, 2), gather=lambda part: whole) == []
+    assert quiet(one_folder, images, tmp_path / "none.csv", process=1, processes=2, gather=lambda part: whole) == []
     assert not (tmp_path / "none.csv").exists()
 
 
@@ -181,29 +179,18 @@ def test_the_table_is_aligned_and_short(one_folder, images, tmp_path):
     assert len(read(tmp_path / "out.csv")) == 23
 
 
-def without_names(config):
-    del config["label_names"]
-
-
-def with_too_few_names(config):
-    config["label_names"] = ["cat"]
-
-
-def with_an_odd_crop(config):
-    config["pretrained_cfg"]["crop_pct"] = "all"
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without_names, "found no label_names.*expected a list of 3 names"),
-        (with_too_few_names, "found 1 label_names"),
-        (with_an_odd_crop, "config.json describes no input"),
+        ({"label_names": None}, "found no label_names.*expected a list of 3 names"),
+        ({"label_names": ["cat"]}, "found 1 label_names"),
+        ({"pretrained_cfg": {"crop_pct": "all"}}, "config.json describes no input"),
     ],
 )
 def test_a_model_without_names_or_geometry_is_refused(one_folder, images, tmp_path, change, message):
     config = json.loads((one_folder / "config.json").read_text())
-    change(config)
+    change = {name: config[name] | value if isinstance(value, dict) else value for name, value in change.items()}
+    config |= change
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes((one_folder / "model.safetensors").read_bytes())
     with pytest.raises(InputError, match=message):
@@ -227,11 +214,7 @@ def test_weights_that_are_not_finite_are_refused_and_leave_the_old_file(one_fold
     assert output.read_text() == "old"
 
 
-def test_images_that_are_not_there_are_one_line(one_folder, tmp_path):
-    (tmp_path / "empty").mkdir()
-    for path, message in (("none", "no such file or folder"), ("empty", "no images in it"), ("x" * 300, "no such file")):
-        with pytest.raises(InputError, match=message):
-            find_images(tmp_path / path)
+def test_images_none_of_which_can_be_read_are_one_line(one_folder, tmp_path):
     (tmp_path / "a.png").write_text("no picture")
     (tmp_path / "b.png").write_text("no picture")
     with pytest.raises(InputError, match=r"a\.png is no image.*nor can the other 1 below"):
