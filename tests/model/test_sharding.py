@@ -17,7 +17,7 @@ SCRIPT = """
 import copy
 import os
 import sys
-sys.path[:0] = ["ROOT", "ROOT/tests"]
+sys.path[:0] = ["ROOT", "ROOT/tests", "ROOT/tests/model"]
 import torch
 from torch.distributed.fsdp import fully_shard
 from utils.model import sharding

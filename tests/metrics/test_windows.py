@@ -58,7 +58,7 @@ def test_as_published(golden, window_batch):
         scores = predict(
             logits_of, w["image"], classes=config["nclass"], mode="slide", crop_size=config["crop_size"],
             base_size=config["base_size"], scales=config["scales"], flip=config["flip"], mean=config["mean"],
-            std=config["std"], align_corners=config["up_kwargs"]["align_corners"], window_batch=window_batch,
+            std=config["std"], window_batch=window_batch,
         )  # fmt: skip
         assert scores.dtype == torch.float32
         torch.testing.assert_close(scores, w["scores"], rtol=5e-6, atol=1e-6)
@@ -84,8 +84,7 @@ def test_however_it_is_cut(size, mode, edge):
 def test_windows_beyond_the_edge():
     """Windows of 4 pixels every 2 on 1 x 5 pixels: at 0 and 2, the second with one column of padding."""
     logits_of, calls = recorded(window_mean)
-    how = {"classes": 1, "crop_size": 4, "stride_rate": 0.5, **NORM}
-    scores = predict(logits_of, row(1, 2, 3, 4, 5), **how)
+    scores = predict(logits_of, row(1, 2, 3, 4, 5), classes=1, crop_size=4, **NORM)
     assert torch.equal(calls[0][0, 0], torch.tensor([[1.0, 2, 3, 4]] + [[-2.0] * 4] * 3))
     assert calls[0][1, :, 0].tolist() == [[3, 4, 5, -2], [3, 4, 5, -1], [3, 4, 5, -0.5]]  # black in each channel
     first, second = math.exp((10 - 24) / 16), math.exp((12 - 26) / 16)
@@ -97,17 +96,15 @@ def test_windows_moved_inwards():
     """The same windows for mmsegmentation: at 0 and 1, as high as the image."""
     logits_of, calls = recorded(lambda images: torch.cat([window_mean(images), 0 * images[:, :1]], 1))
     image = row(1, 2, 3, 4, 5)
-    scores = predict(logits_of, image, classes=2, crop_size=4, stride_rate=0.5, edge="shift", combine="softmax", **NORM)
+    scores = predict(logits_of, image, classes=2, crop_size=4, edge="shift", combine="softmax", **NORM)
     assert [window[0].tolist() for call in calls for window in call] == [[[1, 2, 3, 4]], [[2, 3, 4, 5]]]
     logits = [2.5, 3, 3, 3, 3.5]  # averaged before the softmax
     assert scores[0, 0, 0].tolist() == pytest.approx([1 / (1 + math.exp(-x)) for x in logits])
 
 
 def test_scales_are_summed_or_averaged():
-    image, how = (
-        torch.full((1, 3, 20, 30), 0.5),
-        {"classes": 2, "crop_size": 16, "scales": (0.5, 1.0, 1.5), "flip": True, **NORM},
-    )
+    image = torch.full((1, 3, 20, 30), 0.5)
+    how = {"classes": 2, "crop_size": 16, "scales": (0.5, 1.0, 1.5), "flip": True, **NORM}
     logits = pixelwise(image)
     torch.testing.assert_close(predict(pixelwise, image, edge="shift", **how), 3 * (2 * logits).exp())
     softmax = predict(pixelwise, image, edge="shift", combine="softmax", **how)
@@ -116,11 +113,10 @@ def test_scales_are_summed_or_averaged():
 
 def test_mirroring():
     def left_to_right(images):
-        return torch.arange(3.0).expand(len(images), 1, 1, 3)
+        return torch.arange(3.0).expand(len(images), 1, 3, 3)
 
-    assert predict(left_to_right, row(0, 0, 0), classes=1, mode="whole", divisor=1, flip=True, **NORM).tolist() == [
-        [[pytest.approx([math.exp(2)] * 3)]]
-    ]
+    scores = predict(left_to_right, torch.zeros(1, 3, 3, 3), classes=1, mode="slide", crop_size=3, flip=True, **NORM)
+    assert scores[0, 0].tolist() == [pytest.approx([math.exp(2)] * 3)] * 3
 
 
 @pytest.mark.parametrize(
@@ -139,7 +135,8 @@ def test_mirroring():
 def test_resized_image(base_size, scale, size):
     logits_of, calls = recorded(window_mean)
     image = torch.zeros(1, 3, 480, 640)
-    scores = predict(logits_of, image, classes=1, mode="whole", base_size=base_size, scales=(scale,), divisor=1, **NORM)
+    how = {"crop_size": 1000, "edge": "shift", **NORM}  # one window, of the size of the resized image
+    scores = predict(logits_of, image, classes=1, base_size=base_size, scales=(scale,), **how)
     assert calls[0].shape[2:] == size and scores.shape == (1, 1, 480, 640)
 
 
@@ -150,12 +147,10 @@ def test_whole_is_padded_right_and_below():
     assert (calls[0][:, :, :33, :20] == 1).all() and (calls[0][0, :, 33:].amax((1, 2)) == torch.tensor([-2, -1, -0.5])).all()
 
 
-def test_align_corners():
-    for align_corners, expected in ((True, [0, 1 / 3, 2 / 3, 1]), (False, [0, 0.25, 0.75, 1])):
-        logits_of, calls = recorded(window_mean)
-        how = {"mode": "whole", "base_size": 4, "divisor": 1, "align_corners": align_corners, **NORM}
-        predict(logits_of, row(0, 1), classes=1, **how)
-        assert calls[0][0, 0, 0].tolist() == pytest.approx(expected)
+def test_corners_stay_corners():
+    logits_of, calls = recorded(window_mean)
+    predict(logits_of, row(0, 1), classes=1, base_size=4, crop_size=1000, edge="shift", **NORM)
+    assert calls[0][0, 0, 0].tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
 
 
 @pytest.mark.parametrize(
@@ -186,14 +181,12 @@ def test_centre_crop(size):
     torch.testing.assert_close(scores, expected, equal_nan=True)
 
 
-@pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("crop_size, tolerance", [(64, 0.01), (16, 0.05)])
-def test_centre_crop_of_another_size(crop_size, tolerance, align_corners):
+def test_centre_crop_of_another_size(crop_size, tolerance):
     """A ramp stays a ramp, resized there and back, up to the border of the crop."""
     ramp = torch.linspace(2, 4, 61).expand(1, 3, 37, 61)
     rows, columns = evaluated_region(37, 61, "crop", crop_size)
-    how = {"mode": "crop", "crop_size": crop_size, "align_corners": align_corners, **NORM}
-    scores = predict(lambda x: x[:, :1], ramp, classes=1, **how)
+    scores = predict(lambda x: x[:, :1], ramp, classes=1, mode="crop", crop_size=crop_size, **NORM)
     assert columns.stop - columns.start >= 35 and scores.shape == (1, 1, 37, 61)
     torch.testing.assert_close(scores[:, :, rows, columns].log(), ramp[:, :1, rows, columns], rtol=0, atol=tolerance)
     assert scores.isnan().sum() == 37 * (61 - (columns.stop - columns.start))
@@ -209,8 +202,6 @@ def test_centre_crop_of_another_size(crop_size, tolerance, align_corners):
         ({"scales": ()}, "above 0"),
         ({"scales": (0.5, -1)}, "above 0"),
         ({"mode": "crop", "scales": (0.5, 1.0)}, "one scale"),
-        ({"stride_rate": 0.01}, "stride"),
-        ({"stride_rate": 1.5}, "stride"),
         ({"classes": 3}, r"expected \(1, 3, 8, 8\)"),
     ],
 )

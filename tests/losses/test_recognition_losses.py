@@ -1,0 +1,52 @@
+"""Losses of image recognition against the published numbers, timm's, and by hand."""
+
+import math
+
+import pytest
+import timm.loss
+import torch
+from conftest import GOLDEN
+from safetensors.torch import load_file
+
+from utils.cli.errors import InputError
+from utils.losses.recognition import make_loss
+
+LOGITS = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
+SOFT = 0.3 * torch.nn.functional.one_hot(LABELS, 4) + 0.7 / 4
+
+
+def test_as_published(golden):
+    cases = golden("5_losses_metrics/losses_metrics.json")["losses"]
+    cases = [case for case in cases if case["kind"] in ("LabelSmoothing", "NLLMultiLabelSmooth")]
+    tensors = load_file(GOLDEN / "5_losses_metrics/losses_metrics.safetensors")
+    assert len(cases) == 7
+    for case in cases:
+        smoothing, target = case["config"]["smoothing"], tensors[f"{case['id']}.target"]
+        x = tensors[f"{case['id']}.x"].requires_grad_()
+        if case["kind"] == "NLLMultiLabelSmooth":  # ours takes soft targets that are smoothed already
+            smoothing = smoothing if case["config"]["training"] else 0
+            target = (1 - smoothing) * target + smoothing / x.shape[1]
+        loss = make_loss("ce", smoothing)(x, target)
+        loss.backward()
+        assert loss.item() == pytest.approx(case["loss"], rel=1e-6)
+        torch.testing.assert_close(x.grad, tensors[f"{case['id']}.grad_x"], rtol=1e-5, atol=1e-8)
+
+
+def test_cross_entropy_takes_labels_and_soft_targets():
+    loss = make_loss("ce", 0.1)
+    assert loss(LOGITS, LABELS).item() == pytest.approx(timm.loss.LabelSmoothingCrossEntropy(0.1)(LOGITS, LABELS).item())
+    assert torch.equal(loss(LOGITS, SOFT), timm.loss.SoftTargetCrossEntropy()(LOGITS, SOFT))
+
+
+def test_binary_cross_entropy_takes_labels_and_soft_targets():
+    assert make_loss("bce")(torch.zeros(2, 4), LABELS[:2]).item() == pytest.approx(math.log(2))
+    smooth = 0.9 * torch.nn.functional.one_hot(LABELS, 4) + 0.1 / 4
+    for targets, expected in ((LABELS, smooth), (SOFT, SOFT)):
+        by_hand = torch.nn.functional.binary_cross_entropy_with_logits(LOGITS, expected)
+        assert make_loss("bce", 0.1)(LOGITS, targets).item() == pytest.approx(by_hand.item())
+
+
+def test_an_unknown_loss_names_the_nearest():
+    with pytest.raises(InputError, match="unknown loss 'bec', did you mean bce"):
+        make_loss("bec")
