@@ -48,7 +48,7 @@ def points(folder, tag):
 def test_names_are_checked_before_training():
     assert check(["none"]) == check([]) == []
     assert check(["tensorboard", "tensorboard"]) == ["tensorboard"]
-    with pytest.raises(InputError, match=r"^--report_to tensorbord: no such tracker; did you mean tensorboard\?$"):
+    with pytest.raises(InputError, match=r"^--report_to tensorbord: no such tracker, did you mean tensorboard\?$"):
         check(["tensorbord"])
     with pytest.raises(InputError, match=r"--report_to qqq: no such tracker; expected none, aim, .*tensorboard.*wandb"):
         check(["qqq"])

@@ -1,25 +1,24 @@
-"""What a run tells TensorBoard, Weights & Biases and the other trackers that Accelerate knows.
+"""Points, settings and pictures of a run for TensorBoard, Weights & Biases and the other trackers that Accelerate knows.
 
 log.txt and updates.txt stay the source of truth: a tracker that fails is left out, and the training goes on.
 """
 
-import difflib
 import hashlib
 import math
 import numbers
 import os
 import pathlib
 
-from utils.cli.errors import InputError, first_line
+from utils.cli.errors import InputError, did_you_mean, first_line
 
-PROJECT = "strata"  # under which services group runs; for wandb WANDB_PROJECT, for mlflow MLFLOW_EXPERIMENT_NAME win
+PROJECT = "strata"  # the project of the runs; the environment's WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME win over it
 
 
 def check(names, default=False, say=print):
-    """The trackers to start, of the words of --report_to: to ask before training.
+    """The names of the trackers to start, checked before training.
 
-    names: list of str; "none" alone is []. default: the user did not choose, so that a library that is missing is a note
-    instead of an error. Raises InputError for an unknown tracker, with the nearest, and for a library to install.
+    names: list of str, the words of --report_to; "none" alone gives []. default: the user did not choose, so that a library
+    that is missing is said in a note. Raises InputError for an unknown tracker, with the nearest, and for a library to install.
     """
     from accelerate.tracking import get_available_trackers
     from accelerate.utils import LoggerType
@@ -28,9 +27,8 @@ def check(names, default=False, say=print):
     names = list(dict.fromkeys(names))
     for name in names:
         if name not in ("none", *known):
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"expected none, {', '.join(known)}"
-            raise InputError(f"--report_to {name}: no such tracker; {hint}")
+            hint = did_you_mean(name, known) or f"; expected none, {', '.join(known)}"
+            raise InputError(f"--report_to {name}: no such tracker{hint}")
     if "none" in names:
         if len(names) > 1:
             raise InputError(f"--report_to {' '.join(names)}: 'none' stands alone; leave it out, or the others")
@@ -45,14 +43,14 @@ def check(names, default=False, say=print):
 
 
 class Trackers:
-    """The trackers of a run. Only the main process has any; what they raise is said once, and that tracker left out."""
+    """The trackers of a run. Only the main process has any; one that raises is warned of once, and left out."""
 
     def __init__(self, accelerator, names, folder, config, update, say=print):
-        """Start them, with the settings of the run, to go on at `update`.
+        """Start the trackers `names`, which are as `check` returns them.
 
-        names: as `check` returns them. folder: of the run; TensorBoard's and wandb's files go below it. config: dict of
-        settings, nested ones too. update: how many updates were done (0: a new run); what is logged has the number of
-        its update, from 0, as in updates.txt, so that a resumed run goes on with just this number. say: for warnings.
+        folder: of the run; TensorBoard's and wandb's files go below it. config: dict of settings, nested ones too.
+        update: number of updates that were done before; 0: a new run. Points are numbered by update from 0, as in
+        updates.txt, so the first one of a resumed run has this number. say: takes a line of warning.
         """
         self.accelerator, self.say = accelerator, say
         accelerator.project_configuration.logging_dir = str(folder)
@@ -67,7 +65,7 @@ class Trackers:
         accelerator.log_with, accelerator.trackers = list(names), started
 
     def log(self, values, update):
-        """Send the finite numbers among `values`, a dict, as points at `update`, counted from 0; the rest is dropped."""
+        """Send the finite numbers among `values`, a dict, as points at the number `update`, from 0; the rest is dropped."""
         points = {key: float(value) for key, value in values.items() if _is_point(value)}
         if points:
             self._each(lambda tracker: tracker.log(points, step=update))
@@ -88,7 +86,7 @@ class Trackers:
             self._each(lambda tracker, name=path.stem, image=image: _send_image(tracker, name, image, update))
 
     def finish(self):
-        """Write and send what waits; nothing is logged after this."""
+        """Write and send what waits. Nothing is sent after this."""
         self._each(lambda tracker: tracker.finish())
         self.accelerator.trackers = []
 
@@ -106,14 +104,14 @@ class Trackers:
 
 
 def _start(accelerator, name, folder, config, update):
-    # One run per folder, found again by whoever resumes it, also from another working directory.
+    # A folder is one run, which whoever resumes it finds again, also from another working directory.
     digest = hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:16]
     title = f"{folder.resolve().name}-{digest[:6]}"
     project, options, store = PROJECT, {}, True
     if name == "tensorboard":
         project = "tensorboard"  # Accelerate's name of the folder
-        options = {"purge_step": update}  # hides what was logged from that number on, before the run was resumed
-        store = update == 0  # every time they are stored is one more line in its table
+        options = {"purge_step": update}  # hides the points from that number on, which were sent before the run was resumed
+        store = update == 0  # storing the settings again would add a line to its table
     elif name == "wandb":
         project = os.environ.get("WANDB_PROJECT", PROJECT)
         options = {"dir": str(folder), "id": digest, "name": folder.resolve().name, "resume": "allow"}
@@ -121,12 +119,12 @@ def _start(accelerator, name, folder, config, update):
         options = {"name": title, "resume": "allow" if update else "never"}
     elif name == "mlflow":
         options = {"run_name": title, "run_id": _mlflow_run(title) if update and accelerator.is_main_process else None}
-        store = options["run_id"] is None  # it refuses to change them
+        store = options["run_id"] is None  # mlflow refuses to change settings
     accelerator.init_trackers(project, config if store else None, {name: options})
 
 
 def _mlflow_run(title):
-    """The id of the last run of that name, or None."""
+    """The id of mlflow's last run of that name, or None."""
     import mlflow
 
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
@@ -140,7 +138,7 @@ def _mlflow_run(title):
 
 
 def _send_image(tracker, name, image, update):
-    """image: PIL, RGB. Accelerate hands on what it is given, and each library expects something else."""
+    """Send a PIL image (RGB) as the tracker's library expects it; Accelerate hands on what it is given."""
     if tracker.name == "tensorboard":
         import numpy as np
 
