@@ -3,8 +3,8 @@
     python benchmarks/pictures.py --epochs 30
     python benchmarks/pictures.py --epochs 30 --data_path my_images
 
-Every flag of train_recognition.py may follow. What is drawn while training goes on counts; what is drawn at the end, when
-nothing waits for it, is given besides.
+Every flag of train_recognition.py may follow. The per cent are of what is drawn while the training goes on; what is drawn
+after it, when nothing waits, is printed beside it.
 """
 
 import pathlib
@@ -15,31 +15,29 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import train_recognition
+import utils.run.run
 from utils.report.gallery import Gallery
 
 
 class Timed(Gallery):
-    """A gallery that tells how long it drew, and when the training was over."""
+    """A gallery that notes, each time it draws, the seconds since its start, those spent on drawing before, and the cost."""
+
+    rounds = []
 
     def finish(self):
-        before = self.spent
+        seconds, before = time.perf_counter() - self.start, self.spent
         super().finish()
-        self.last = (time.perf_counter() - self.start, before)
-        galleries.append(self)
-
-
-galleries = []
+        self.rounds.append((seconds, before, self.cost))
 
 
 def main():
-    train_recognition.Gallery = Timed
+    utils.run.run.Gallery = Timed
     words = [*sys.argv[1:], "--output_dir", str(pathlib.Path(tempfile.mkdtemp()) / "run"), "--report_to", "none"]
     train_recognition.main(train_recognition.parse_args(words))
-    gallery = galleries[-1]
-    total, during = gallery.last
+    seconds, spent, last = Timed.rounds[-1]
     print(
-        f"drawing while training: {during:.2f} s of {total - gallery.expected:.1f} s, {100 * during / total:.2f} %, in "
-        f"{len(galleries)} rounds; at the end {gallery.expected:.2f} s"
+        f"drawing while training: {spent:.2f} s of {seconds:.1f} s, {100 * spent / seconds:.2f} %, in "
+        f"{len(Timed.rounds) - 1} rounds; after it {last:.2f} s"
     )
 
 
