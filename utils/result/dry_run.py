@@ -65,7 +65,7 @@ def multiply_adds(model, input_size):
 def as_text(run):
     """What `describe` returns, as lines."""
     lr, args = run["lr"], run["args"]
-    flags = " ".join(f"--{flag} {_flag_text(value)}" for flag, value in args.items() if value not in (None, "", []))
+    flags = " ".join(f"--{flag} {_flag_text(value)}" for flag, value in args.items() if value not in (None, "", [], ()))
     lines = [
         "dry run: nothing is trained and nothing is written",
         f"model: {run['model']}, {run['parameters']:,} parameters, {run['multiply_adds'] / 1e9:.2f} G multiply-adds at "
