@@ -1,9 +1,12 @@
 """The command line: recipes, hyphens, misspellings, types, settings of a topic, and the arithmetic of the batch."""
 
 import copy
+import os
 import pickle
 
 import pytest
+from conftest import ROOT
+from hostile import fuzz, in_time, mutated, refusal
 
 from utils.cli.arguments import (
     Parser,
@@ -113,6 +116,49 @@ def test_a_wrong_recipe_is_answered_with_one_line(error_of, tmp_path, content, m
     path = tmp_path / "good.args"
     path.write_bytes(content.replace(b"HERE.args", bytes(tmp_path / "god.args")).replace(b"HERE", bytes(path)))
     assert message in error_of(f"@{path}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"--lr \\",
+        b"x" * 10**7,
+        b"@r.args " * 1000,
+        b"@/dev/zero",
+        b"@pipe",
+        b"@.",
+        b"@a\nb\x1b[2J",
+        b"@many",
+        b"@" + b"x" * 5000,
+    ],
+)
+def test_hostile_recipes(tmp_path, monkeypatch, error_of, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.args").write_bytes(text)
+    os.mkfifo("pipe")
+    for level in range(6):  # 10 to the 6th files
+        (tmp_path / f"many{level or ''}").write_text(f"@many{level + 1} " * 10)
+    (tmp_path / "many6").write_text("")
+    with in_time():
+        error_of("@r.args")
+
+
+def test_mutated_recipes(tmp_path):
+    text = (ROOT / "recipes/recognition/convnextv2_base_ft_in1k.args").read_bytes()
+
+    def error(message):
+        raise InputError(message)
+
+    @fuzz(100)
+    def mutate(edits):
+        (tmp_path / "r.args").write_bytes(mutated(text, edits))
+        refusal(expand_recipes, [f"@{tmp_path / 'r.args'}"], error)
+
+
+@pytest.mark.parametrize("value", ["(" * 50_000, "[" * 200, "{[]: 1}", "9" * 9999, "-" * 9999 + "1", "\0", "__import__('os')"])
+def test_values_of_options_are_literals_or_text(value):
+    with in_time():
+        assert key_value(f"depths={value}") == ("depths", value)
 
 
 def test_of_several_processes_one_answers(monkeypatch, capsys):
