@@ -51,7 +51,7 @@ def lr_groups(path, groups):
     labelled = range(0, len(layers), -(-14 // step))
     with png(path, 1000, 140 + step * len(layers), scale=1.5) as canvas:
         canvas.text(MARGIN, MARGIN, "Learning rate by layer, as a multiple of the schedule's", size=TITLE, weight="bold")
-        for x, name in ((330, "layer"), (905, "multiple"), (980, "weights")):
+        for x, name in ((330, "layer"), (905, "multiple"), (980, "parameters")):
             canvas.text(x, 58, name, size=SMALL, ha="right", color=FAINT)
         axes = canvas.axes(340, 80, 490, step * len(layers))
         scales = [scale for _, scale in layers]
