@@ -1,13 +1,11 @@
-"""The built-in scenes: pure functions of their numbers, labels that are the ink, splits that share no digit."""
-
-import time
+"""The built-in digits and scenes: fixed splits that share no digit, pure functions of numbers, labels that are the ink."""
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from utils.sources import scenes as segmentation_scenes
-from utils.sources.scenes import Scenes
+from utils.sources import built_in
+from utils.sources.built_in import Scenes, digits, scenes
 
 
 @pytest.fixture(scope="module")
@@ -15,13 +13,22 @@ def train():
     return Scenes("train", 60)
 
 
-def test_what_a_source_gives(train):
-    image, mask = train.read(7)
-    assert len(train) == 60 and image.size == (96, 96) and image.mode == "RGB"
-    assert mask.shape == (96, 96) and mask.dtype == np.int64
-    assert train.classes == ["background", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
-    assert train.palette.shape == (11, 3) and train.palette.dtype == np.uint8 and len(np.unique(train.palette, axis=0)) == 11
-    assert train.name(7) != train.name(8) and train.title
+def test_digits_are_split_for_good():
+    train, val = digits()
+    assert (len(train), len(val)) == (1438, 359) == (len(train.labels), len(val.labels))
+    assert train.classes == [str(i) for i in range(10)] == val.classes
+    image = train.read(0)
+    assert image.mode == "RGB" and image.size == (8, 8) and np.asarray(image).max() > 200 and train.encoded(0) is None
+    counts = np.bincount(val.labels)
+    assert counts.min() >= 35 and counts.max() <= 37
+
+
+def test_sizes_and_colours_of_scenes():
+    parts = scenes(32)
+    assert [len(part) for part in parts] == [600, 150]
+    image, mask = parts[1].read(2)
+    assert image.size == (32, 32) and mask.shape == (32, 32) and mask.dtype == np.int64 and 0.05 < (mask > 0).mean() < 0.4
+    assert parts[0].classes == ["background", *map(str, range(10))] and len(np.unique(parts[0].palette, axis=0)) == 11
 
 
 def test_a_scene_depends_on_seed_split_and_index_only(train):
@@ -34,10 +41,10 @@ def test_a_scene_depends_on_seed_split_and_index_only(train):
     assert all((train.masks[i] != train.masks[j]).any() for i in range(8) for j in range(i))
 
 
-def test_splits_share_no_digit(monkeypatch):
+def test_splits_of_scenes_share_no_digit(monkeypatch):
     """What reaches the drawing, against the whole data set: 1,438 and 359 digits, each in one of the two."""
     seen = []
-    monkeypatch.setattr(segmentation_scenes, "draw_scene", lambda rng, size, inks, digits: (seen.append(inks), (0, 0))[1])
+    monkeypatch.setattr(built_in, "draw_scene", lambda rng, size, inks, digits: (seen.append(inks), (0, 0))[1])
     Scenes("train", 1)
     Scenes("val", 1)
     assert [len(inks) for inks in seen] == [1438, 359]
@@ -52,8 +59,8 @@ def test_masks_hold_whole_digits_of_every_class(train):
     labelled = train.masks > 0
     assert set(np.unique(train.masks)) == set(range(11))
     assert 0.08 < labelled.mean() < 0.3 and labelled.any((1, 2)).all()
-    kinds = [len(np.unique(mask)) - 1 for mask in train.masks]
-    assert min(kinds) >= 1 and 2.5 < np.mean(kinds) <= 6
+    classes = [len(np.unique(mask)) - 1 for mask in train.masks]
+    assert min(classes) >= 1 and 2.5 < np.mean(classes) <= 6
     heights = []
     for mask in train.masks:
         for label in np.unique(mask)[1:]:
@@ -73,16 +80,3 @@ def test_ink_stands_out_from_the_ground(train):
             contrasts.append(abs(brightness[rows, columns].mean() - brightness[box][around].mean()))
     # Less than the 75 at full ink: half-covered borders count, and two digits of a class, a dark and a light one.
     assert np.median(contrasts) > 50 and np.mean(np.array(contrasts) > 25) > 0.9
-
-
-@pytest.mark.parametrize("size", [32, 57, 128])
-def test_other_sizes(size):
-    image, mask = Scenes("val", 3, size).read(2)
-    assert image.size == (size, size) and mask.shape == (size, size) and 0.05 < (mask > 0).mean() < 0.4
-
-
-def test_fast_to_make():
-    Scenes("val", 1)  # the digits are read
-    start = time.process_time()
-    Scenes("train", 100)
-    assert (time.process_time() - start) / 100 < 0.006  # seconds; 0.0015 on an idle core

@@ -1,0 +1,146 @@
+"""Streams of the library `datasets`: an epoch of data of every kind, and what has to be known before it is read."""
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from conftest import make_folder
+from small_data import encoded, images, letter, shade, write_images, write_masks, write_tar
+
+from utils.cli.errors import InputError
+from utils.data.datasets import RecognitionStream, SegmentationStream
+from utils.data.streaming import StreamLoader
+from utils.sources.tables import stream_of_images, stream_of_masks
+
+
+def epoch_of(train, make_sample, transform, batch_size, **options):
+    """Sorted samples of an epoch on two processes, as tuples of ints."""
+    found = []
+    for process in range(2):
+        loader = StreamLoader(
+            train.table, make_sample(train, transform, 0), len(train), batch_size, process=process, processes=2, **options
+        )
+        found += [tuple(map(int, sample)) for batch in loader for sample in zip(*batch, strict=True)]
+    return sorted(found)
+
+
+def shade_of(image):
+    return torch.tensor(shade(image))
+
+
+COLUMNS = {
+    "classes": (lambda i: i % 3, datasets.ClassLabel(names=["cat", "dog", "eel"]), ["cat", "dog", "eel"]),
+    "numbers": (lambda i: i % 3, datasets.Value("int64"), ["0", "1", "2"]),
+    "names": (lambda i: ("cat", "dog", "eel")[i % 3], datasets.Value("large_string"), ["cat", "dog", "eel"]),
+}
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_streams_of_parquet(tmp_path, kind):
+    label, feature, names = COLUMNS[kind]
+    for split, parts in (("train", np.array_split(np.arange(24), 3)), ("validation", [np.arange(5)])):
+        for part in parts:
+            rows = {"image": [{"bytes": encoded(int(i)), "path": None} for i in part], "label": [label(int(i)) for i in part]}
+            features = datasets.Features(image=datasets.Image(), label=feature)
+            datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / f"{split}-{part[0]}.parquet")
+    train, val = stream_of_images(str(tmp_path))
+    assert len(train) == 24 and train.classes == names == val.classes and val.labels.tolist() == [0, 1, 2, 0, 1]
+    for workers in (0, 2):
+        got = epoch_of(train, RecognitionStream, shade_of, 4, workers=workers, buffer_size=6)
+        assert got == [(i, i % 3, -1) for i in range(24)]
+    assert shade(val.read(3)) == 3 and str(tmp_path) in train.title
+
+
+CARD = """---
+dataset_info:
+  features:
+  - {name: image, dtype: image}
+  - {name: label, dtype: {class_label: {names: {"0": cat, "1": dog, "2": eel}}}}
+---
+"""
+
+
+def test_classes_of_a_card(tmp_path):
+    write_images(tmp_path, lambda i: i % 3, train=6, validation=2)
+    (tmp_path / "README.md").write_text(CARD)
+    train, val = stream_of_images(str(tmp_path))
+    assert train.classes == ["cat", "dog", "eel"] == val.classes and val.labels.tolist() == [0, 1]
+    assert epoch_of(train, RecognitionStream, shade_of, 3) == [(i, i % 3, -1) for i in range(6)]
+
+
+def test_streams_of_class_folders(tmp_path):
+    for split in ("train", "test"):
+        make_folder(tmp_path / split, ("a", "b"), 3)
+    train, val = stream_of_images(str(tmp_path))
+    assert len(train) == 6 and train.classes == ["a", "b"] and val.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    got = epoch_of(train, RecognitionStream, lambda image: torch.tensor(0), 3, buffer_size=4)
+    assert [label for _, label, _ in got] == [0] * 3 + [1] * 3
+
+
+def test_streams_of_archives(tmp_path):
+    for name, numbers in {"train-0": range(5), "train-1": range(5, 20), "val-0": range(4)}.items():
+        write_tar(
+            tmp_path / f"{name}.tar",
+            [x for i in numbers for x in ((f"{i:02}.png", encoded(i)), (f"{i:02}.cls", letter(i).encode()))],
+        )
+    train, val = stream_of_images(str(tmp_path))
+    assert len(train) == 20 and train.classes == ["a", "b", "c"] and val.labels.tolist() == [2, 0, 1, 2]
+    for workers in (0, 2):
+        got = epoch_of(train, RecognitionStream, shade_of, 5, workers=workers, buffer_size=7)
+        assert got == [(i, (2, 0, 1)[i % 3], -1) for i in range(20)]
+    (tmp_path / "classes.txt").write_text("c\na\nb\n")
+    train, val = stream_of_images(str(tmp_path), train_images=16)
+    assert (len(train), train.classes, val.labels.tolist()) == (16, ["c", "a", "b"], [0, 1, 2, 0])
+
+
+def test_streams_of_masks(tmp_path):
+    write_masks(tmp_path)
+    train, val = stream_of_masks(str(tmp_path))
+    assert train.classes == ["class 0", "class 1", "class 2"] == val.classes and (len(train), len(val)) == (12, 5)
+
+    def corner(image, mask):
+        return shade_of(image), torch.tensor(mask[0, -1])
+
+    for workers in (0, 2):
+        got = epoch_of(train, SegmentationStream, corner, 3, workers=workers, buffer_size=5)
+        assert got == [(i, i % 3, -1) for i in range(12)]
+    (tmp_path / "classes.txt").write_text("ground\nsky\n")
+    with pytest.raises(InputError, match="row 2 of shard 0, column 'mask': the mask holds 2, which is no class"):
+        epoch_of(stream_of_masks(str(tmp_path))[0], SegmentationStream, corner, 6)
+
+
+def test_labels_of_a_stream_that_are_no_class(tmp_path):
+    write_images(tmp_path, lambda i: i)
+    (tmp_path / "classes.txt").write_text("\n".join(f"n{i}" for i in range(8)))
+    train, _ = stream_of_images(str(tmp_path))
+    assert train.label({"label": 7}, 0) == 7 and train.label({"label": "n3"}, 0) == 3
+    for label in (8, -1, "n8", None, 1.5):
+        expected = f"row 1 of shard 0, column 'image' has the label {label}; expected one of 8 classes .n0, n1, n2, n3, n4, ….$"
+        with pytest.raises(InputError, match=expected):
+            train.label({"label": label}, 1)
+
+
+def write_arrow(root, splits):
+    """Arrow's stream format, which does not tell how many rows it has."""
+    for split in splits:
+        table = pa.table({"image": images(6), "label": [i % 2 for i in range(6)]})
+        with pa.OSFile(str(root / f"{split}.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+
+
+def test_what_a_stream_needs_to_know(tmp_path):
+    with pytest.raises(InputError, match="cannot load it"):
+        stream_of_images(str(tmp_path))
+    write_arrow(tmp_path, ["train"])
+    with pytest.raises(InputError, match="found only the split train; expected one named validation or test"):
+        stream_of_images(str(tmp_path))
+    write_arrow(tmp_path, ["test"])
+    with pytest.raises(InputError, match="it does not tell its number of training images; give --train_images N"):
+        stream_of_images(str(tmp_path))
+    with pytest.raises(InputError, match=r"what classes column 'label' has is not known .*put classes.txt"):
+        stream_of_images(str(tmp_path), train_images=6)
+    (tmp_path / "classes.txt").write_text("x\ny\n")
+    train, val = stream_of_images(str(tmp_path), train_images=6)
+    assert train.classes == ["x", "y"] and val.labels.tolist() == [0, 1] * 3
+    assert epoch_of(train, RecognitionStream, shade_of, 3, buffer_size=4) == [(i, i % 2, -1) for i in range(6)]
