@@ -10,7 +10,7 @@ from small_data import SIZE, ids, names, write_image, write_mask
 from utils.cli.errors import InputError
 from utils.data.masks import class_table
 from utils.images import IGNORE
-from utils.sources import SEGMENTATION_SETS, class_names, field_sets
+from utils.sources import SEGMENTATION_SETS, field_sets
 from utils.sources.field_sets import ade20k, cityscapes, coco, pascal_aug, pascal_context, pascal_voc
 
 
@@ -201,7 +201,7 @@ def test_every_data_set_has_its_line_and_as_many_classes(tmp_path):
         assert len(open_set(root)[0].classes) == listed[open_set.__name__].classes
     named = {"VOC": pascal_aug, "CITYSCAPES": cityscapes, "ADE20K": ade20k, "PASCAL_CONTEXT": pascal_context}
     for name, open_set in named.items():
-        classes = getattr(class_names, name)
+        classes = getattr(field_sets, name)
         assert len(set(classes)) == listed[open_set.__name__].classes and all(label == label.strip() for label in classes)
     assert len(field_sets.CITYSCAPES_PALETTE) == 19
 

@@ -51,9 +51,10 @@ def replacement(seed, epoch, index, attempt, samples):
 
 
 def stratified_split(labels, val_split, seed):
-    """(training, validation) sorted arrays of indices. `val_split` of each class is held out, but at least one sample trains.
+    """(training, validation) sorted arrays of indices.
 
-    labels: (N,) whole numbers. Raises InputError if no sample would be held out.
+    labels: (N,) whole numbers. val_split: the fraction of each class that is held out, which leaves at least one sample of it
+    to train on. Raises InputError if no sample would be held out.
     """
     labels = np.asarray(labels)
     val = []

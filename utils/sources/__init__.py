@@ -1,13 +1,10 @@
 """Where images come from: the registries of published data sets.
 
 To add a data set, write a function (root, train_split="train") -> (training source, validation source) and a line here. What
-a source has is written in recognition.py and segmentation.py. The command line reads this file before NumPy is imported.
+a source has is written in recognition.py and segmentation.py. This file imports nothing, since the command line reads it.
 """
 
-import os
 from typing import NamedTuple
-
-from utils.cli.registry import load
 
 
 class DataSet(NamedTuple):
@@ -24,44 +21,6 @@ class DataSet(NamedTuple):
     val_images: int
     defaults: dict = {}
     downloads: bool = False
-
-    def open(self, data_path, train_split="train", dry_run=False):
-        """(training, validation) sources from the folder `data_path`; in a dry run by the published numbers if it is missing.
-
-        train_split: "train", or "trainval" to train on the validation images too. A dry run downloads nothing.
-        """
-        if dry_run and (self.downloads or not os.path.isdir(data_path)):
-            return self.published(data_path, train_split)
-        return load(self.load)(data_path, train_split)
-
-    def published(self, data_path, train_split="train"):
-        """(training, validation) `Counted` sources with the published numbers."""
-        missing = "" if os.path.isdir(data_path) else f" ({data_path} is not here)"
-        train = self.train_images + (self.val_images if train_split == "trainval" else 0)
-        title = f"{self.title} by its published size{missing}"
-        return Counted(title, train, self.classes), Counted(title, self.val_images, self.classes)
-
-
-class Counted:
-    """A source for a dry run: it has a number of images, which cannot be read, and numbered classes."""
-
-    def __init__(self, title, images, classes):
-        self.title, self.images, self.classes = title, images, [str(number) for number in range(classes)]
-
-    def __len__(self):
-        return self.images
-
-    @property
-    def labels(self):
-        import numpy as np
-
-        return np.zeros(self.images, np.int64)
-
-    @property
-    def palette(self):
-        from utils.data.masks import voc_palette
-
-        return voc_palette(len(self.classes))
 
 
 _TORCHVISION, _FIELD = "utils.sources.torchvision_sets", "utils.sources.field_sets"

@@ -15,9 +15,46 @@ from utils.cli.errors import InputError, first_line
 from utils.data.masks import class_table, draw_instances, fit_image, voc_palette
 from utils.data.string_list import StringList
 from utils.images import read_image
-from utils.sources import class_names
-from utils.sources.class_names import few
-from utils.sources.folders import candidates, find_folder, match, scan_files, split_pairs, with_val
+from utils.sources.folders import candidates, few, find_folder, match, scan_files, split_pairs, with_val
+
+# --- classes, in the order of their ids -------------------------------------------------------------------------------
+
+# PASCAL VOC 2012, development kit; PyTorch-Encoding's COCO has the same classes.
+VOC = (
+    "background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse, motorbike, "
+    "person, pottedplant, sheep, sofa, train, tvmonitor"
+).split(", ")
+
+# The classes with a train id in cityscapesScripts, helpers/labels.py.
+CITYSCAPES = (
+    "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, terrain, sky, person, rider, "
+    "car, truck, bus, train, motorcycle, bicycle"
+).split(", ")
+
+# MIT Scene Parsing Benchmark, objectInfo150.txt; the first of each class's names, as mmsegmentation has them.
+ADE20K = (
+    "wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door, "
+    "table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, armchair, "
+    "seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, base, box, column, signboard, chest of drawers, "
+    "counter, sand, sink, skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway, case, pool table, pillow, "
+    "screen door, stairway, river, bridge, bookcase, blind, coffee table, toilet, flower, book, hill, bench, countertop, "
+    "stove, palm, kitchen island, computer, swivel chair, boat, bar, arcade machine, hovel, bus, towel, light, truck, "
+    "tower, chandelier, awning, streetlight, booth, television receiver, airplane, dirt track, apparel, pole, land, "
+    "bannister, escalator, ottoman, bottle, buffet, poster, stage, van, ship, fountain, conveyer belt, canopy, washer, "
+    "plaything, swimming pool, stool, barrel, basket, waterfall, tent, bag, minibike, cradle, oven, ball, food, step, tank, "
+    "trade name, microwave, pot, animal, bicycle, lake, dishwasher, screen, blanket, sculpture, hood, sconce, vase, traffic "
+    "light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass, clock, flag"
+).split(", ")
+
+# The 59 most frequent of the 459 labels, in the order of those labels, which is that of the alphabet.
+PASCAL_CONTEXT = (
+    "aeroplane, bag, bed, bedclothes, bench, bicycle, bird, boat, book, bottle, building, bus, cabinet, car, cat, ceiling, "
+    "chair, cloth, computer, cow, cup, curtain, dog, door, fence, floor, flower, food, grass, ground, horse, keyboard, "
+    "light, motorbike, mountain, mouse, person, plate, platform, pottedplant, road, rock, sheep, shelves, sidewalk, sign, "
+    "sky, snow, sofa, table, track, train, tree, truck, tvmonitor, wall, water, window, wood"
+).split(", ")
+
+# --- ADE20K, Cityscapes and PASCAL VOC --------------------------------------------------------------------------------
 
 ADE_SPLITS = ("training", "validation")
 VOC_2012, VOC_2010 = "VOCdevkit/VOC2012", "VOCdevkit/VOC2010"
@@ -45,7 +82,7 @@ def ade20k(root, train_split="train"):
     )  # fmt: skip
     parts = [match(scan_files(base / "images" / split), scan_files(base / "annotations" / split)) for split in ADE_SPLITS]
     table = class_table(range(1, 151), (0, 255))
-    return split_pairs("ADE20K", parts, train_split, class_names.ADE20K, voc_palette(150, first=1), (table, table))
+    return split_pairs("ADE20K", parts, train_split, ADE20K, voc_palette(150, first=1), (table, table))
 
 
 def cityscapes(root, train_split="train"):
@@ -64,7 +101,7 @@ def cityscapes(root, train_split="train"):
     if any(image.keys() - mask.keys() for image, mask in zip(images, masks, strict=True)):
         masks, table = masks_of("labelIds"), class_table(CITYSCAPES_IDS, {*range(34), 255} - set(CITYSCAPES_IDS))
     parts = [match(*part) for part in zip(images, masks, strict=True)]
-    return split_pairs("Cityscapes", parts, train_split, class_names.CITYSCAPES, CITYSCAPES_PALETTE, (table, table))
+    return split_pairs("Cityscapes", parts, train_split, CITYSCAPES, CITYSCAPES_PALETTE, (table, table))
 
 
 def pascal_voc(root, train_split="train"):
@@ -108,13 +145,11 @@ def pascal_context(root, train_split="train"):
     lists = _image_sets("SegmentationContext")
     parts = _listed(root, VOC_2010, ("JPEGImages", "SegmentationClassContext"), lists, how)
     table = class_table(range(1, 60), (0, 255))
-    return split_pairs(
-        "Pascal Context", parts, train_split, class_names.PASCAL_CONTEXT, voc_palette(59, first=1), (table, table)
-    )
+    return split_pairs("Pascal Context", parts, train_split, PASCAL_CONTEXT, voc_palette(59, first=1), (table, table))
 
 
 def _voc_pairs(title, parts, train_split):
-    return split_pairs(title, parts, train_split, class_names.VOC, voc_palette(21), (VOC_TABLE, VOC_TABLE))
+    return split_pairs(title, parts, train_split, VOC, voc_palette(21), (VOC_TABLE, VOC_TABLE))
 
 
 def _image_sets(folder, train=("train",), val=("val",)):
@@ -154,7 +189,7 @@ class CocoInstances:
     …]])], the record as `utils.data.masks.draw_instances` takes it.
     """
 
-    title, classes, palette = "COCO with the classes of VOC", class_names.VOC, voc_palette(21)
+    title, classes, palette = "COCO with the classes of VOC", VOC, voc_palette(21)
 
     def __init__(self, samples):
         self.images = StringList([path for path, _ in samples])

@@ -1,17 +1,18 @@
-"""Own data in folders: for recognition one folder per class, for segmentation images/ beside masks/."""
+"""Own data in folders: for recognition one folder per class, for segmentation images/ beside masks/, and their classes."""
 
+import collections
 import functools
 import os
 import pathlib
 
 import numpy as np
 
-from utils.cli.errors import InputError, choose_one, did_you_mean
+from utils.cli.errors import InputError, choose_one, did_you_mean, first_line, one_line
+from utils.data.bad_samples import in_threads
 from utils.data.masks import fit_image, own_tables, read_values, to_classes, voc_palette
 from utils.data.sampling import spread, stratified_split
 from utils.data.string_list import StringList
 from utils.images import is_image, read_bytes, read_image
-from utils.sources.class_names import few, listed_classes, numbered_classes
 from utils.sources.folder_index import index_folder
 
 SAMPLE = 200  # masks that are read to count the classes if classes.txt does not list them
@@ -222,3 +223,54 @@ def missing(folder):
     """What an error says of a folder that does not exist."""
     near = os.listdir(folder.parent) if folder.parent.is_dir() else []
     return f"no such folder{did_you_mean(folder.name, near)}"
+
+
+# --- classes --------------------------------------------------------------------------------------------------------
+
+
+def listed_classes(folder, most=1_000_000):
+    """The names in classes.txt in `folder`, one a line; None if there is no such file.
+
+    Raises InputError for a file that is no text, has fewer than two names or more than `most`, or a name twice.
+    """
+    path = os.path.join(folder, "classes.txt")
+    if not os.path.isfile(path):
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            names = [one_line(line, 200) for line in file if line.strip()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as text ({first_line(error)}); expected a name on each line") from None
+    if not 2 <= len(names) <= most:
+        raise InputError(f"{path}: found {len(names)} names, expected two classes at least, one a line")
+    if len(set(names)) < len(names):
+        twice = next(name for name, times in collections.Counter(names).items() if times > 1)
+        raise InputError(f"{path}: {twice} is in it more than once; expected each class on one line")
+    return names
+
+
+def numbered_classes(values_of, masks, where):
+    """["class 0", "class 1", …] up to the largest value in the masks. The largest value of their dtype counts as no class.
+
+    values_of: one of `masks` -> (H, W) uint8 or uint16. Raises InputError, which begins with `where`, if all are class 0.
+    """
+    largest = 0
+    for values in in_threads(values_of, masks):
+        kept = values[values != np.iinfo(values.dtype).max]
+        largest = max(largest, int(kept.max(initial=0)))
+    if largest == 0:
+        raise InputError(
+            f"{where}: the masks hold no class but 0 (and 255, which is ignored); write classes as 0, 1, 2, …: 0 and 1 for two"
+        )
+    return [f"class {number}" for number in range(largest + 1)]
+
+
+def check_number(nb_classes, classes):
+    """Raise InputError if --nb_classes is given and is not the number of the `classes` of the data."""
+    if nb_classes not in (None, len(classes)):
+        raise InputError(f"--nb_classes {nb_classes}: the data has {len(classes)} classes ({few(classes)}); leave the flag out")
+
+
+def few(names, most=5, separator=", "):
+    """The first `most` names in one text, and … if there are more."""
+    return separator.join([*map(str, names[:most]), *["…"] * (len(names) > most)])

@@ -12,8 +12,8 @@ from utils.data.sampling import spread
 from utils.images import check_header
 from utils.sources import RECOGNITION_SETS, DataSet
 from utils.sources.built_in import digits
-from utils.sources.class_names import check_number
-from utils.sources.folders import Folder, class_folders
+from utils.sources.folders import Folder, check_number, class_folders
+from utils.sources.published import count_published, open_published
 from utils.sources.tables import stream_of_images, tables_of_images
 
 # For a dry run without the images. 22K is the release of fall 2011, on all of which ConvNeXt trains.
@@ -26,12 +26,12 @@ IMAGENET = (
 def open_recognition_data(data, *, seed, need_val=True, dry_run=False):
     """(training source, validation source); the training source is a stream if `data.streaming`.
 
-    data: utils.cli.recognition_flags.Data. seed: of --val_split. need_val: class folders must have a validation set. dry_run:
-    nothing is downloaded, and images that are missing are counted as published. Raises InputError, which says what was
-    found, if there is no such data, or if it has another number of classes than --nb_classes.
+    data: utils.cli.recognition_flags.Data. seed: decides what --val_split holds out. need_val: class folders without a
+    validation set are refused. dry_run: nothing is downloaded, and missing images are counted as published. Raises InputError,
+    which says what was found, if there is no such data, or if it has another number of classes than --nb_classes.
     """
     if data.data_set in RECOGNITION_SETS:
-        train, val = RECOGNITION_SETS[data.data_set].open(data.data_path, dry_run=dry_run)
+        train, val = open_published(RECOGNITION_SETS[data.data_set], data.data_path, dry_run=dry_run)
     elif data.data_path and dry_run and not os.path.isdir(data.data_path):
         train, val = _imagenet(data.data_path, data.nb_classes)
     elif data.data_path:
@@ -50,7 +50,7 @@ def _imagenet(data_path, nb_classes):
     """(training, validation) in the numbers of the ImageNet with so many classes."""
     for known in IMAGENET:
         if known.classes == nb_classes:
-            return known.published(data_path)
+            return count_published(known, data_path)
     wanted = " or ".join(str(known.classes) for known in IMAGENET)
     raise InputError(f"--data_path {data_path}: no such folder; to count without it, give --nb_classes {wanted}")
 

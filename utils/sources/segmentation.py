@@ -13,20 +13,21 @@ from utils.data.sampling import spread
 from utils.images import IGNORE, BadImage
 from utils.sources import SEGMENTATION_SETS
 from utils.sources.built_in import scenes
-from utils.sources.class_names import check_number, few
-from utils.sources.folders import SAMPLE, mask_folders
+from utils.sources.folders import SAMPLE, check_number, few, mask_folders
+from utils.sources.published import open_published
 from utils.sources.tables import stream_of_masks, tables_of_masks
 
 
 def open_segmentation_data(data, *, crop_size, seed, dry_run=False):
     """(training source, validation source); the training source is a stream if `data.streaming`.
 
-    data: utils.cli.segmentation_flags.Data. crop_size: pixels of the built-in scenes. seed: of --val_split. dry_run: nothing
-    is downloaded, and images that are missing are counted as published. Raises InputError, which says what was found, if
-    there is no such data, or if it has another number of classes than --nb_classes.
+    data: utils.cli.segmentation_flags.Data. crop_size: side of the built-in scenes in pixels. seed: decides what --val_split
+    holds out. dry_run: nothing is downloaded, and missing images are counted as published. Raises InputError, which says what
+    was found, if there is no such data, or if it has another number of classes than --nb_classes.
     """
     if data.data_set:
-        train, val = SEGMENTATION_SETS[data.data_set].open(data.data_path, data.train_split or "train", dry_run)
+        known, train_split = SEGMENTATION_SETS[data.data_set], data.train_split or "train"
+        train, val = open_published(known, data.data_path, train_split, dry_run)
     elif data.data_path:
         train, val = mask_folders(data.data_path)
     elif data.streaming:

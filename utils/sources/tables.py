@@ -14,8 +14,7 @@ from utils.data.masks import decode_values, fit_image, own_tables, to_classes, v
 from utils.data.sampling import spread, stratified_split
 from utils.data.streaming import place_of
 from utils.images import BadImage, decode_image
-from utils.sources.class_names import few, listed_classes, numbered_classes
-from utils.sources.folders import MOST_CLASSES, SAMPLE
+from utils.sources.folders import MOST_CLASSES, SAMPLE, few, listed_classes, numbered_classes
 from utils.sources.hub import (
     check_columns,
     encoded_images,
@@ -176,8 +175,8 @@ def _columns_of_images(table, image_column, label_column):
 def _labels(table, column, classes=None, listed=None):
     """((N,) int64, class names) of a column of labels: ClassLabel, whole numbers from 0, or names.
 
-    classes: those of the training set, which the labels then follow. listed: names that classes.txt has for numbers, or in
-    the order of which names are numbered. Raises InputError for a row without a label, and for labels that are no class.
+    classes: those of the training set, by which the labels are numbered then. listed: the names in classes.txt, the first of
+    which is class 0. Raises InputError for a row without a label, and for labels that are no class.
     """
     feature, values = table.features[column], table.with_format("arrow")[:][column].to_pylist()
     if None in values:
@@ -207,7 +206,7 @@ def _labels(table, column, classes=None, listed=None):
 
 
 class _Masks:
-    """What a table and a stream of masks have in common: `set_classes` follows the constructor, and comes before reading."""
+    """What a table and a stream of masks have in common. `set_classes` has to be called before anything is read."""
 
     def set_classes(self, classes):
         self.classes, self.palette, self.tables = classes, voc_palette(len(classes)), own_tables(len(classes))
