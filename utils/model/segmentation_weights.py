@@ -14,7 +14,7 @@ import torch
 from segmentation_networks.network import build_network, classifier_prefixes
 from utils.cli.errors import InputError, first_line
 from utils.model.download import fetch
-from utils.model.weights import check_fit, put_in, read_tensors, same_but_for_ones, some_names, to_timm, to_timm_name
+from utils.model.weights import put_in, read_tensors, same_but_for_ones, to_timm, to_timm_name
 
 _FROM_ENCODING = (  # PyTorch-Encoding's name -> ours; its heads' names are ours
     (r"^pretrained\.", "backbone."),
@@ -133,8 +133,9 @@ def open_network(folder):
 
 
 def load_segmentation_weights(network, source, *, model_key="model|module", model_prefix=""):
-    """Load `source` (see `fetch`) into `network` (SegmentationNetwork); returns lines that say what was done.
+    """Load `source` (see `fetch`) into a SegmentationNetwork; returns three lines: the source, its layout, what was done.
 
+    model_key: see `read_tensors`. model_prefix: is put before every name in the file.
     Classifiers of another number of classes start anew, and so does all but the backbone where `source` is a
     recognition model, whose classifier and final norm are left out. An auxiliary head or se layer that only one of the
     two has is left out, or starts anew. Any other missing, unexpected or misshapen tensor is an InputError that names
@@ -166,18 +167,8 @@ def load_segmentation_weights(network, source, *, model_key="model|module", mode
     for part in _TRAINING_ONLY:
         if not any(name.startswith(part) for name in wanted):
             tensors, left_out = _leave_out(tensors, left_out, part)
-
-    missing = [name for name in wanted if name not in tensors and name not in new]
-    unexpected = [name for name in tensors if name not in wanted]
-    # 1x1 convolutions and linear layers, and both forms of GRN, hold the same numbers in other shapes
-    misshapen = [name for name in tensors if name in wanted and not same_but_for_ones(tensors[name], wanted[name])]
-    check_fit(f"weights {source} ({layout}) do not fit the network", missing, unexpected, misshapen)
-    put_in(network, tensors, source)
-    return [
-        str(source),
-        layout + (f"; new: {', '.join(anew)}" if anew else ""),
-        f"{len(tensors)} tensors loaded; left out {some_names(left_out)}; new {some_names(sorted(new))}",
-    ]
+    loaded = put_in(network, tensors, source, layout, left_out, new, "network")
+    return [str(source), layout + (f"; new: {', '.join(anew)}" if anew else ""), loaded]
 
 
 # --- layouts: each converter gives (tensors under our names, names left out) ------------------------------------------

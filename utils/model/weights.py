@@ -111,7 +111,7 @@ def _from_start(file):
 
 
 def to_timm(tensors):
-    """({timm name: tensor}, what the layout was, names left out) of a published state dict."""
+    """({timm name: tensor}, the layout in words, names left out) of a published state dict {name: tensor}."""
     while tensors and all(name.startswith(("module.", "_orig_mod.")) for name in tensors):
         tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
     layout, left_out = [], []
@@ -145,7 +145,7 @@ def to_timm_name(name):
 
 
 def _to_dense(name, tensor):
-    """Dense (name, tensor) of one of FCMAE's encoder as MinkowskiEngine holds it.
+    """(name, tensor) in the dense layout, of one that FCMAE's encoder holds as MinkowskiEngine does.
 
     A kernel is (positions, C) if depthwise, (positions, C_in, C_out) otherwise, its positions column by column; biases
     and GRN are (1, C). Nothing is copied, for the shapes are not checked yet. Source: ConvNeXt-V2, utils.py,
@@ -164,9 +164,10 @@ def _to_dense(name, tensor):
 
 
 def load_weights(model, source, *, model_key="model|module", model_prefix=""):
-    """Load `source` (see `fetch`) into the timm `model`; returns lines that say what was done.
+    """Load `source` (see `fetch`) into the timm `model`; returns three lines: the source, its layout, what was done.
 
-    A classifier of another size is left as it is, and so is the final norm after FCMAE, which has none; that is said.
+    model_key: see `read_tensors`. model_prefix: is put before every name in the file.
+    A classifier of another size is left as it is, and so is the final norm after FCMAE, which has none; the lines say so.
     Any other missing, unexpected or misshapen tensor is an InputError that names them, and the model stays untouched.
     """
     tensors = {model_prefix + name: tensor for name, tensor in read_tensors(fetch(source), model_key).items()}
@@ -186,22 +187,13 @@ def load_weights(model, source, *, model_key="model|module", model_prefix=""):
         tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
     if any(map(_PRETRAINING.match, left_out)):
         new |= {n for n in wanted if re.match(r"(?:head\.)?norm(?:_pre)?\.", n) and n not in tensors}
-    missing = [name for name in wanted if name not in tensors and name not in new]
-    unexpected = [name for name in tensors if name not in wanted]
     if not head:  # a model without classifier takes the weights of one that has it
-        unexpected = [name for name in unexpected if not re.match(r"(?:head\.fc|fc|head|classifier)\.(?:weight|bias)$", name)]
-        left_out += [name for name in tensors if name not in wanted and name not in unexpected]
-    # 1x1 convolutions and linear layers, and both forms of GRN, hold the same numbers in other shapes
-    misshapen = [name for name in tensors if name in wanted and not same_but_for_ones(tensors[name], wanted[name])]
-    check_fit(f"weights {source} ({layout}) do not fit the model", missing, unexpected, misshapen)
-    fitting = {name: tensor for name, tensor in tensors.items() if name in wanted}
-    put_in(model, fitting, source)
+        of_head = [n for n in tensors if n not in wanted and re.match(r"(?:head\.fc|fc|head|classifier)\.(?:weight|bias)$", n)]
+        left_out += of_head
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in of_head}
+    loaded = put_in(model, tensors, source, layout, left_out, new)
     parts = ["decoder left out"] * any(map(_PRETRAINING.match, left_out)) + ["head new"] * bool(head & new)
-    return [
-        str(source),
-        layout + (f"; {', '.join(parts)}" if parts else ""),
-        f"{len(fitting)} tensors loaded; left out {some_names(left_out)}; new {some_names(sorted(new))}",
-    ]
+    return [str(source), layout + (f"; {', '.join(parts)}" if parts else ""), loaded]
 
 
 def _classifiers(model):
@@ -216,30 +208,39 @@ def check_fit(what, missing, unexpected, misshapen):
         raise InputError(f"{what}: " + "; ".join(f"{fault} {some_names(names)}" for fault, names in found.items()))
 
 
-def put_in(model, tensors, source):
-    """Load tensors {name: tensor} that fit but for dimensions of 1: all of them, or none and an InputError.
+def put_in(model, tensors, source, layout, left_out, new, what="model"):
+    """Load tensors {name: tensor}: all of them, or none and an InputError. Returns a line that says what was done.
 
-    A model on the meta device, of a dry run, only compares.
+    Each tensor of the `model` must be among them or among the names `new`, each with its shape but for dimensions of 1. On
+    the meta device, in a dry run, they are only compared. source, layout, what: the words of an error. left_out: the names
+    in the file that are not among `tensors`.
     """
     wanted = model.state_dict()
-    kinds = [
-        name for name, t in tensors.items() if t.is_complex() or (wanted[name].is_floating_point() > t.is_floating_point())
-    ]
-    if kinds:  # whole numbers, say, which no weights are; counters may be of any kind
-        found = {str(tensors[name].dtype) for name in kinds}
-        raise InputError(f"weights {source}: tensors of another type ({', '.join(sorted(found))}): {some_names(kinds)}")
+    missing = [name for name in wanted if name not in tensors and name not in new]
+    unexpected = [name for name in tensors if name not in wanted]
+    # 1x1 convolutions and linear layers, and both forms of GRN, hold the same numbers in other shapes
+    misshapen = [name for name in tensors if name in wanted and not same_but_for_ones(tensors[name], wanted[name])]
+    check_fit(f"weights {source} ({layout}) do not fit the {what}", missing, unexpected, misshapen)
+    odd = [n for n, t in tensors.items() if t.is_complex() or wanted[n].is_floating_point() > t.is_floating_point()]
+    if odd:  # whole numbers, say, which no weights are; counters may be of any type
+        found = sorted({str(tensors[name].dtype) for name in odd})
+        raise InputError(f"weights {source}: tensors of another type ({', '.join(found)}): {some_names(odd)}")
+    loaded = f"{len(tensors)} tensors loaded; left out {some_names(left_out)}; new {some_names(sorted(new))}"
     if next(iter(wanted.values())).is_meta:
-        return
+        return loaded
     try:  # every conversion that could fail comes before the first number is put in
         tensors = {name: t.reshape(wanted[name].shape).to(wanted[name].dtype) for name, t in tensors.items()}
     except RuntimeError as error:
         raise InputError(f"weights {source} cannot be converted ({first_line(error)})") from None
     model.load_state_dict(tensors, strict=False)
+    return loaded
 
 
 def same_but_for_ones(a, b):
+    """Whether two tensors have the same shape, dimensions of 1 left out."""
     return [n for n in a.shape if n != 1] == [n for n in b.shape if n != 1]
 
 
 def some_names(names):
+    """How many names, and the first four."""
     return f"{len(names)} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})" if names else "none"
