@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import GOLDEN
 from safetensors.torch import load_file
+from tiny_networks import one_thread  # noqa: F401, a fixture
 
 from utils.cli.errors import InputError
 from utils.metrics.windows import evaluated_region, predict
@@ -42,7 +43,7 @@ def row(*values):
     return torch.tensor(values, dtype=torch.float32).expand(1, 3, 1, -1)
 
 
-@pytest.mark.parametrize("window_batch", [1, 3, 8, 100])
+@pytest.mark.parametrize("window_batch", [1, 3, 100])
 def test_as_published(golden, window_batch):
     tensors = load_file(GOLDEN / "5_losses_metrics/multi_eval.safetensors")
     for case in golden("5_losses_metrics/multi_eval.json")["cases"]:

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from conftest import ROOT, run
-from tiny_networks import tiny
+from tiny_networks import one_thread, tiny  # noqa: F401, the first is a fixture
 
 from utils.cli.errors import InputError
 from utils.model.processes import fit_to_hardware, keep_freed_memory
@@ -45,11 +45,18 @@ def test_what_the_user_chose_for_freed_memory_stays(monkeypatch):
     assert not keep_freed_memory()
 
 
-FAMILIES = ["efficientnet_lite0", "regnetx_002", "resnetv2_18", "mobilenetv3_small_050", "resnet18", "convnextv2_atto"]
-
-
-@pytest.mark.parametrize("option", ["channels_last", "grad_checkpointing", "sync_bn"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name, option",
+    [
+        ("efficientnet_lite0", "sync_bn"),
+        ("regnetx_002", "sync_bn"),
+        ("resnetv2_18", "sync_bn"),
+        ("resnet18", "sync_bn"),
+        ("resnetv2_18", "channels_last"),
+        ("resnetv2_18", "grad_checkpointing"),
+        ("convnextv2_atto", "grad_checkpointing"),
+    ],
+)
 def test_a_fitted_model_evaluates_as_before(name, option):
     """Many of timm's batch norms hold an activation, which torch's converter to SyncBatchNorm drops."""
     torch.manual_seed(0)
@@ -62,8 +69,8 @@ def test_a_fitted_model_evaluates_as_before(name, option):
         expected = model(images)
         fitted = fit_to_hardware(model, **{option: True}).eval()
         torch.testing.assert_close(fitted(images), expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item())
-    if option == "sync_bn" and name != "convnextv2_atto":
-        kinds = {type(module) for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)}
+    if option == "sync_bn":
+        kinds = {type(module) for module in fitted.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)}
         assert kinds and all(issubclass(kind, torch.nn.SyncBatchNorm) for kind in kinds)
 
 

@@ -11,6 +11,7 @@ import torch
 from conftest import GOLDEN
 from published_convnext import SIZES, Original, noisy, sparse, timm_model
 from safetensors.torch import load_file, save_file
+from tiny_networks import one_thread  # noqa: F401, a fixture
 
 from utils.cli.errors import InputError
 from utils.model.weights import load_weights, to_timm_name
