@@ -1,6 +1,6 @@
-"""Checks of a network's options. Each raises InputError with the option's name, what was found and what was expected.
+"""Checks of a network's options, such as `check_whole(channels=channels, codewords=codewords)` in a head.
 
-check_whole(channels=channels, codewords=codewords)
+Each raises InputError with the option's name, what was found and what was expected.
 """
 
 import inspect
