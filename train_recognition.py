@@ -223,7 +223,7 @@ def predict_only(args, accelerator, batch, run):
         folder = fetch(args.finetune)
     predict(
         folder, args.predict, os.path.join(args.output_dir or ".", "predictions.csv"), topk=args.topk, batch_size=batch.size,
-        device=accelerator.device, workers=loader_workers(args.num_workers), share=(batch.process, batch.processes),
+        device=accelerator.device, workers=loader_workers(args.num_workers), process=batch.process, processes=batch.processes,
         gather=accelerate.utils.gather_object, say=run.say,
     )  # fmt: skip
     accelerator.end_training()

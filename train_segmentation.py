@@ -11,7 +11,6 @@ from utils.cli.first import parse  # isort: skip  it answers --help and wrong fl
 import functools
 import math
 import os
-import pathlib
 import time
 
 import accelerate
@@ -244,9 +243,10 @@ def predict_only(args, accelerator, batch, run):
     prepare_to_evaluate(accelerator, model)
     settings = Augmentation.of(args)._replace(**{name: config[name] for name in ("transforms", "crop_size", "base_size")})
     view = view_options(settings, View.of(args), classes=len(config["classes"]), **NORM)
+    palette = np.array(config["palette"], np.uint8)
     predict_folder(
-        model, pathlib.Path(args.predict), pathlib.Path(args.output_dir), functools.partial(predict, **view), config["classes"],
-        np.array(config["palette"], np.uint8), accelerator.device, NORM, share=(batch.process, batch.processes), say=run.say,
+        functools.partial(predict, logits_of(model), **view), args.predict, args.output_dir, classes=config["classes"],
+        palette=palette, device=accelerator.device, process=batch.process, processes=batch.processes, say=run.say, **NORM,
     )  # fmt: skip
     accelerator.end_training()
 

@@ -68,11 +68,14 @@ class Golden:
 
 
 class HeldOut(list):
-    """The held-out digits as an evaluation loader of one process."""
+    """The held-out digits as an evaluation loader of one process; what fills up the last batch does not count."""
 
     def __init__(self, golden, batch_size=32):
         indices = golden.tensors["heldout"].long()
-        super().__init__((golden.images[chunk], golden.labels[chunk]) for chunk in indices.split(batch_size))
+        filling = -len(indices) % batch_size
+        images = golden.images[torch.cat([indices, indices[:1].expand(filling)])]
+        labels = torch.cat([golden.labels[indices], torch.full((filling,), -1)])
+        super().__init__(zip(images.split(batch_size), labels.split(batch_size), strict=True))
         self.order = EvalBatches(len(indices), batch_size)
 
 
@@ -95,13 +98,13 @@ def replay(golden, folder, *, schedule_of=None, clip_grad=None):
     assigner = layer_decay_assigner(golden.model, config.get("layer_decay", 1.0), kind)
     optimizer = create_optimizer(args, golden.model, *((assigner.get_layer_id, assigner.get_scale) if assigner else ()))
     schedule = (schedule_of or our_schedule)(optimizer, updates, config, lr)
-    rates = []
+    rates = {}
 
     def watched(update):
         value = schedule(update)
         groups = optimizer.param_groups
         lrs = [group["lr"] for group in groups]
-        rates.append((max(lrs), min(lrs), max(group["weight_decay"] for group in groups)))
+        rates[update] = (max(lrs), min(lrs), max(group["weight_decay"] for group in groups))
         return value
 
     def mixup(images, labels, seed):
@@ -128,7 +131,7 @@ def replay(golden, folder, *, schedule_of=None, clip_grad=None):
         if ema:
             with ema.in_model():
                 results.append(evaluate(accelerator, network, HeldOut(golden), run)[0])
-    return lines(folder / "run" / "updates.txt"), rates, results, ema
+    return lines(folder / "run" / "updates.txt"), list(rates.values()), results, ema
 
 
 def our_schedule(optimizer, updates, config, lr):
