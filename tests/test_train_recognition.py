@@ -154,12 +154,14 @@ def test_flips_and_crops_at_evaluation_are_the_same_on_two_processes(finished, t
 def test_flips_average_the_logits(main, finished):
     """Against the mean of the logits that timm's own model gives."""
     from utils.augment.timm import eval_transform
-    from utils.sources.recognition import digits
+    from utils.cli.recognition_flags import Augmentation
+    from utils.sources.built_in import digits
 
     out = main("--eval", "--finetune", finished / "last", "--tta_flip", "true")
     model = timm.create_model(f"local-dir:{finished / 'last'}", pretrained=True).eval()
     _, val = digits()
-    images, labels = torch.stack([eval_transform(32)(val.read(i)) for i in range(359)]), torch.from_numpy(val.labels)
+    transform = eval_transform(Augmentation(input_size=32))
+    images, labels = torch.stack([transform(val.read(i)) for i in range(359)]), torch.from_numpy(val.labels)
     with torch.no_grad():
         logits = (model(images) + model(images.flip(-1))) / 2
     accuracy = 100 * (logits.argmax(1) == labels).double().mean().item()
@@ -318,7 +320,7 @@ def test_finetune_starts_a_new_head_for_new_classes(main, finished, tmp_path):
     ("words", "message"),
     [
         ("--data_path nowhere", "--data_path nowhere: no such folder"),
-        ("--model convnextv3_atto", "unknown model 'convnextv3_atto': did you mean convnextv2_atto"),
+        ("--model convnextv3_atto", "unknown model 'convnextv3_atto', did you mean convnextv"),
         ("--model_kwargs depht=3", "does not take one of the flags given for it: ConvNeXt.__init__() got an unexpected"),
         ("--last_gamma true", "unexpected keyword argument 'zero_init_last'"),
         ("--drop_block 0.1", "unexpected keyword argument 'drop_block_rate'"),
@@ -434,7 +436,7 @@ def test_first_line_comes_at_once(tmp_path):
         [sys.executable, "-u", str(ROOT / "train_recognition.py"), "--data_path", str(tmp_path / "x")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert process.stdout.readline() == f"train_recognition: convnextv2_atto on {tmp_path / 'x'}\n"
+    assert process.stdout.readline() == f"train_recognition: convnextv2_atto, {tmp_path / 'x'}\n"
     process.communicate(timeout=120)
     assert process.returncode == 1
     assert run(ROOT / "train_recognition.py", "--help").stdout.startswith("usage: train_recognition.py")

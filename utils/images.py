@@ -13,8 +13,6 @@ from utils.cli.errors import InputError, first_line
 
 IGNORE = -1  # the class of a mask's pixels that no loss and no metric counts
 
-IGNORE = -1  # class id of the pixels of a mask that no loss and no metric counts
-
 
 class BadImage(InputError):
     """An image that cannot be read. Training uses another one instead; elsewhere the message, which names it, ends the run."""
