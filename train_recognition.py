@@ -108,7 +108,7 @@ def main(args):
             optimizer, train_loader.updates, weight_decay=args.weight_decay, weight_decay_end=args.weight_decay_end,
             **Schedule.of(args)._asdict(),
         )  # fmt: skip
-    criterion = make_loss("bce" if args.bce_loss else "ce", args.smoothing)
+    criterion = make_loss(args.loss, args.smoothing)
     mixup = make_mixup(MixupOptions.of(args), len(classes), args.smoothing)
     if args.dry_run:
         return print_dry_run(

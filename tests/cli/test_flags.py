@@ -49,6 +49,12 @@ def test_published_commands_are_understood(golden):
     assert len(rows) > 20
 
 
+def test_the_published_bce_loss_is_a_name_of_a_loss():
+    assert [parsed(RECOGNITION, line).loss for line in ("", "--bce_loss true", "--bce_loss false", "--loss bce")] == [
+        "ce", "bce", "ce", "bce"
+    ]  # fmt: skip
+
+
 def test_defaults_of_the_digits_give_way_to_the_line_and_to_other_data():
     digits = parsed(RECOGNITION, "")
     assert {name: getattr(digits, name) for name in recognition_flags.DIGITS} == recognition_flags.DIGITS
@@ -156,6 +162,7 @@ def test_a_flag_without_effect_is_refused(error_of, script, line, words):
         (RECOGNITION, "--dataset x --streaming true --val_split 0.1", "--streaming needs --dataset, and goes neither with"),
         (RECOGNITION, "--scale 1 0.08", "--scale 1.0 0.08: expected the smaller number first"),
         (RECOGNITION, "--cutmix_minmax 0.5 0.2", "--cutmix_minmax 0.5 0.2: expected the smaller number first"),
+        (RECOGNITION, "--bce_loss true --loss ce", "--bce_loss true and --loss ce: found both, expected one"),
         (SEGMENTATION, "--data_set ade20k", "--data_set needs --data_path too"),
         (SEGMENTATION, "--data_path x --train_split trainval", "--train_split needs --data_set too"),
         (SEGMENTATION, "--data_path x --val_split 0.1", "--val_split needs --dataset too"),

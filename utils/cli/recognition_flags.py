@@ -2,6 +2,7 @@
 
 from utils.cli import flags
 from utils.cli.arguments import key_value, number, refuse_idle, settings_of, whole
+from utils.losses import LOSSES
 from utils.sources import RECOGNITION_SETS
 
 # What suits 1,438 digits of 8x8 pixels. Holds where neither --data_path nor --dataset is given; a flag on the line wins.
@@ -126,7 +127,9 @@ def add_loss_flags(parser):
     topic = parser.topic("loss")
     topic.add("--smoothing", type=number(0, 0.99), default=0.1, help="label smoothing: this share of a target is spread over "
               "all classes")  # fmt: skip
-    topic.switch("--bce_loss", False, "binary cross-entropy of each class instead of cross-entropy")
+    topic.add("--loss", choices=tuple(LOSSES), default="ce", help="ce: cross-entropy; bce: binary cross-entropy of each class; "
+              "utils/losses/__init__.py adds others")  # fmt: skip
+    topic.switch("--bce_loss", False, "as published: --loss bce")
 
 
 def defaults_for(args):
@@ -143,6 +146,10 @@ def check(args, error):
                         ("val_split", args.data_path or args.dataset)):  # fmt: skip
         if getattr(args, name) is not None and not needs:
             error(f"--{name} needs images of yours: give {'--dataset' if name == 'label_column' else '--data_path'} too")
+    if args.bce_loss:
+        if "loss" in args.given and args.loss != "bce":
+            error(f"--bce_loss true and --loss {args.loss}: found both, expected one; leave the other out")
+        args.loss = "bce"
     mixes = bool(args.mixup or args.cutmix or args.cutmix_minmax)
     small, centre_crop = args.input_size <= SMALL, SMALL < args.input_size < LARGE
     timms, no_aa = args.transforms != "encoding", aa_is_off(args.aa)

@@ -14,7 +14,7 @@ from utils.report.scores import BEST_BY, SCORES
 
 RECIPE = (  # settings worth a row, in this order, where the run has them
     "epochs max_updates total_batch opt lr min_lr sched warmup_epochs weight_decay layer_decay head_lr_scale clip_grad "
-    "drop_path dropout smoothing bce_loss transforms scale aa hflip color_jitter reprob mixup cutmix aux ohem base_size "
+    "drop_path dropout smoothing loss transforms scale aa hflip color_jitter reprob mixup cutmix aux ohem base_size "
     "model_ema model_ema_decay eval_mode eval_scales eval_flip tta_flip seed"
 ).split()
 TELLS_LITTLE = ("train", "val", "best", "best_ema", "last")  # names of folders that need the one above
