@@ -200,7 +200,8 @@ def evaluate(accelerator, model, loader, run, flip=False):
     counted = rows[:, 3] >= 0
     numbers = torch.tensor(image_numbers(loader.order))[counted]
     rows = rows[counted].double()
-    return recognition_scores(rows[:, :3]), Answers(numbers, rows[:, 3].long(), rows[:, 4].long(), rows[:, 5])
+    answers = Answers(numbers, rows[:, 3].long(), rows[:, 4].long(), rows[:, 5])
+    return recognition_scores(rows[:, :3], answers), answers
 
 
 def evaluate_only(args, accelerator, model, loader, run):

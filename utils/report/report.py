@@ -11,7 +11,7 @@ import shlex
 from utils.report import page
 from utils.report.page import bar, cell, escaped, section, table
 from utils.report.run_files import number, of_type, read_json, read_run, read_text
-from utils.report.scores import SCORES
+from utils.report.scores import SCORES, scores_of
 
 NAME = "report.html"
 COUNTS = {
@@ -52,7 +52,7 @@ def _result(run):
     score = SCORES[run.metric]
     if run.best_ema:
         facts["best of the EMA" + _in_epoch(run.best_ema)] = score.text(run.best_ema[0])
-    for key, other in SCORES.items():
+    for key, other in scores_of(last).items():
         if (value := number(last.get(key))) is not None:
             facts[f"{other.name}, last epoch"] = other.text(value)
     for key, name in COUNTS.items():

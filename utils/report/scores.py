@@ -1,6 +1,6 @@
 """The scores of a run by their names in log.txt: what they are called, their units, and the lines that tell them.
 
-A new metric gets one line in SCORES. Standard library only.
+A score that is not in SCORES is told by its own name, as per cent. Standard library only.
 """
 
 import math
@@ -36,6 +36,13 @@ SCORES = {
 BEST_BY = {"recognition": "test_acc1", "segmentation": "test_miou"}  # the score that decides which weights are the best
 
 
+def scores_of(record):
+    """{name in log.txt: Score}: SCORES, and whatever else a record of log.txt has that is named test_… and no whole number."""
+    names = [key.removesuffix("_ema") for key, value in record.items() if key.startswith("test_") and isinstance(value, float)]
+    words = {name: name.removeprefix("test_").replace("_", " ") for name in names if name not in SCORES}
+    return SCORES | {name: Score(text, text) for name, text in words.items()}
+
+
 def epoch_line(record, epochs, best, metric):
     """A line about an epoch: its loss and score, and the best score so far.
 
@@ -54,7 +61,8 @@ def result_lines(title, scores, classes=()):
 
     scores: as evaluation gives them: {name in log.txt without test_: value}, with the number of images or classes.
     """
-    known = {name: score for key, score in SCORES.items() if (name := key.removeprefix("test_")) in scores}
+    known = scores_of({f"test_{name}": value for name, value in scores.items()})
+    known = {name: score for key, score in known.items() if (name := key.removeprefix("test_")) in scores}
     parts = [f"{score.short} {score.text(scores[name], score.decimals)}" for name, score in known.items()]
     if "classes" in scores:
         parts[0] += f" of {scores['classes']} classes"

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from utils.cli.errors import InputError
 from utils.files import write_text
 from utils.report.run_files import number, read_run
-from utils.report.scores import BEST_BY, SCORES
+from utils.report.scores import BEST_BY, SCORES, scores_of
 
 RECIPE = (  # settings worth a row, in this order, where the run has them
     "epochs max_updates total_batch opt lr min_lr sched warmup_epochs weight_decay layer_decay head_lr_scale clip_grad "
@@ -86,7 +86,7 @@ def card_text(about, record, best, ema=False):
     model = f"{config['network']['head']}-{config['network']['backbone']}" if segmentation else config["architecture"]
     model, title = _plain(shareable(model)), _plain(shareable(about.title))
     pixels = config["crop_size"] if segmentation else config["pretrained_cfg"]["input_size"][-1]
-    columns = {name + suffix: known.title for name, known in SCORES.items() if name.startswith("test_")}
+    columns = {name + suffix: known.title for name, known in scores_of(record).items() if name.startswith("test_")}
     measured = {words: value for name, words in columns.items() if (value := number(record.get(name))) is not None}
     judged = _judgement(score, best.get(key + suffix), SCORES[key].name)
     scores = _scores(measured, settings.get("val_images"), record, judged, ema)
