@@ -14,8 +14,8 @@ from conftest import TINY, lines, make_folder, train
 from faults import Job
 from PIL import Image
 from test_hub import StandIn
-from test_tar_shards import write as write_tar
-from test_torchvision_data import make_cifar, make_pets
+from small_data import write_tar
+from test_torchvision_sets import make_cifar, make_pets
 from test_train_recognition import assert_same_run
 from test_train_segmentation import TINY as TINY_MASKS
 from test_train_segmentation import data  # noqa: F401, a fixture
@@ -289,11 +289,3 @@ def test_a_result_goes_to_the_hub(tmp_path):
     assert {"model.safetensors", "config.json", "README.md", exported} <= server.files.keys()
     assert all(server.files[name] == best[name] for name in ("model.safetensors", "config.json", "README.md", exported))
     assert "digits" in best["README.md"].decode()
-
-
-def test_decoding_on_a_gpu_that_is_not_there_is_said(tmp_path):
-    make_folder(tmp_path / "data" / "train", suffix=".jpg")
-    make_folder(tmp_path / "data" / "val", suffix=".jpg", seed=1)
-    words = ["--data_path", tmp_path / "data", "--batch_size", 4, "--epochs", 1, "--warmup_epochs", 0, "--decode", "gpu"]
-    text = start("train_recognition", *words, folder=tmp_path / "run")
-    assert re.search(r"--decode gpu: .*", text) and (tmp_path / "run" / "finished.json").exists()

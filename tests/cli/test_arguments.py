@@ -207,7 +207,7 @@ def test_settings_are_the_flags_of_their_topic():
         Settings(epoch=3)
 
 
-def test_a_flag_that_would_do_nothing_is_refused_where_it_was_given(error_of):
+def test_a_flag_that_would_do_nothing_is_refused_on_the_line_but_not_in_a_recipe(error_of, tmp_path):
     def check(args, error):
         refuse_idle(args, error, ("scale drop_path", args.model_ema, "with --model_ema true"))
 
@@ -216,6 +216,8 @@ def test_a_flag_that_would_do_nothing_is_refused_where_it_was_given(error_of):
     words = error_of("--scale", 1, 2, check=check)
     assert words == "--scale 1.0 2.0 would do nothing: it takes effect with --model_ema true; leave it out"
     assert error_of("--drop_path", 0, check=check).startswith("--drop_path 0.0 would do nothing")
+    (tmp_path / "x.args").write_text("--scale 1 2 --model_ema")
+    parse(f"@{tmp_path / 'x.args'}", "--model_ema", "false", check=check)
 
 
 # --- batch ------------------------------------------------------------------------------------------------------------

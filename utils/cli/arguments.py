@@ -37,13 +37,15 @@ class Parser(argparse.ArgumentParser):
         of the built-in data; what is on the line wins. check: a function (args, error) that calls error(message) for
         flags that contradict each other.
         """
-        words = expand_recipes(sys.argv[1:] if argv is None else argv, self.error)
+        line = [_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
+        words = expand_recipes(line, self.error)
         flags = [action for action in self._actions if action.dest != "help"]
         args = Arguments(**{action.dest: _UNSET for action in flags})
         _, unknown = self.parse_known_args([_underscores(word) for word in words], args)
         if unknown:
             self.error(_explain_unknown(unknown, [flag for action in flags for flag in action.option_strings]))
         args.given = frozenset(name for name, value in vars(args).items() if value is not _UNSET)
+        args.typed = args.given & {word.partition("=")[0].removeprefix("--") for word in line if word.startswith("--")}
         args.free = frozenset(action.dest for action in flags if getattr(action, "free", False))
         _fill(args, {action.dest: action.default for action in flags})
         if defaults_for is not None:
@@ -61,11 +63,11 @@ class Parser(argparse.ArgumentParser):
 class Arguments(argparse.Namespace):
     """The flags of a run by name. Beside them, and not in vars(args):
 
-    given: names of the flags that stand on the line or in a recipe; free: names of those that may change between a run and
-    its resumption, since the result stays the same.
+    given: names of the flags that stand on the line or in a recipe; typed: of those that stand on the line itself, and
+    free: of those that may change between a run and its resumption, since the result stays the same.
     """
 
-    __slots__ = ("free", "given")
+    __slots__ = ("free", "given", "typed")
 
     def decisive(self):
         """{flag: value} of what decides the result."""
@@ -104,12 +106,12 @@ def settings_of(name, add_flags):
 
 
 def refuse_idle(args, error, *rules):
-    """error(message) for a flag on the line that would do nothing.
+    """error(message) for a flag that would do nothing. What a recipe says and the line overrules is no mistake.
 
     rules: (names of flags, whether they take effect, when they do, in words).
     """
     for names, effective, when in rules:
-        idle = [name for name in names.split() if name in args.given]
+        idle = [name for name in names.split() if name in args.typed]
         if idle and not effective:
             error(f"--{idle[0]} {_text(getattr(args, idle[0]))} would do nothing: it takes effect {when}; leave it out")
 

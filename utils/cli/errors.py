@@ -89,9 +89,12 @@ def one_line(text, longest=2000):
 
 
 def did_you_mean(name, options):
-    """The words ", did you mean NAME?" with the nearest of the `options`, or "" where none is near."""
-    near = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
-    return f", did you mean {near[0]}?" if near else ""
+    """", did you mean NAME?" with the nearest of the `options`, or "" where none is near.
+
+    Among near ones the one with the longest common beginning: for convnextv3, convnextv2 and not test_convnext3.
+    """
+    near = difflib.get_close_matches(name, list(options), n=5, cutoff=0.5)
+    return f", did you mean {max(near, key=lambda option: len(os.path.commonprefix([name, option])))}?" if near else ""
 
 
 def choose_one(name, options, what):
