@@ -16,7 +16,7 @@ from conftest import ROOT, run
 from PIL import Image
 
 from utils.cli.errors import InputError
-from utils.run.trackers import Trackers, check
+from utils.run.trackers import TRACKERS, Trackers, check
 
 CONFIG = {"lr": 0.1, "model": "resnet18", "seed": None, "ema": True, "size": [32, 32], "settings": {"classes": 10}}
 
@@ -63,6 +63,38 @@ def test_a_missing_library_is_an_error_and_a_note_where_it_is_only_the_default(m
         check(["tensorboard"])
     assert check(["tensorboard"], default=True, say=notes.append) == []
     assert len(notes) == 1 and "pip install tensorboard" in notes[0]
+
+
+class Own(tracking.GeneralTracker):
+    """A tracker that Accelerate does not know."""
+
+    name, requires_logging_directory = "own", False
+
+    def __init__(self, folder, update):
+        super().__init__()
+        self.folder, self.seen = folder, [update]
+
+    @property
+    def tracker(self):
+        return self.seen
+
+    def store_init_configuration(self, values):
+        self.seen.append(values["lr"])
+
+    def log(self, values, step=None, **_):
+        self.seen.append((step, values))
+
+
+def test_a_tracker_of_ones_own(tmp_path, accelerator, monkeypatch):
+    monkeypatch.setitem(TRACKERS, "own", f"{__name__}:Own")
+    assert check(["own", "tensorboard"]) == ["own", "tensorboard"]
+    with pytest.raises(InputError, match="--report_to onw: no such tracker, did you mean own"):
+        check(["onw"])
+    trackers = Trackers(accelerator, ["own", "tensorboard"], tmp_path, CONFIG, 7)
+    own = accelerator.get_tracker("own", unwrap=True)
+    trackers.log({"loss": 0.5, "x": math.nan}, 7)
+    trackers.finish()
+    assert own == [7, 0.1, (7, {"loss": 0.5})] and points(tmp_path / "tensorboard", "loss") == [(7, 0.5)]
 
 
 # --- TensorBoard

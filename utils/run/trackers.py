@@ -1,5 +1,8 @@
 """Points, settings and pictures of a run for TensorBoard, Weights & Biases and the other trackers that Accelerate knows.
 
+A tracker that Accelerate does not know is a class and a line in TRACKERS. The class is an accelerate.tracking.GeneralTracker,
+made on every process as Class(folder, update) and started on the main one. docs/ADDING.md adds one.
+
 log.txt and updates.txt stay the source of truth: a tracker that fails is left out, and the training goes on.
 """
 
@@ -10,7 +13,9 @@ import os
 import pathlib
 
 from utils.cli.errors import InputError, did_you_mean, first_line
+from utils.cli.registry import load
 
+TRACKERS = {}  # {word of --report_to: "module:class"}
 PROJECT = "strata"  # the project of the runs; the environment's WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME win over it
 
 
@@ -23,7 +28,7 @@ def check(names, default=False, say=print):
     from accelerate.tracking import get_available_trackers
     from accelerate.utils import LoggerType
 
-    known = sorted(set(LoggerType.list()) - {"all"})
+    known = sorted({*LoggerType.list(), *TRACKERS} - {"all"})
     names = list(dict.fromkeys(names))
     for name in names:
         if name not in ("none", *known):
@@ -33,7 +38,7 @@ def check(names, default=False, say=print):
         if len(names) > 1:
             raise InputError(f"--report_to {' '.join(names)}: 'none' stands alone; leave it out, or the others")
         return []
-    installed = [str(tracker) for tracker in get_available_trackers()]
+    installed = [*map(str, get_available_trackers()), *TRACKERS]
     missing = [name for name in names if name not in installed]
     if missing and not default:
         raise InputError(f"--report_to {missing[0]}: it is not installed; `pip install {missing[0]}`, or leave it out")
@@ -108,7 +113,9 @@ def _start(accelerator, name, folder, config, update):
     digest = hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:16]
     title = f"{folder.resolve().name}-{digest[:6]}"
     project, options, store = PROJECT, {}, True
-    if name == "tensorboard":
+    if name in TRACKERS:
+        accelerator.log_with = [load(TRACKERS[name])(folder, update)]
+    elif name == "tensorboard":
         project = "tensorboard"  # Accelerate's name of the folder
         options = {"purge_step": update}  # hides the points from that number on, which were sent before the run was resumed
         store = update == 0  # storing the settings again would add a line to its table
