@@ -78,24 +78,29 @@ class Loader:
         self.order.last_update = self.updates if last_update is None else last_update
 
     def load_state_dict(self, state):
-        """Begin reading a stream of data at `state`, which `state` was after some batch."""
-        if state:
+        """Begin reading a stream of data at `state`, which `state` was after some batch. Other data has no such place."""
+        if state and hasattr(self.order, "load_state_dict"):
             self.order.load_state_dict(state)
 
     def __iter__(self):
-        waiting = None
-        for batch in self.batches:
-            state = self.order.state_dict() if hasattr(self.order, "state_dict") else {}
-            if self.lane is None:
-                self.state = state
-                yield self._prepare(batch)
-                continue
-            prepared = self.lane.run(self._prepare, batch)
-            if waiting is not None:
-                yield self._hand_over(*waiting)
-            waiting = prepared, state
+        waiting = fault = None
+        try:
+            for batch in self.batches:
+                state = self.order.state_dict() if hasattr(self.order, "state_dict") else {}
+                if self.lane is None:
+                    self.state = state
+                    yield self._prepare(batch)
+                    continue
+                prepared = self.lane.run(self._prepare, batch)
+                if waiting is not None:
+                    yield self._hand_over(*waiting)
+                waiting = prepared, state
+        except Exception as error:  # after the batches before it, as without a lane
+            fault = error
         if waiting is not None:
             yield self._hand_over(*waiting)
+        if fault is not None:
+            raise fault
 
     def _hand_over(self, prepared, state):
         self.state = state
