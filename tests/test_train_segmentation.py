@@ -58,7 +58,8 @@ def main(capsys):
 
     def call(*words):
         try:
-            train_segmentation.main(train_segmentation.parse_args([*TINY, *map(str, words)]))
+            tiny = " ".join(TINY).replace("--epochs 2 ", "" if "--max_updates" in words else "--epochs 2 ").split()
+            train_segmentation.main(train_segmentation.parse_args([*tiny, *map(str, words)]))
         finally:
             AcceleratorState._reset_state(reset_partial_state=True)
             GradientState._reset_state()

@@ -164,5 +164,6 @@ def check(args, error):
         ("se_weight", args.se_loss, "with --se_loss true"),
         ("cat_max_ratio", args.transforms == "mmseg", "with --transforms mmseg"),
         ("ratio_range base_size", args.transforms != "none", "with --transforms encoding or mmseg"),
+        ("epochs", args.max_updates is None, "without --max_updates, which wins"),
         ("eval_freq", not args.disable_eval, "without --disable_eval"),
     )  # fmt: skip
