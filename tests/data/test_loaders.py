@@ -5,8 +5,13 @@ import json
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
+from utils.augment.fast import finish
+from utils.augment.mixup import Mixup
 from utils.cli.errors import InputError
+from utils.cli.recognition_flags import MixupOptions
 from utils.data.loaders import Loader
 from utils.data.sampling import EvalBatches, TrainBatches
 from utils.data.streaming import StreamLoader
@@ -176,12 +181,12 @@ def test_a_fault_comes_after_the_batches_before_it(lane):
 
 
 def test_what_is_left_to_do_is_done_on_the_lane_and_numbers_of_replaced_samples_stay():
-    def finish(images, erase):
-        return images.float() / 255 - erase
+    def darken(images, amount):
+        return images.float() / 255 - amount
 
     lane, replaced = Lane(), torch.tensor([-1, 7])
     batch = [torch.full((2, 3, 4, 4), 255, dtype=torch.uint8), 0.25, torch.tensor([0, 1]), replaced]
-    loader = Loader([batch], EvalBatches(2, 2), device="cpu", finish=finish, channels_last=True, lane=lane)
+    loader = Loader([batch], EvalBatches(2, 2), device="cpu", finish=darken, channels_last=True, lane=lane)
     ((images, labels, others),) = loader
     assert images.dtype == torch.float32 and (images == 0.75).all() and images.is_contiguous(memory_format=torch.channels_last)
     assert labels.tolist() == [0, 1] and others is replaced
@@ -205,3 +210,26 @@ def test_a_copy_to_apples_gpus_is_awaited(device, awaited_later):
     list(Loader([(images, labels)], None, device=device, lane=Lane()))
     for part in (images, labels):
         assert [(str(copy["device"]), copy["non_blocking"]) for copy in part.copies] == [(device, awaited_later)]
+
+
+@pytest.mark.parametrize("mode", ["batch", "elem"])
+def test_what_a_batch_needs_besides_is_not_left_for_later_either(mode):
+    """Noise to erase with and lambdas of mixup, on a device that only pretends to be there."""
+    with FakeTensorMode(allow_non_fake_inputs=True), Copies() as copies:
+        images = finish(torch.empty(4, 3, 8, 8, dtype=torch.uint8, device="mps"), ([], torch.ones(3)), (0.5,) * 3, (0.5,) * 3)
+        labels = torch.zeros(4, dtype=torch.int64, device="mps")
+        Mixup(5, MixupOptions(mixup=0.8, mixup_mode=mode))(images, labels, seed=0)
+    assert len(copies.awaited) >= 2 and all(copies.awaited)
+
+
+class Copies(TorchFunctionMode):
+    """Notes of each copy to Apple's GPUs whether it is waited for."""
+
+    def __init__(self):
+        self.awaited = []
+
+    def __torch_function__(self, function, kinds, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is torch.Tensor.to and "mps" in str(args[1:]):
+            self.awaited.append(not kwargs.get("non_blocking", False))
+        return function(*args, **kwargs)

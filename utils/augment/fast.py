@@ -225,7 +225,7 @@ def finish(images, erase, mean, std):
     for part, result in parts:
         torch.div(part, full, out=result).sub_(mean).div_(std)
     boxes, noise = erase
-    noise, start = noise.to(images.device, non_blocking=True), 0
+    noise, start = noise.to(images.device, non_blocking=images.device.type != "mps"), 0
     # Box by box, whose numbers the host knows: a mask would be another pass over all pixels of the batch.
     for number, top, left, height, width, count in boxes:
         values = noise[start : start + count].view(3, *((height, width) if count > 3 else (1, 1)))

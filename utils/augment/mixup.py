@@ -80,7 +80,7 @@ def mix(images, labels, lam, boxes, classes, smoothing=0.0):
     images (B, C, H, W); labels (B,) int64; lam (B,) float32; boxes (B, 4) int. Returns images and (B, classes) targets.
     """
     device = images.device
-    weight = torch.from_numpy(lam).to(device, non_blocking=True)
+    weight = torch.from_numpy(lam).to(device, non_blocking=device.type != "mps")
     if (lam == lam[0]).all() and (boxes == boxes[0]).all():  # one draw for all, with fewer passes over the pixels
         y0, y1, x0, x1 = boxes[0].tolist()
         if y1 > y0 and x1 > x0:
@@ -99,10 +99,10 @@ def _mix_each(images, lam, boxes):
     """The same with a lambda and a box of its own for each image."""
     device, partner = images.device, images.flip(0)
     is_cut = (boxes[:, 1] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 2])
-    blend = torch.from_numpy(np.where(is_cut, 1.0, lam).astype(np.float32)).to(device, non_blocking=True)
+    blend = torch.from_numpy(np.where(is_cut, 1.0, lam).astype(np.float32)).to(device, non_blocking=device.type != "mps")
     mixed = partner.lerp(images, blend.view(-1, 1, 1, 1).to(images.dtype))
     if is_cut.any():
-        edges = torch.from_numpy(boxes).to(device, non_blocking=True)
+        edges = torch.from_numpy(boxes).to(device, non_blocking=device.type != "mps")
         rows = torch.arange(images.shape[-2], device=device)
         columns = torch.arange(images.shape[-1], device=device)
         in_rows = (rows >= edges[:, :1]) & (rows < edges[:, 1:2])  # (B, H)

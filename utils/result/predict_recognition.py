@@ -114,7 +114,7 @@ def _predict(model, images, topk, batch_size, device, workers, show):
     with tqdm(total=len(images), desc="predict", unit="image", disable=not show) as progress:
         for numbers, batch, faults in loader:
             if numbers:
-                probabilities = model(batch.to(device, non_blocking=True)).float().softmax(1)  # (B, classes)
+                probabilities = model(batch.to(device, non_blocking=device.type != "mps")).float().softmax(1)  # (B, classes)
                 if not probabilities.isfinite().all():
                     path, _ = images.files[numbers[0]]
                     raise InputError(f"{path}: the model's output is not finite; its weights are broken")
