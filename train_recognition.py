@@ -18,7 +18,7 @@ from lr_sched import make_schedule
 from utils.augment.mixup import make_mixup
 from utils.augment.recognition import build_transforms
 from utils.cli.errors import input_errors, run_script
-from utils.cli.flags import Schedule
+from utils.cli.flags import Schedule, Speed
 from utils.cli.recognition_flags import Augmentation, Data, MixupOptions, ModelOptions
 from utils.data.datasets import RecognitionDataset, RecognitionStream
 from utils.data.loaders import build_loaders
@@ -51,7 +51,7 @@ def main(args):
     # processes
     check_result_flags(args.export, args.push_to_hub, args.license)
     accelerator, batch = start_processes(
-        args.batch_size, args.update_freq, args.total_batch_size, args.use_amp, default_batch_size=64, sync_bn=args.sync_bn
+        args.batch_size, args.update_freq, args.total_batch_size, Speed.of(args), default_batch_size=64
     )
     run = Run(accelerator, args, batch, "train_recognition", metric="acc1")
     run.say(describe(accelerator))

@@ -21,7 +21,7 @@ from lr_sched import make_schedule
 from segmentation_networks.network import build_network
 from utils.augment.segmentation import NORM, build_transforms
 from utils.cli.errors import InputError, input_errors, run_script
-from utils.cli.flags import Schedule
+from utils.cli.flags import Schedule, Speed
 from utils.cli.segmentation_flags import Augmentation, Data, View, network_options
 from utils.data.datasets import SegmentationDataset, SegmentationStream
 from utils.data.loaders import build_loaders
@@ -33,7 +33,7 @@ from utils.metrics.windows import evaluated_region, predict
 from utils.model.download import fetch
 from utils.model.ema import EMA
 from utils.model.optimizer import build_optimizer
-from utils.model.processes import describe, fit_to_hardware, loader_workers, start_processes
+from utils.model.processes import describe, fit_to_hardware, loader_workers, start_processes, without_kernel_search
 from utils.model.segmentation_weights import load_segmentation_weights, open_network, read_config
 from utils.model.sharding import load_model, prepare, prepare_to_evaluate
 from utils.report.scores import result_lines
@@ -54,7 +54,7 @@ def main(args):
     # processes
     check_result_flags(args.export, args.push_to_hub, args.license)
     accelerator, batch = start_processes(
-        args.batch_size, args.update_freq, args.total_batch_size, args.use_amp, default_batch_size=16, sync_bn=args.sync_bn
+        args.batch_size, args.update_freq, args.total_batch_size, Speed.of(args), default_batch_size=16
     )
     if accelerator.distributed_type == "FSDP" and args.eval_mode == "slide" and not args.disable_eval:
         raise InputError("--eval_mode slide with FSDP: the processes would wait for each other's windows; use whole or crop")
@@ -190,6 +190,7 @@ def train_one_epoch(accelerator, model, criterion, loader, optimizer, schedule, 
 
 
 @torch.no_grad()
+@without_kernel_search()  # whole images come in many sizes
 def evaluate(accelerator, model, loader, view, run):
     """(scores, examples): pixel accuracy, mean accuracy and mean IoU in per cent and IoU per class over the masks' own pixels;
     and, on the main process, [(image, mask, predicted mask)] of six images on the CPU, for a picture.

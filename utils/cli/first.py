@@ -1,4 +1,5 @@
-"""Answers --help and a wrong flag, and prints the first line of a run, before torch is imported, which takes seconds.
+"""Answers --help and a wrong flag, prints the first line of a run, and sets how threads wait: all before torch is imported,
+which takes seconds.
 
 A training script imports this file before all others. In any other program importing it does nothing.
 """
@@ -8,6 +9,7 @@ import sys
 
 from utils.cli import recognition_flags, segmentation_flags
 from utils.cli.arguments import Parser
+from utils.cli.threads import wait_asleep
 
 FLAGS = {"train_recognition.py": recognition_flags, "train_segmentation.py": segmentation_flags}
 
@@ -26,6 +28,7 @@ def _answer():
     if script not in FLAGS:
         return
     args = parse(script, main.__doc__)
+    wait_asleep()
     if os.environ.get("RANK", "0") == "0" and args.dry_run != "json":
         model = f"{args.model} on {args.backbone}" if hasattr(args, "backbone") else args.model
         print(f"{script.removesuffix('.py')}: {model}, {args.data_path or args.dataset or 'built-in data'}", flush=True)

@@ -108,12 +108,19 @@ def add_speed_flags(parser):
     topic.switch("--torchcompile", False, "compile the model with torch.compile")
     topic.switch("--grad_checkpointing", False, "compute activations again in the backward pass: less memory, more time")
     topic.switch("--sync_bn", False, "batch norm takes its statistics over the images of all processes")
-    topic.switch("--use_amp", False, "as published: compute in bf16 (fp16 on a GPU without bf16) if the launcher chose no "
-                 "precision")  # fmt: skip
+    topic.switch("--use_amp", False, "as published: compute in bf16 (in fp16 on a GPU without bf16 of its own), where the "
+                 "launcher chose neither")  # fmt: skip
+    topic.switch("--tf32", True, "GPUs multiply float32 numbers in TF32: faster, with 10 bits of the mantissa instead of 23")
+    topic.switch("--cudnn_benchmark", True, "cuDNN times its kernels at the first batch and takes the fastest", free=True)
+    topic.switch("--deterministic", False, "only kernels that give the same bits again on the same GPU: slower; an operation "
+                 "that has none ends the run")  # fmt: skip
     topic.add("--num_workers", free=True, type=whole(0), help="loader processes per process; none: its share of the cores, 10 "
               "at most")  # fmt: skip
     topic.switch("--pin_mem", True, "read batches into page-locked memory, from which copies to a GPU are faster", free=True)
     return topic
+
+
+Speed = settings_of("Speed", add_speed_flags)
 
 
 def add_evaluation_flags(parser):
@@ -186,5 +193,9 @@ def check_common(args, error):
         ("step_epochs step_rate", args.sched == "step", "with --sched step"),
         ("decay_epochs", args.sched == "wsd", "with --sched wsd"),
         ("save_ckpt_freq save_ckpt_updates save_ckpt_minutes save_ckpt_num", args.save_ckpt, "with --save_ckpt true"),
+        ("tf32", not (args.deterministic and args.tf32), "without --deterministic true"),
+        ("cudnn_benchmark", not (args.deterministic and args.cudnn_benchmark), "without --deterministic true"),
         ("hub_private", args.push_to_hub or not args.hub_private, "with --push_to_hub"),
     )  # fmt: skip
+    if args.deterministic:
+        args.tf32 = args.cudnn_benchmark = False

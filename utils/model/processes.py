@@ -1,8 +1,13 @@
 """The processes of a run, and what the machine offers to each."""
 
+import collections
+import contextlib
 import ctypes
+import datetime
+import fractions
 import os
 import pathlib
+import platform
 import re
 import warnings
 
@@ -10,34 +15,42 @@ import accelerate
 import timm.layers
 import torch
 import torch.distributed
+from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 
 from utils.cli.arguments import derive_batch
-from utils.cli.errors import InputError
+from utils.cli.errors import InputError, first_line
+from utils.cli.threads import user_chose_threads
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # from malloc.h of glibc
+# How long processes wait for one that works alone: a download, the index of a folder, a data set that is prepared, an
+# upload. torch's ten minutes are too few for those. A process that ends is noticed without any limit: its launcher ends the
+# others (torchrun, accelerate, srun --kill-on-bad-exit), gloo and NCCL's network report its connection closed, and NCCL's
+# monitor ends a process whose own watchdog stands still (TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC). Only one that lives and never
+# answers is waited for so long.
+PATIENCE = datetime.timedelta(hours=12)
 
 
-def start_processes(batch_size, update_freq, total_batch_size, use_amp=False, *, default_batch_size, sync_bn=False):
+def start_processes(batch_size, update_freq, total_batch_size, speed, *, default_batch_size):
     """(Accelerator, Batch): joins the processes that the launcher started, and gives torch this one's share of the cores.
 
-    batch_size, update_freq and total_batch_size: see `derive_batch`. use_amp: bf16 (fp16 where a GPU has no bf16) if
-    the launcher chose no precision. Raises InputError where launcher and Accelerate disagree on the processes, and for
-    what their kind cannot do.
+    batch_size, update_freq and total_batch_size: see `derive_batch`. speed: flags.Speed. Raises InputError where launcher
+    and Accelerate disagree on the processes, and for what their kind cannot do.
     """
     world, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
     batch = derive_batch(batch_size, update_freq, total_batch_size, world, default_batch_size, rank)
-    precision = None
-    if use_amp and "ACCELERATE_MIXED_PRECISION" not in os.environ:
-        precision = "fp16" if torch.cuda.is_available() and not torch.cuda.is_bf16_supported() else "bf16"
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise InputError("the launcher asks for DeepSpeed: expected accelerate_configs/fsdp2.yaml, which shards weights too")
-    use_all_cores()
     keep_freed_memory()
+    choose_kernels(speed)
     _meet_again(world)
-    # Without cpu=True several processes on a machine without GPU would each believe to be alone.
-    accelerator = accelerate.Accelerator(
-        cpu=not has_accelerator(), mixed_precision=precision, gradient_accumulation_steps=batch.update_freq
-    )
+    try:
+        # Without cpu=True several processes on a machine without GPU would each believe to be alone.
+        accelerator = accelerate.Accelerator(
+            cpu=not has_accelerator(), mixed_precision=choose_precision(speed.use_amp),
+            gradient_accumulation_steps=batch.update_freq, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )  # fmt: skip
+    except ImportError as error:  # of what a config of Accelerate's asks for, such as enable_cpu_affinity
+        raise InputError(f"Accelerate: {first_line(error)}") from None
     # Of 1 x 1 convolutions, whose gradient has the same order in memory under another name; said once by every process.
     warnings.filterwarnings("ignore", "(?s)Grad strides do not match bucket view strides")
     if world != accelerator.num_processes:
@@ -45,18 +58,66 @@ def start_processes(batch_size, update_freq, total_batch_size, use_amp=False, *,
             f"the launcher started {world} processes, but Accelerate sees {accelerator.num_processes}: launch with torchrun "
             "or with a config of accelerate_configs/"
         )
-    if sync_bn and world > 1 and accelerator.device.type == "cpu":
+    if speed.sync_bn and world > 1 and accelerator.device.type == "cpu":
         raise InputError("--sync_bn: torch synchronises batch norm on GPUs only; leave it out on the CPU")
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise InputError("the launcher asks for fp16, which is for GPUs: expected bf16 or no on a CPU")
     if accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2:
         raise InputError("FSDP of version 1: expected fsdp_version 2, as in accelerate_configs/fsdp2.yaml")
+    use_all_cores()
     return accelerator, batch
+
+
+def choose_precision(use_amp):
+    """What --use_amp asks Accelerate for: None (what the launcher chose), "bf16", or "fp16" on a GPU without bf16 of its own.
+
+    `accelerate launch` exports "no" both where "no" was chosen and where nothing was, so --use_amp wins over "no".
+    """
+    if not use_amp or os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
+        return None
+    return "fp16" if _emulates_bf16() else "bf16"
+
+
+def _emulates_bf16():
+    """Whether a GPU older than NVIDIA's Ampere would compute in bf16, which it does slowly, in float32."""
+    return has_accelerator() and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0)
 
 
 def describe(accelerator):
     """The processes of a run and what each has, in words."""
-    device = accelerator.device.type
+    device, precision = accelerator.device.type, accelerator.mixed_precision
     on = f"{torch.get_num_threads()} CPU threads" if device == "cpu" else f"one {device}"
-    return f"processes: {accelerator.num_processes}, each with {on}; precision {accelerator.mixed_precision}"
+    if precision != "no" and os.environ.get("ACCELERATE_MIXED_PRECISION") == "no":
+        precision += ", as --use_amp asks (the launcher said no)"
+    elif precision == "bf16" and _emulates_bf16():
+        precision += ", which this GPU only emulates (fp16 is faster)"
+    return f"processes: {accelerator.num_processes}, each with {on}; precision {precision}"
+
+
+def choose_kernels(speed):
+    """How GPUs compute float32, and how cuDNN finds its kernels: --tf32, --cudnn_benchmark and --deterministic of flags.Speed.
+
+    On a CPU only --deterministic can matter.
+    """
+    with warnings.catch_warnings():
+        # The newer fp32_precision ends torch.compile before torch 2.14, which still reads the older names.
+        warnings.filterwarnings("ignore", "Please use the new API settings to control TF32")
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = speed.tf32
+    torch.backends.cudnn.benchmark = speed.cudnn_benchmark
+    if speed.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it begins
+        torch.backends.cudnn.deterministic = True
+        torch.use_deterministic_algorithms(True)
+
+
+@contextlib.contextmanager
+def without_kernel_search():
+    """Within this (or as a decorator) cuDNN does not time its kernels, which it would do again for each new size of image."""
+    searches, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = searches
 
 
 def _meet_again(world):
@@ -69,9 +130,9 @@ def _meet_again(world):
         return
     rank = int(os.environ["RANK"])
     store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-    backend = "nccl" if torch.cuda.is_available() else None if has_accelerator() else "gloo"
+    backend = "gloo" if not has_accelerator() else "nccl" if torch.cuda.is_available() else None
     store = torch.distributed.PrefixStore(f"attempt_{attempt}", store)
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world)
+    torch.distributed.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=world)
 
 
 def fit_to_hardware(model, *, channels_last=False, grad_checkpointing=False, sync_bn=False):
@@ -92,8 +153,8 @@ def fit_to_hardware(model, *, channels_last=False, grad_checkpointing=False, syn
 
 
 def has_accelerator():
-    """Whether torch finds a GPU or another accelerator that can be used."""
-    return torch.accelerator.is_available()
+    """Whether this run is on a GPU or another accelerator: torch finds one, and the launcher does not ask for the CPU."""
+    return torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
 def peak_memory(device):
@@ -108,9 +169,18 @@ def peak_memory(device):
 
 
 def cores_per_process():
-    """CPU cores that this process may use, shared fairly with the other processes on this machine."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """CPU cores of this process: of those that it may use, each shared fairly with the others of this machine that may too.
+
+    With several processes all of them call it together.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = sorted(os.sched_getaffinity(0)) if has_affinity else range(os.cpu_count() or 1)
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        found = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(found, (platform.node(), list(cores)))
+        sharers = collections.Counter(core for node, theirs in found if node == platform.node() for core in theirs)
+        return max(1, int(sum(fractions.Fraction(1, sharers[core]) for core in cores)))
+    return max(1, len(cores) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def loader_workers(wanted=None):
@@ -138,8 +208,10 @@ def use_all_cores():
     """Give torch this process's share of the cores; returns the number of threads.
 
     `accelerate launch` and torchrun set OMP_NUM_THREADS=1 where the user set nothing, and training on a CPU would
-    then use a single core. A larger number is the user's own wish and stays.
+    then use a single core. What the user set stays, and so does a larger number of the launcher's, if it is no more than
+    the share.
     """
-    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        torch.set_num_threads(cores_per_process())
+    share = cores_per_process()
+    if not user_chose_threads() and (os.environ.get("OMP_NUM_THREADS", "1") == "1" or torch.get_num_threads() > share):
+        torch.set_num_threads(share)
     return torch.get_num_threads()

@@ -8,6 +8,8 @@ import math
 import os
 import time
 
+import accelerate
+
 from utils.cli.errors import InputError, Stopped
 from utils.data.bad_samples import BadSamples, check_data
 from utils.data.sampling import stream_seed
@@ -183,7 +185,8 @@ class Run:
         """
         suffix = name.removeprefix("best")
         self.record.update({f"test_{score}{suffix}": value for score, value in scores.items()})
-        key, value = f"test_{self.metric}{suffix}", scores[self.metric]
+        # Each may have looked at all images, and added up in another order: the main process decides which weights are best.
+        key, (value,) = f"test_{self.metric}{suffix}", accelerate.utils.broadcast_object_list([scores[self.metric]])
         if value > self.counters.best.get(key, -1.0) and self._export(name) is None:
             self.counters.best[key] = value
             self.improved.append(name)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed
 
 from utils.cli.errors import Stopped
+from utils.model.processes import PATIENCE
 
 RETRY = 60.0  # seconds after which a save that failed is tried again, if no other comes before
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
@@ -29,7 +30,7 @@ class Signals:
     def __init__(self, *, is_main=True, processes=1, saves=True, updates=None, minutes=None):
         self.is_main, self.saves, self.updates = is_main, saves, updates
         self.period = 60 * minutes if minutes else None
-        self.group = torch.distributed.new_group(backend="gloo") if processes > 1 else None
+        self.group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE) if processes > 1 else None
         self.answer = self.work = None  # of the exchange that is under way
         self.signal = self.agreed = 0
         self.handlers = {}
