@@ -71,9 +71,9 @@ def main(args):
     train_set = (RecognitionStream if args.streaming else RecognitionDataset)(train_source, transforms.train, args.seed)
     val_set = RecognitionDataset(val_source, transforms.evaluate)
     train_loader, val_loader = build_loaders(
-        train_set, val_set, batch, device=accelerator.device, seed=args.seed, workers=loader_workers(args.num_workers), pin_memory=args.pin_mem,
-        dist_eval=args.dist_eval, shuffle_buffer=args.streaming and args.shuffle_buffer, collate=transforms.collate,
-        finish=transforms.finish, channels_last=args.channels_last, needs_updates=not args.eval,
+        train_set, val_set, batch, device=accelerator.device, seed=args.seed, workers=loader_workers(args.num_workers),
+        pin_memory=args.pin_mem, dist_eval=args.dist_eval, shuffle_buffer=args.streaming and args.shuffle_buffer,
+        collate=transforms.collate, finish=transforms.finish, channels_last=args.channels_last, needs_updates=not args.eval,
     )  # fmt: skip
     run.say(f"data: {len(train_set)} training and {len(val_set)} validation images, {len(classes)} classes")
 

@@ -20,13 +20,13 @@ import torch
 from lr_sched import make_schedule
 from segmentation_networks.network import build_network
 from utils.augment.segmentation import NORM, build_transforms
-from utils.cli.errors import InputError, input_errors, run_script
+from utils.cli.errors import input_errors, run_script
 from utils.cli.flags import Schedule, Speed
-from utils.cli.segmentation_flags import Augmentation, Data, View, network_options
+from utils.cli.segmentation_flags import Augmentation, Data, LossOptions, View, network_options
 from utils.data.datasets import SegmentationDataset, SegmentationStream
 from utils.data.loaders import build_loaders
 from utils.data.sampling import MODEL
-from utils.losses.segmentation import SegmentationLoss
+from utils.losses.segmentation import make_segmentation_loss
 from utils.metrics.published_views import view_options
 from utils.metrics.segmentation import ConfusionMatrix, scores
 from utils.metrics.windows import evaluated_region, predict
@@ -34,7 +34,7 @@ from utils.model.download import fetch
 from utils.model.ema import EMA
 from utils.model.optimizer import build_optimizer
 from utils.model.processes import describe, fit_to_hardware, loader_workers, start_processes, without_kernel_search
-from utils.model.segmentation_weights import load_segmentation_weights, open_network, read_config
+from utils.model.segmentation_weights import load_segmentation_weights, network_config, open_network, read_config
 from utils.model.sharding import load_model, prepare, prepare_to_evaluate
 from utils.report.scores import result_lines
 from utils.result.dry_run import print_dry_run
@@ -42,7 +42,7 @@ from utils.result.predict_segmentation import predict_folder
 from utils.result.publish import check_result_flags
 from utils.run.run import Run
 from utils.run.state import load_weights_of
-from utils.sources.segmentation import check_files, open_segmentation_data
+from utils.sources.segmentation import check_sources, open_segmentation_data
 
 
 def parse_args(argv=None):
@@ -56,8 +56,6 @@ def main(args):
     accelerator, batch = start_processes(
         args.batch_size, args.update_freq, args.total_batch_size, Speed.of(args), default_batch_size=16
     )
-    if accelerator.distributed_type == "FSDP" and args.eval_mode == "slide" and not args.disable_eval:
-        raise InputError("--eval_mode slide with FSDP: the processes would wait for each other's windows; use whole or crop")
     run = Run(accelerator, args, batch, "train_segmentation", metric="miou")
     run.say(describe(accelerator))
     torch.manual_seed(args.seed)
@@ -71,17 +69,15 @@ def main(args):
             Data.of(args), crop_size=args.crop_size, seed=args.seed, dry_run=args.dry_run
         )
         if accelerator.is_main_process and not args.dry_run:
-            check_files(val_source)
-            if not args.streaming:
-                check_files(train_source, training=True)
+            check_sources(train_source, val_source, args.streaming)
     classes, palette = train_source.classes, train_source.palette
     for_training, for_evaluation = build_transforms(settings)
     train_set = (SegmentationStream if args.streaming else SegmentationDataset)(train_source, for_training, args.seed)
     val_set = SegmentationDataset(val_source, for_evaluation)
     train_loader, val_loader = build_loaders(
-        train_set, val_set, batch, device=accelerator.device, seed=args.seed, eval_batch_size=args.eval_batch_size,
-        workers=loader_workers(args.num_workers), pin_memory=args.pin_mem, dist_eval=args.dist_eval,
-        shuffle_buffer=args.streaming and args.shuffle_buffer, channels_last=args.channels_last, needs_updates=not args.eval,
+        train_set, val_set, batch, device=accelerator.device, seed=args.seed, workers=loader_workers(args.num_workers),
+        pin_memory=args.pin_mem, dist_eval=args.dist_eval, shuffle_buffer=args.streaming and args.shuffle_buffer,
+        eval_batch_size=args.eval_batch_size, channels_last=args.channels_last, needs_updates=not args.eval,
     )  # fmt: skip
     run.say(f"data: {train_source.title}, {len(train_set)} training and {len(val_set)} validation images, "
             f"{len(classes)} classes")  # fmt: skip
@@ -97,20 +93,15 @@ def main(args):
     origin = [args.resume or args.finetune or ("timm's pretrained weights" if args.pretrained else "from scratch")]
     if args.finetune and (os.path.exists(args.finetune) or not args.dry_run):
         with accelerator.local_main_process_first():  # one process of a machine downloads, the others find it in the cache
-            origin = load_segmentation_weights(
-                model, args.finetune, model_key=args.model_key, model_prefix=args.model_prefix
-            )
+            origin = load_segmentation_weights(model, args.finetune, model_key=args.model_key, model_prefix=args.model_prefix)
     run.say(f"network: {options['head']} on {options['backbone']}, {sum(p.numel() for p in model.parameters()):,} parameters")
     run.say(*[f"weights: {line}" for line in origin])
-    config = {
-        "network": options, "classes": classes, "palette": palette.tolist(), "crop_size": args.crop_size,
-        "base_size": args.base_size, "transforms": args.transforms, **NORM,
-    }  # fmt: skip
+    config = network_config(options, classes, palette, settings, **NORM)
     model = fit_to_hardware(
         model, channels_last=args.channels_last, grad_checkpointing=args.grad_checkpointing,
         sync_bn=args.sync_bn and batch.processes > 1,
     )  # fmt: skip
-    view = view_options(settings, View.of(args), classes=len(classes), **NORM)
+    view = view_options(settings, View.of(args), classes=len(classes), sharded=accelerator.distributed_type == "FSDP", **NORM)
     if args.eval and not args.dry_run:
         return evaluate_only(args, accelerator, model, val_loader, view, classes, run)
 
@@ -125,10 +116,7 @@ def main(args):
             optimizer, per_epoch, weight_decay=args.weight_decay, weight_decay_end=args.weight_decay_end,
             **Schedule.of(args)._replace(epochs=updates / per_epoch)._asdict(),
         )  # fmt: skip
-    criterion = SegmentationLoss(
-        len(classes), aux_weight=args.aux_weight if args.aux else 0.0, se_weight=args.se_weight if args.se_loss else 0.0,
-        ohem=args.ohem and (args.ohem[0], int(args.ohem[1])),
-    )  # fmt: skip
+    criterion = make_segmentation_loss(LossOptions.of(args), len(classes), aux=args.aux)
     if args.dry_run:
         return print_dry_run(
             args, model=model, sources=(train_source, val_source), batch=batch, updates_per_epoch=per_epoch, weights=origin,

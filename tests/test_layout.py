@@ -28,10 +28,7 @@ MAY_IMPORT = {
 }
 # Names that lead to what people add; their files import nothing.
 REGISTRIES = {"segmentation_networks/__init__.py", "utils/sources/__init__.py", "utils/losses/__init__.py"}
-FILES = [
-    path
-    for path in sorted(ROOT.glob("*.py")) + sorted(ROOT.glob("utils/**/*.py")) + sorted(ROOT.glob("segmentation_networks/*.py"))
-]
+FILES = sorted(path for pattern in ("*.py", "utils/**/*.py", "segmentation_networks/*.py") for path in ROOT.glob(pattern))
 SCRIPTS = ("train_recognition", "train_segmentation")
 
 

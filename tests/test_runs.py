@@ -13,8 +13,8 @@ from accelerate.state import AcceleratorState, GradientState
 from conftest import TINY, lines, make_folder, train
 from faults import Job
 from PIL import Image
-from test_hub import StandIn
 from small_data import write_tar
+from test_hub import StandIn
 from test_torchvision_sets import make_cifar, make_pets
 from test_train_recognition import assert_same_run
 from test_train_segmentation import TINY as TINY_MASKS

@@ -5,6 +5,8 @@ Standard library only, so that `--help` and a wrong flag answer before torch is 
 
 import contextlib
 import difflib
+import functools
+import itertools
 import os
 import re
 import sys
@@ -89,12 +91,17 @@ def one_line(text, longest=2000):
 
 
 def did_you_mean(name, options):
-    """", did you mean NAME?" with the nearest of the `options`, or "" where none is near.
+    """ ", did you mean NAME?" with the nearest of the `options`, or "" where none is near.
 
     Among near ones the one with the longest common beginning: for convnextv3, convnextv2 and not test_convnext3.
     """
     near = difflib.get_close_matches(name, list(options), n=5, cutoff=0.5)
-    return f", did you mean {max(near, key=lambda option: len(os.path.commonprefix([name, option])))}?" if near else ""
+    return f", did you mean {max(near, key=functools.partial(_common_letters, name))}?" if near else ""
+
+
+def _common_letters(a, b):
+    """How many letters both begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 def choose_one(name, options, what):

@@ -11,6 +11,13 @@ from utils.cli.errors import InputError
 from utils.images import IGNORE
 
 
+def make_segmentation_loss(options, classes, *, aux):
+    """SegmentationLoss of these options (segmentation_flags.LossOptions). aux: whether the network has an auxiliary head."""
+    aux_weight, se_weight = options.aux_weight if aux else 0.0, options.se_weight if options.se_loss else 0.0
+    ohem = options.ohem and (options.ohem[0], int(options.ohem[1]))
+    return SegmentationLoss(classes, aux_weight=aux_weight, se_weight=se_weight, ohem=ohem)
+
+
 class SegmentationLoss(torch.nn.Module):
     """Cross-entropy + aux_weight * cross-entropy of "aux" + se_weight * binary cross-entropy of "se".
 

@@ -45,6 +45,18 @@ _OF_HEADS = ("channels", "dropout", "codewords", "se_loss", "lateral", "with_glo
 _CONFIG_BYTES = 1 << 24
 
 
+def network_config(network, classes, palette, settings, *, mean, std):
+    """What config.json beside a network's weights holds, from which `open_network` opens them.
+
+    network: arguments of build_network by name; classes: their names; palette: (classes, 3) uint8; settings: has crop_size,
+    base_size and transforms (segmentation_flags.Augmentation); mean, std: three floats each.
+    """
+    return {
+        "network": network, "classes": classes, "palette": palette.tolist(), "crop_size": settings.crop_size,
+        "base_size": settings.base_size, "transforms": settings.transforms, "mean": mean, "std": std,
+    }  # fmt: skip
+
+
 def read_config(folder):
     """config.json of a folder that training wrote, or None where there is none of a segmentation network.
 

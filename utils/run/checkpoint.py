@@ -160,4 +160,3 @@ def _save_tensors(tensors, path):
 def _sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-

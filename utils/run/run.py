@@ -81,15 +81,11 @@ class Run:
         args, accelerator, say = self.args, self.accelerator, self.say
         self.counters = state.Counters(batch=str(self.batch))
         if self.state:
-            self.counters = state.load(
-                self.state, accelerator, model, optimizer, ema, self.settings, str(self.batch), say
-            )
+            self.counters = state.load(self.state, accelerator, model, optimizer, ema, self.settings, str(self.batch), say)
             train_loader.load_state_dict(self.counters.stream)
         self.log.cut(self.counters.epoch, self.counters.update)
         self.n_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        self.trackers = trackers.Trackers(
-            accelerator, self.report_to, self.folder, self.settings, self.counters.update, say
-        )
+        self.trackers = trackers.Trackers(accelerator, self.report_to, self.folder, self.settings, self.counters.update, say)
         bad_samples = BadSamples(self.sources[0].name, len(self.sources[0]), args.max_bad_samples, self.counters.bad_samples)
         if args.check_data:
             check_data(accelerator, bad_samples, *self.sources, self.log)
@@ -144,7 +140,7 @@ class Run:
         self.updates.lap("data")
 
     def note(self, loss, replaced=()):
-        """The loss () of a micro-batch, after its backward pass. replaced: per sample the broken one it stands in for, or -1."""
+        """The loss () of a micro-batch, after its backward pass. replaced: per sample the broken one it replaces, or -1."""
         self.updates.add_loss(loss, replaced)
         self.updates.lap("forward and backward")
 
@@ -238,8 +234,8 @@ class Run:
         result = os.path.join(self.folder, "best" if counters.best else "last")
         self.say(f"done in {clock(time.perf_counter() - self.start)}: {best}; weights in {result}")
         out = " --output_dir OUT" if self.script == "train_segmentation" else ""
-        self.say(f"next: look at {os.path.join(self.folder, 'report.html')}, or python {self.script}.py --predict PICTURES{out} "
-                 f"--finetune {result}")  # fmt: skip
+        report, predict = os.path.join(self.folder, "report.html"), f"python {self.script}.py --predict PICTURES{out}"
+        self.say(f"next: look at {report}, or {predict} --finetune {result}")
         if self.accelerator.is_main_process:
             publish(result, args.export, args.push_to_hub, args.hub_private, self.say)
         self.accelerator.end_training()

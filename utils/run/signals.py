@@ -1,4 +1,4 @@
-"""When a run saves its state and when it stops: by updates, by the clock and by signals, on all processes at the same update."""
+"""When a run saves its state and when it stops: by updates, by the clock, by signals; on all processes at the same update."""
 
 import contextlib
 import os

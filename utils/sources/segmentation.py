@@ -40,6 +40,13 @@ def open_segmentation_data(data, *, crop_size, seed, dry_run=False):
     return train, val
 
 
+def check_sources(train, val, streaming=False):
+    """`check_files` of both sources; a stream to train on cannot be looked at beforehand."""
+    if not streaming:
+        check_files(train, training=True)
+    check_files(val)
+
+
 def check_files(source, training=False):
     """Read up to SAMPLE samples, evenly spread; returns their number.
 
