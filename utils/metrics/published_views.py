@@ -16,7 +16,8 @@ def view_options(settings, view, *, classes, mean, std, sharded=False):
     options |= {"flip": view.eval_flip, "scales": tuple(view.eval_scales)}
     if settings.transforms == "mmseg":
         base_size = (4 * settings.base_size, settings.base_size)
-        return options | {"base_size": base_size, "edge": "shift", "combine": "softmax"}
+        resizing = {"align_corners": False, "whole_levels": True}
+        return options | {"base_size": base_size, "edge": "shift", "combine": "softmax", **resizing}
     base_size = settings.base_size if settings.transforms == "encoding" else None
     several = view.eval_flip or len(view.eval_scales) > 1
     return options | {"base_size": base_size, "combine": "exp" if several else "softmax"}

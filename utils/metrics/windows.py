@@ -18,7 +18,7 @@ from utils.cli.errors import InputError, choose_one
 
 MODES = ("slide", "whole", "crop")
 STRIDE_RATE = 2 / 3  # from window to window, of the window's side: 341 pixels of 512
-DIVISOR = 32  # "whole" pads height and width to a multiple of it
+DIVISOR = 32  # "whole" with the edge rule "pad" pads height and width to a multiple of it
 
 
 class Layout(NamedTuple):
@@ -45,6 +45,8 @@ def predict(
     flip=False,
     edge="pad",
     combine="exp",
+    align_corners=True,
+    whole_levels=False,
     window_batch=8,
 ):
     """Scores (B, classes, H, W) float32 of images (B, 3, H, W) float32 at their own size; a pixel's class is their argmax.
@@ -56,10 +58,13 @@ def predict(
     base_size: the image's long side at scale 1, in pixels; or (long, short), as large as fits into both, which is
         mmsegmentation's img_scale; None: the image's own size. Sides keep their ratio.
     edge: "pad": the last window reaches beyond the edge, onto padding (PyTorch-Encoding). "shift": it is moved inwards, and
-        is as small as the image where that is smaller (mmsegmentation).
+        is as small as the image where that is smaller; a whole image is not padded (mmsegmentation).
     combine: "exp": exp(logits + the mirrored window's), averaged over windows, summed over scales (PyTorch-Encoding; sums
-        above 88 are infinite). "softmax": logits averaged over windows, then mean of the probabilities over mirroring and
-        scales (mmsegmentation, where the image is mirrored and not the window).
+        above 88 are infinite). "softmax": logits averaged over windows, then mean of the probabilities over the image and
+        its mirror image, and over scales (mmsegmentation).
+    align_corners: how image and scores are resized; True: corners stay corners (PyTorch-Encoding), False: the image's edges
+        stay edges (mmsegmentation, as its heads have it; its images are resized so in any case).
+    whole_levels: a resized image has whole grey levels, 0..255, as mmsegmentation's, which is resized by OpenCV.
 
     Sources: PyTorch-Encoding, encoding/models/sseg/base.py (MultiEvalModule); mmsegmentation,
     mmseg/models/segmentors/encoder_decoder.py. Raises InputError for arguments that do not fit each other, and for logits
@@ -76,24 +81,30 @@ def predict(
             raise InputError(f"the network gave logits {tuple(logits.shape)}: expected {expected} for the windows and classes")
         return logits
 
-    def run(windows):  # (b, 3, h, w) -> (b, classes, h, w), or (b, 2 * classes, h, w): probabilities are made later
+    def run(windows):  # (b, 3, h, w) -> (b, classes, h, w)
+        if combine == "softmax":
+            return logits_of_windows(windows)
         if not flip:
-            logits = logits_of_windows(windows)
-        else:
-            logits, mirrored = logits_of_windows(torch.cat([windows, windows.flip(-1)])).chunk(2)
-            mirrored = mirrored.flip(-1)
-            logits = logits + mirrored if combine == "exp" else torch.cat([logits, mirrored], 1)
-        return logits.exp() if combine == "exp" else logits
+            return logits_of_windows(windows).exp()
+        logits, mirrored = logits_of_windows(torch.cat([windows, windows.flip(-1)])).chunk(2)
+        return (logits + mirrored.flip(-1)).exp()
 
     total = 0
     for scale in scales:
         layout = _layout(mode, height, width, crop_size, base_size, scale, edge)
-        resized = _resize(image, layout.size)
+        resized = _resize(image, layout.size, align_corners)
+        if whole_levels and resized is not image:
+            resized = _round_levels(resized, mean, std)
+        if flip and combine == "softmax":
+            resized = torch.cat([resized, resized.flip(-1)])
         per_call = max(1, window_batch // (len(image) * (1 + flip)))
         scores = _over_windows(run, _pad(resized, layout, mean, std), layout, per_call)
-        scores = _resize(_fit(scores, layout), (height, width))
+        scores = _resize(_fit(scores, layout), (height, width), align_corners)
         if combine == "softmax":
-            scores = scores.unflatten(1, (-1, classes)).softmax(2).mean(1) / len(scales)
+            scores = scores.softmax(1) / len(scales)
+            if flip:
+                straight, mirrored = scores.chunk(2)
+                scores = (straight + mirrored.flip(-1)) / 2
         total = total + scores
     if mode == "crop":
         rows, columns = evaluated_region(height, width, mode, crop_size)
@@ -129,7 +140,8 @@ def _layout(mode, height, width, crop_size, base_size, scale, edge):
         return _crop(height, width, crop_size)
     size = _resized(height, width, base_size, scale)
     if mode == "whole":
-        return Layout(size, tuple(-(-side // DIVISOR) * DIVISOR for side in size), [0], [0])
+        multiple = DIVISOR if edge == "pad" else 1
+        return Layout(size, tuple(-(-side // multiple) * multiple for side in size), [0], [0])
     stride = max(1, int(crop_size * STRIDE_RATE))
     starts = [[i * stride for i in range(-(-max(side - crop_size, 0) // stride) + 1)] for side in size]
     if edge == "pad":
@@ -152,6 +164,12 @@ def _resized(height, width, base_size, scale):
         return tuple(max(1, int(side * factor + 0.5)) for side in (height, width))
     long = math.ceil((base_size or max(height, width)) * scale)
     return tuple(max(1, int(side * long / max(height, width) + 0.5)) for side in (height, width))
+
+
+def _round_levels(image, mean, std):
+    """The normalised image with values that whole grey levels have: halves go up, as OpenCV's, in spite of float32."""
+    channels = zip(image.split(1, 1), mean, std, strict=True)
+    return torch.cat([(((x * s + m) * 255 + 0.5001).floor() / 255 - m) / s for x, m, s in channels], 1)
 
 
 def _pad(image, layout, mean, std):
@@ -190,7 +208,7 @@ def _fit(scores, layout):
     return F.pad(scores, around, mode="replicate") if any(around) else scores
 
 
-def _resize(images, size):
+def _resize(images, size, align_corners):
     if images.shape[2:] == size:
         return images
-    return F.interpolate(images, size, mode="bilinear", align_corners=True)
+    return F.interpolate(images, size, mode="bilinear", align_corners=align_corners)
