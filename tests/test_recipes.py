@@ -101,7 +101,7 @@ def expected_segmentation_fields(row):
             "ratio_range": tuple(external["ratio_range"]), "cat_max_ratio": external["cat_max_ratio"], "sync_bn": True,
             "eval_mode": settings["test_cfg"]["ss"]["mode"], "use_amp": settings["use_fp16"], "data_set": settings["dataset"],
             "backbone_kwargs": [("ls_init_value", settings["backbone"]["layer_scale_init_value"])],
-            "weight_decay_filter": "norm_bias",
+            "weight_decay_filter": "norm_bias", "loss_mean": "all",
         }  # fmt: skip
     flags = {**row["defaults"], **settings}
     backbone = flags["backbone"] if row["id"] != "encnet_resnet101s_voc_stage1_aug" else "resnet101"  # see its header
@@ -115,6 +115,7 @@ def expected_segmentation_fields(row):
         "head_kwargs": [("lateral", True)] if flags.get("lateral") else [],
         "head_lr_scale": effective["lr_head"] / effective["lr_absolute"], "output_stride": 8, "transforms": "encoding",
         "ratio_range": (0.5, 2.0), "weight_decay_filter": "none", "layer_decay": 1.0, "sync_bn": True, "model_ema": False,
+        "loss_mean": "labelled",
     }  # fmt: skip
 
 

@@ -9,8 +9,9 @@ from conftest import GOLDEN
 from safetensors.torch import load_file
 
 from utils.cli.errors import InputError
+from utils.cli.segmentation_flags import LossOptions
 from utils.images import IGNORE
-from utils.losses.segmentation import SegmentationLoss, present_classes
+from utils.losses.segmentation import SegmentationLoss, make_segmentation_loss, present_classes
 
 OUTPUTS = {"pred": "logits", "aux_pred": "aux", "se_pred": "se"}
 
@@ -80,6 +81,19 @@ def test_ohem_by_hand(ohem, kept):
     assert loss.item() == pytest.approx(np.mean([-math.log(p) for p in kept]), rel=1e-5)
 
 
+@pytest.mark.parametrize("ohem, kept", [(None, [0.9, 0.8, 0.3]), ((0.85, 1), [0.8, 0.3])])
+def test_the_mean_over_all_pixels_by_hand(ohem, kept):
+    """mmsegmentation's: the pixels' losses, 0 where the label is ignored or OHEM leaves it out, over the number of pixels."""
+    logits, target = of_probabilities([0.9, None, 0.8, 0.3, None, None, None, None])
+    options = LossOptions(loss_mean="all", ohem=ohem, aux_weight=0.4)
+    loss = make_segmentation_loss(options, 2, aux=True)({"logits": logits, "aux": 0 * logits}, target)
+    expected = sum(-math.log(p) for p in kept) / 8
+    auxiliary = (len(kept) if ohem is None else 3) * math.log(2) / 8  # probabilities 0.5: all labelled ones are hard
+    assert loss.item() == pytest.approx(expected + 0.4 * auxiliary, rel=1e-5)
+    labelled = make_segmentation_loss(options._replace(loss_mean="labelled", ohem=None), 2, aux=False)
+    assert labelled({"logits": logits}, target).item() == pytest.approx(-math.log(0.9 * 0.8 * 0.3) / 3, rel=1e-5)
+
+
 def test_ohem_keeps_the_pixels_of_mmsegmentation():
     """Its rule: of B images, probability < max(threshold, the one after the min_kept x B smallest)."""
     generator = torch.Generator().manual_seed(0)
@@ -100,11 +114,12 @@ def test_ohem_of_both_heads():
     assert loss({"logits": logits, "aux": logits}, target).item() == pytest.approx(1.5 * -math.log(0.3), rel=1e-5)
 
 
+@pytest.mark.parametrize("mean", ["labelled", "all"])
 @pytest.mark.parametrize("ohem", [None, (0.7, 3)])
-def test_nothing_labelled_is_zero(ohem):
+def test_nothing_labelled_is_zero(ohem, mean):
     outputs = {"logits": torch.randn(2, 3, 4, 5), "aux": torch.randn(2, 3, 4, 5), "se": torch.randn(2, 3)}
     outputs = {name: output.requires_grad_() for name, output in outputs.items()}
-    criterion = SegmentationLoss(3, aux_weight=0.4, se_weight=0.2, ohem=ohem)
+    criterion = SegmentationLoss(3, aux_weight=0.4, se_weight=0.2, ohem=ohem, mean=mean)
     loss = criterion(outputs, torch.full((2, 4, 5), -1))
     loss.backward()
     assert loss.item() == 0

@@ -111,6 +111,8 @@ def add_loss_flags(parser):
     topic.add("--aux_weight", type=number(0), default=0.2, help="weight of the auxiliary head's loss, with --aux true")
     topic.switch("--se_loss", False, "encnet learns which classes are in the image, too")
     topic.add("--se_weight", type=number(0), default=0.2, help="weight of that loss, with --se_loss true")
+    topic.add("--loss_mean", choices=("labelled", "all"), default="labelled", help="cross-entropy is the mean over the "
+              "labelled pixels, or, as in mmsegmentation, over all, where ignored ones count as 0")  # fmt: skip
     topic.add("--ohem", type=number(0), nargs=2, metavar=("THRESHOLD", "MIN_KEPT"), help="learn from hard pixels only: those "
               "whose class has a probability below THRESHOLD, but MIN_KEPT per image at least, such as 0.7 100000")  # fmt: skip
 

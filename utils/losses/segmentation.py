@@ -7,7 +7,7 @@ gives 0 and not NaN. Nothing here reads a value back from the device.
 import torch
 import torch.nn.functional as F
 
-from utils.cli.errors import InputError
+from utils.cli.errors import InputError, choose_one
 from utils.images import IGNORE
 
 
@@ -15,13 +15,15 @@ def make_segmentation_loss(options, classes, *, aux):
     """SegmentationLoss of these options (segmentation_flags.LossOptions). aux: whether the network has an auxiliary head."""
     aux_weight, se_weight = options.aux_weight if aux else 0.0, options.se_weight if options.se_loss else 0.0
     ohem = options.ohem and (options.ohem[0], int(options.ohem[1]))
-    return SegmentationLoss(classes, aux_weight=aux_weight, se_weight=se_weight, ohem=ohem)
+    return SegmentationLoss(classes, aux_weight=aux_weight, se_weight=se_weight, ohem=ohem, mean=options.loss_mean)
 
 
 class SegmentationLoss(torch.nn.Module):
     """Cross-entropy + aux_weight * cross-entropy of "aux" + se_weight * binary cross-entropy of "se".
 
-    - Cross-entropy: mean over the labelled pixels, those whose label is not IGNORE.
+    - Cross-entropy: with mean "labelled", the mean over the labelled pixels, those whose label is not IGNORE; with "all", their
+      sum divided by the number of all pixels, ignored ones included, as mmsegmentation 0.x has it (losses/utils.py,
+      weight_reduce_loss, without avg_non_ignore).
     - aux_weight: of the auxiliary head, an FCN on an earlier stage (Zhao et al. 2017, PSPNet, section 3.3).
     - se_weight: of the SE-loss (Zhang et al. 2018, EncNet, section 3.1): binary cross-entropy of "is the class
       anywhere in the image", mean over images and classes.
@@ -33,11 +35,12 @@ class SegmentationLoss(torch.nn.Module):
     Raises InputError for an `ohem` out of range.
     """
 
-    def __init__(self, classes, *, aux_weight=0.0, se_weight=0.0, ohem=None):
+    def __init__(self, classes, *, aux_weight=0.0, se_weight=0.0, ohem=None, mean="labelled"):
         super().__init__()
         if ohem is not None and not (0 <= ohem[0] <= 1 and ohem[1] >= 1):
             raise InputError(f"OHEM with threshold {ohem[0]} and {ohem[1]} kept pixels: expected 0..1 and at least 1")
-        self.classes, self.aux_weight, self.se_weight, self.ohem = classes, aux_weight, se_weight, ohem
+        choose_one(mean, ("labelled", "all"), "mean of the loss")
+        self.classes, self.aux_weight, self.se_weight, self.ohem, self.mean = classes, aux_weight, se_weight, ohem, mean
 
     def forward(self, outputs, target):
         """outputs: "logits" (B, classes, H, W), "aux" alike, "se" (B, classes). target: (B, H, W) int64. Gives a scalar.
@@ -68,6 +71,8 @@ class SegmentationLoss(torch.nn.Module):
         labelled = target != IGNORE
         counted = labelled if self.ohem is None else labelled & self._hard(losses.detach())
         weights = counted.to(losses.dtype)
+        if self.mean == "all":
+            return (losses * weights).mean()
         total = weights.sum()
         return (losses * weights).sum() / total.where(total > 0, 1)
 
