@@ -23,6 +23,21 @@ def conv_norm_relu(in_channels, out_channels, kernel_size, dilation=1):
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
+def initialise_as_mmsegmentation(head):
+    """First weights of a head whose modules named in `classifiers` are classifiers: their weights normal with standard
+    deviation 0.01 and their biases 0, the other convolutions He normal by their outputs, without biases.
+
+    Source: mmsegmentation 0.x, models/decode_heads/decode_head.py; mmcv, cnn/bricks/conv_module.py.
+    """
+    classifiers = {head.get_submodule(name) for name in head.classifiers}
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d) and module not in classifiers:
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    for classifier in classifiers:
+        nn.init.normal_(classifier.weight, std=0.01)
+        nn.init.zeros_(classifier.bias)
+
+
 def pooled(block, x):
     """block(x), where `block` norms maps that were pooled to 1x1; InputError where that leaves BatchNorm one value."""
     try:

@@ -123,8 +123,8 @@ def build_network(
         decode_head = head_class(channels, classes, **head_kwargs)
         stages = {*decode_head.stages}
         if aux_kwargs is not None:
-            aux_kwargs = {"align_corners": decode_head.align_corners, **aux_kwargs}
-            auxiliary_head = FCNHead(channels[AUX_STAGE], classes, **aux_kwargs)
+            beside = {"align_corners": decode_head.align_corners, **getattr(decode_head, "auxiliary", {})}
+            auxiliary_head = FCNHead(channels[AUX_STAGE], classes, **beside | aux_kwargs)
             stages.add(AUX_STAGE)
     pyramid = SimplePyramid(channels[-1], stages) if plain else None
     norms = backbones.stage_norms(body, channels, stages)

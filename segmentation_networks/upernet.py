@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from segmentation_networks.blocks import initialise_as_mmsegmentation
 from segmentation_networks.fpn import FPNHead
 from segmentation_networks.options import check_list, check_switch, check_whole
 from segmentation_networks.psp import PyramidPooling
@@ -13,8 +14,11 @@ class UPerNetHead(FPNHead):
     The defaults are UPerNet-ConvNeXt's (ConvNeXt, semantic_segmentation/configs/_base_/models/upernet_convnext.py):
     `channels` 512 in the pyramid network, in each branch of the pooling (pyramid_channels) and in the last 3x3
     convolution (fusion_channels); pool_scales 1, 2, 3, 6. PyTorch-Encoding's (encoding/models/sseg/upernet.py): channels
-    256, pyramid_channels a quarter of the last stage's width, fusion_channels 512, align_corners True.
+    256, pyramid_channels a quarter of the last stage's width, fusion_channels 512, align_corners True. Dropout and first
+    weights are mmsegmentation's.
     """
+
+    auxiliary = {"mmsegmentation": True}  # options of an auxiliary head beside it
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class UPerNetHead(FPNHead):
         )
         self.conv5[3] = nn.Dropout2d(dropout)  # whole channels, as in mmsegmentation
         self.extramodule = pyramid
+        initialise_as_mmsegmentation(self)
 
     def forward(self, features):
         *finer, coarsest = features

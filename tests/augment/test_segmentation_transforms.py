@@ -93,6 +93,25 @@ def test_evaluation_keeps_size_and_pixels(name):
     assert pixels.dtype == torch.float32 and np.abs(levels(pixels).numpy() - np.asarray(image).transpose(2, 0, 1)).max() < 1e-3
 
 
+def lines(size=60):
+    """An image of one white column in four."""
+    columns = np.zeros((size, size), np.uint8)
+    columns[:, ::4] = 255
+    return Image.fromarray(columns).convert("RGB"), np.zeros((size, size), np.int64)
+
+
+def test_shrinking_reads_two_pixels_as_opencv_or_averages_as_pil(plain_colours, upright):
+    """To a third: the new pixel's centre lies on the middle one of three."""
+    image, mask = lines()
+    opencv = np.asarray(image)[0, 1::3, 0]
+    pil = np.asarray(image.resize((20, 20), Image.Resampling.BILINEAR))[0, :, 0].astype(float)
+    third = {"ratio_range": (1.0, 1.0), "cat_max_ratio": 1.0}
+    shown = levels(trained_with("mmseg", 20, 20, **third)(image, mask)[0])[0, 0]
+    assert np.abs(shown.numpy() - opencv).max() < 1e-3
+    shown = levels(trained_with("encoding", 20, 20, **third)(image, mask)[0])[0, 0]
+    assert np.abs(shown.numpy() - pil).max() < 1.01 and np.abs(pil - opencv).max() > 100
+
+
 def sizes_seen(transform, image, mask, draws=400):
     """(height, width) of the resized image in each draw, where the crop is larger than it can get."""
     seen = []
@@ -221,19 +240,20 @@ def test_distortion_has_the_published_ranges(monkeypatch):
     # brightness -32..32 half of the time, then contrast 0.5..1.5 half of the time; grey has neither hue nor saturation
     assert np.isclose(shown, 100, atol=1e-3).mean() == pytest.approx(0.25, abs=0.03)
     assert 34 <= shown.min() < 40 and 190 < shown.max() <= 198
-    only(monkeypatch, HUE=18 / 180)
+    only(monkeypatch, HUE=segmentation.HUE)
     red = torch.tensor([0.8, 0.2, 0.2]).view(3, 1, 1)
     hues = [colorsys.rgb_to_hsv(*distort_colours(red).flatten().tolist())[0] for _ in range(2000)]
     turned = ((np.array(hues) + 0.5) % 1 - 0.5) * 360
-    assert (np.abs(turned) < 1e-3).mean() == pytest.approx(0.5, abs=0.04)
-    assert -36.01 <= turned.min() < -34 and 34 < turned.max() <= 36.01
+    steps = turned / 2  # OpenCV's hue has 180 steps; numpy's randint(-18, 18) gives -18 to 17
+    assert np.abs(steps - steps.round()).max() < 1e-3 and set(steps.round()) == set(range(-18, 18))
+    assert (steps.round() == 0).mean() == pytest.approx(0.5 + 0.5 / 36, abs=0.04)
     only(monkeypatch, BRIGHTNESS=0.5, CONTRAST=(2, 2))
     assert distort_colours(torch.ones(3, 2, 2)).max() <= 1
 
 
 def only(monkeypatch, **changes):
     """Of the distortion, only these changes."""
-    for name, value in ({"BRIGHTNESS": 0, "CONTRAST": (1, 1), "SATURATION": (1, 1), "HUE": 0} | changes).items():
+    for name, value in ({"BRIGHTNESS": 0, "CONTRAST": (1, 1), "SATURATION": (1, 1), "HUE": (0,)} | changes).items():
         monkeypatch.setattr(segmentation, name, value)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file
-from tiny_networks import one_thread  # noqa: F401, a fixture
+from tiny_networks import one_thread, tiny  # noqa: F401, a fixture
 from torch import nn
 
 from segmentation_networks.deeplab import DeepLabV3Head
@@ -140,3 +140,31 @@ def test_same_weights_and_features_give_the_published_outputs(case):
     assert len(outputs) == case["n_outputs"]
     for number, output in enumerate(outputs):
         assert deviation(case, number, output) < 2e-6
+
+
+def test_first_weights_and_dropout_of_upernet_are_mmsegmentations():
+    """Classifiers N(0, 0.01) with bias 0, convolutions N(0, sqrt(2 / (k k out))), norms 1 and 0; dropout of whole channels."""
+    torch.manual_seed(0)
+    network = tiny("convnextv2_atto", "upernet", 150, head_kwargs={"channels": 64, "dropout": 0.3}, aux_kwargs={"dropout": 0.4})
+    for head, share in ((network.decode_head, 0.3), (network.auxiliary_head, 0.4)):
+        *_, dropout, classifier = head.conv5
+        assert type(dropout) is nn.Dropout2d and dropout.p == share and not classifier.bias.any()
+        assert classifier.weight.std().item() == pytest.approx(0.01, rel=0.1)
+        convolutions = [module for module in head.modules() if isinstance(module, nn.Conv2d) and module is not classifier]
+        for conv in convolutions:
+            expected = math.sqrt(2 / (conv.kernel_size[0] ** 2 * conv.out_channels))
+            assert conv.weight.std().item() == pytest.approx(expected, rel=0.1) and conv.bias is None
+            assert conv.weight.abs().max() > 2.5 * expected  # normal: a uniform one ends at 1.73
+        norms = [module for module in head.modules() if isinstance(module, nn.BatchNorm2d)]
+        assert len(norms) == len(convolutions) and all((n.weight == 1).all() and not n.bias.any() for n in norms)
+
+
+@pytest.mark.parametrize("head", ["fcn", "psp", "deeplab", "encnet"])
+def test_first_weights_and_dropout_of_pytorch_encodings_heads_are_torchs(head):
+    torch.manual_seed(0)
+    network = tiny("resnet18", head, aux_kwargs=None if head == "fcn" else {})
+    heads = [each for each in (network.decode_head, network.auxiliary_head) if each is not None]
+    for module in (module for each in heads for module in each.modules() if isinstance(module, nn.Conv2d)):
+        most = 1 / math.sqrt(module.weight[0].numel())  # uniform
+        assert 0.6 * most < module.weight.abs().max() <= most
+    assert all(type(each.get_submodule(each.classifiers[0].rpartition(".")[0])[-2]) is nn.Dropout for each in heads)

@@ -18,7 +18,8 @@ from utils.images import IGNORE
 NORM = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
 MIRRORED = 0.5  # share of the training images that are mirrored
 # Of mmsegmentation's PhotoMetricDistortion, for values in 0..1: what is added, the factors, and what is added to the hue.
-BRIGHTNESS, CONTRAST, SATURATION, HUE = 32 / 255, (0.5, 1.5), (0.5, 1.5), 18 / 180
+BRIGHTNESS, CONTRAST, SATURATION, HUE = 32 / 255, (0.5, 1.5), (0.5, 1.5), range(-18, 18)
+HUES = 180  # steps of a full turn, as OpenCV counts them
 TRIES = 10  # of a crop in which one class fills too much
 
 
@@ -47,7 +48,7 @@ def encoding(image, mask, settings):
     """
     image, mask = _mirror(*_to_tensors(image, mask))
     wanted = random.randint(*(int(settings.base_size * ratio) for ratio in settings.ratio_range))
-    image, mask = _resize(image, mask, _scaled(mask, wanted / max(mask.shape)))
+    image, mask = _resize(image, mask, _scaled(mask, wanted / max(mask.shape)), antialias=True)  # as PIL
     image, mask = _pad(image, mask, settings.crop_size)
     image, mask = _crop(image, mask, settings.crop_size, *_corner(mask, settings.crop_size))
     return _normalize(image), mask[0]
@@ -64,7 +65,7 @@ def mmseg(image, mask, settings):
     ratio = random.uniform(*settings.ratio_range)
     long_side, short_side = int(4 * settings.base_size * ratio), int(settings.base_size * ratio)
     factor = min(long_side / max(mask.shape[1:]), short_side / min(mask.shape[1:]))
-    image, mask = _resize(image, mask, _scaled(mask, factor))
+    image, mask = _resize(image, mask, _scaled(mask, factor), antialias=False)  # as OpenCV, also where it shrinks
     corner = _corner(mask, settings.crop_size)
     for _ in range(TRIES if settings.cat_max_ratio < 1 else 0):
         if _is_mixed(F.crop(mask, *corner, *_inside(mask, settings.crop_size)), settings.cat_max_ratio):
@@ -99,10 +100,11 @@ def _scaled(mask, factor):
     return [max(1, int(length * factor + 0.5)) for length in mask.shape[1:]]
 
 
-def _resize(image, mask, size):
+def _resize(image, mask, size, antialias):
     # Nearest, exact: the pixel under the new one's centre, where the bilinear image is; plain nearest is up to half a
     # pixel off.
-    return F.resize(image, size, InterpolationMode.BILINEAR), F.resize(mask, size, InterpolationMode.NEAREST_EXACT)
+    image = F.resize(image, size, InterpolationMode.BILINEAR, antialias=antialias)
+    return image, F.resize(mask, size, InterpolationMode.NEAREST_EXACT)
 
 
 def _inside(mask, crop_size):
@@ -139,8 +141,8 @@ def distort_colours(image):
     contrast, half of the time too, before saturation or after hue.
 
     As in mmsegmentation's PhotoMetricDistortion, brightness is added, contrast multiplies the values and saturation the S
-    of HSV, and hue is turned by up to 18 of OpenCV's 180 steps, which are 36 of 360 degrees. Done in float: the published
-    code cuts to whole values after each step.
+    of HSV, and hue is turned by a whole number of OpenCV's 180 steps, -18 to 17, each of which is 2 degrees. Done in float:
+    the published code cuts to whole values after each step.
     """
     if random.random() < 0.5:
         image = (image + random.uniform(-BRIGHTNESS, BRIGHTNESS)).clamp(0, 1)
@@ -150,7 +152,7 @@ def distort_colours(image):
     if random.random() < 0.5:
         image = scale_saturation(image, random.uniform(*SATURATION))
     if random.random() < 0.5:
-        image = F.adjust_hue(image, random.uniform(-HUE, HUE))
+        image = F.adjust_hue(image, random.choice(HUE) / HUES)
     return image if early else _scale_contrast(image)
 
 
