@@ -53,7 +53,7 @@ def main(args):
     accelerator, batch = start_processes(
         args.batch_size, args.update_freq, args.total_batch_size, Speed.of(args), default_batch_size=64
     )
-    run = Run(accelerator, args, batch, "train_recognition", metric="acc1")
+    run = Run(accelerator, args, batch, "train_recognition", metric=args.best_metric)
     run.say(describe(accelerator))
     torch.manual_seed(args.seed)
     if args.predict:

@@ -99,7 +99,7 @@ def begin_run(accelerator, folder, model, optimizer, loader, *words, ema=None):
 
     args = train_recognition.parse_args(["--output_dir", str(folder), "--report_to", "none", *map(str, words)])
     batch = Batch(8, accelerator.gradient_accumulation_steps, accelerator.num_processes, accelerator.process_index)
-    run = Run(accelerator, args, batch, "train_recognition", metric="acc1")
+    run = Run(accelerator, args, batch, "train_recognition", metric=args.best_metric)
     norm = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     run.open(NoImages(), NoImages(), {}, weights="from scratch", shown=norm, groups=[{"lr_scale": 1.0}])
     run.resume(model, optimizer, ema, loader)

@@ -115,7 +115,7 @@ def expected_segmentation_fields(row):
         "head_kwargs": [("lateral", True)] if flags.get("lateral") else [],
         "head_lr_scale": effective["lr_head"] / effective["lr_absolute"], "output_stride": 8, "transforms": "encoding",
         "ratio_range": (0.5, 2.0), "weight_decay_filter": "none", "layer_decay": 1.0, "sync_bn": True, "model_ema": False,
-        "loss_mean": "labelled",
+        "loss_mean": "labelled", "best_metric": "pixacc+miou",
     }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Scores are told by what they are called, new ones by their own name."""
 
-from utils.report.scores import result_lines, scores_of
+from utils.report.scores import epoch_line, is_better, result_lines, scores_of, value_of
 
 SCORES = {"acc1": 91.25, "balanced_accuracy": 80.5, "loss": 0.25, "images": 8}
 
@@ -11,3 +11,20 @@ def test_a_new_score_is_told_by_its_own_name():
     known = scores_of(record)
     assert [name for name in record if name in known] == ["test_acc1", "test_balanced_accuracy", "test_loss"]
     assert known["test_balanced_accuracy"].title == "balanced accuracy, %"
+
+
+def test_the_score_that_decides():
+    found = {"pixacc": 80.0, "miou": 40.0, "loss": 0.5, "acc1": 70.0}
+    assert value_of("miou", found) == 40 and value_of("pixacc+miou", found) == 60  # PyTorch-Encoding: (80 + 40) / 2
+    assert is_better("acc1", 0.0, None) and is_better("acc1", 71, 70) and not is_better("acc1", 70, 70)
+    assert is_better("loss", 9.0, None) and is_better("loss", 0.4, 0.5) and not is_better("loss", 0.6, 0.5)
+    assert not any(is_better(metric, float("nan"), best) for metric in ("miou", "loss") for best in (None, 1.0))
+
+
+def test_the_line_of_an_epoch_shows_the_score_that_decides():
+    record = {"epoch": 1, "train_loss": 2.0, "test_acc1": 70.0, "test_loss": 0.51234, "test_pixacc+miou": 60.0}
+    assert epoch_line(record, 3, {"test_acc1": 71.0}, "acc1").endswith("top-1 70.00 % (best 71.00)")
+    assert epoch_line(record, 3, {"test_loss": 0.5}, "loss").endswith("loss 0.5123 (best 0.5000)")
+    assert epoch_line(record, 3, {"test_pixacc+miou": 61.0}, "pixacc+miou").endswith(
+        "(pixel accuracy + mIoU) / 2 60.00 % (best 61.00)"
+    )

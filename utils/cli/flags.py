@@ -123,8 +123,12 @@ def add_speed_flags(parser):
 Speed = settings_of("Speed", add_speed_flags)
 
 
-def add_evaluation_flags(parser):
+def add_evaluation_flags(parser, best_metrics):
+    """best_metrics: {score that may decide: what it is}, the usual one first."""
     topic = parser.topic("evaluation")
+    names = "; ".join(f"{name}, {what}" for name, what in best_metrics.items())
+    topic.add("--best_metric", choices=tuple(best_metrics), default=next(iter(best_metrics)), help="the score that decides "
+              f"which weights are kept in best/: {names}")  # fmt: skip
     topic.switch("--eval", False, "evaluate --resume, --finetune or --pretrained weights, and stop")
     topic.switch("--disable_eval", False, "train without evaluating")
     topic.switch("--dist_eval", True, "share the evaluation among the processes; each image counts once either way", free=True)

@@ -25,7 +25,7 @@ def add_flags(parser):
     flags.add_optimizer_flags(parser, layer_decay_types=("single", "group"))
     flags.add_schedule_flags(parser)
     flags.add_ema_flags(parser)
-    topic = flags.add_evaluation_flags(parser)
+    topic = flags.add_evaluation_flags(parser, {"acc1": "top-1 accuracy", "loss": "the least cross-entropy"})
     topic.switch("--tta_flip", False, "average the logits of each image and its mirror image")
     topic.add("--predict", metavar="DIR_OR_FILE", help="classify these images with --finetune RUN/best into predictions.csv, "
               "and stop")  # fmt: skip
@@ -164,5 +164,6 @@ def check(args, error):
         ("cutmix", not args.cutmix_minmax, "without --cutmix_minmax, which draws the box"),
         ("mixup_prob mixup_mode mixup_off_epoch", mixes, "with --mixup or --cutmix"),
         ("mixup_switch_prob", args.mixup and (args.cutmix or args.cutmix_minmax), "with both --mixup and --cutmix"),
+        ("best_metric", not args.disable_eval, "without --disable_eval"),
         ("topk", args.predict, "with --predict"),
     )  # fmt: skip

@@ -133,7 +133,7 @@ View = settings_of("View", add_view_flags)
 
 
 def add_evaluation_flags(parser):
-    topic = flags.add_evaluation_flags(parser)
+    topic = flags.add_evaluation_flags(parser, {"miou": "mean IoU", "pixacc+miou": "the mean of it and pixel accuracy"})
     topic.add("--eval_batch_size", free=True, type=whole(1), default=1, help="images per process; above 1 all must have "
               "one size")  # fmt: skip
     topic.add("--eval_freq", type=whole(1), default=1, help="epochs between two evaluations")
@@ -167,5 +167,5 @@ def check(args, error):
         ("cat_max_ratio", args.transforms == "mmseg", "with --transforms mmseg"),
         ("ratio_range base_size", args.transforms != "none", "with --transforms encoding or mmseg"),
         ("epochs", args.max_updates is None, "without --max_updates, which wins"),
-        ("eval_freq", not args.disable_eval, "without --disable_eval"),
+        ("eval_freq best_metric", not args.disable_eval, "without --disable_eval"),
     )  # fmt: skip

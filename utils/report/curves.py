@@ -107,7 +107,7 @@ def _score_panel(axes, epochs, metric):
     for name, label, colour, mark in ((metric, "model", BLUE, "o"), (metric + "_ema", "EMA", ORANGE, "s")):
         values = _epoch_line(axes, epochs, name, label, colour, mark)
         if np.isfinite(values).any():
-            best = int(np.nanargmax(values))
+            best = int((np.nanargmin if SCORES[metric].falls else np.nanargmax)(values))
             title.append(f"best{' of the EMA' * (label == 'EMA')} {values[best]:.2f} in epoch {epochs[best]['epoch'] + 1}")
     axes.set_title("; ".join(title), loc="left")
 

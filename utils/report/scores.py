@@ -14,6 +14,11 @@ class Score(NamedTuple):
     decimals: int = 4  # of an exact result
 
     @property
+    def falls(self):
+        """Whether less is better."""
+        return not self.unit
+
+    @property
     def title(self):
         """Name and unit: mean IoU, %"""
         return f"{self.name}, {self.unit}" if self.unit else self.name
@@ -30,6 +35,7 @@ SCORES = {
     "test_acc5": Score("top-5 accuracy", "top-5", decimals=5),
     "test_pixacc": Score("pixel accuracy", "pixel accuracy"),
     "test_macc": Score("mean accuracy", "mean accuracy"),
+    "test_pixacc+miou": Score("mean of pixel accuracy and mean IoU", "(pixel accuracy + mIoU) / 2"),
     "test_loss": Score("validation loss", "loss", unit="", decimals=6),
     "train_loss": Score("training loss", "train loss", unit=""),
 }
@@ -43,6 +49,18 @@ def scores_of(record):
     return SCORES | {name: Score(text, text) for name, text in words.items()}
 
 
+def value_of(metric, scores):
+    """The score `metric` of an evaluation, {name in log.txt without test_: value}; of names that a + joins, their mean."""
+    parts = [scores[name] for name in metric.split("+")]
+    return sum(parts) / len(parts)
+
+
+def is_better(metric, value, best):
+    """Whether a `value` of the score `metric` is better than the best so far, None where there is none. NaN never is."""
+    falls = f"test_{metric}" in SCORES and SCORES[f"test_{metric}"].falls
+    return value < (math.inf if best is None else best) if falls else value > (-math.inf if best is None else best)
+
+
 def epoch_line(record, epochs, best, metric):
     """A line about an epoch: its loss and score, and the best score so far.
 
@@ -50,9 +68,10 @@ def epoch_line(record, epochs, best, metric):
     as acc1.
     """
     text = f"epoch {record['epoch'] + 1}/{epochs}: train loss {record['train_loss']:.4f}"
-    for key, short in ((f"test_{metric}", SCORES[f"test_{metric}"].short), (f"test_{metric}_ema", "EMA")):
+    score = SCORES[f"test_{metric}"]
+    for key, short in ((f"test_{metric}", score.short), (f"test_{metric}_ema", "EMA")):
         if key in record:
-            text += f", {short} {record[key]:.2f} % (best {best.get(key, 0):.2f})"
+            text += f", {short} {score.text(record[key])} (best {best.get(key, 0):.{2 if score.unit else 4}f})"
     return text
 
 

@@ -202,7 +202,7 @@ def _scores(measured, images, record, judged, ema):
 
 def _judgement(score, best, name):
     """How the epoch was chosen, where that is known."""
-    if score is None:
+    if score is None or best is None:  # not evaluated, or chosen by another score (--best_metric)
         return ""
     if best is not None and score < best:
         return f" The run's best {name} was {best:.4g}, at another epoch."

@@ -16,7 +16,7 @@ from utils.data.sampling import stream_seed
 from utils.model.processes import peak_memory
 from utils.report.curves import lr_groups, lr_range
 from utils.report.gallery import Gallery
-from utils.report.scores import epoch_line
+from utils.report.scores import epoch_line, is_better, value_of
 from utils.result.card import Cards
 from utils.result.publish import publish
 from utils.run import folder, state, trackers
@@ -180,10 +180,11 @@ class Run:
         name: "best", or "best_ema" while the model holds the average.
         """
         suffix = name.removeprefix("best")
+        scores = {**scores, self.metric: value_of(self.metric, scores)}
         self.record.update({f"test_{score}{suffix}": value for score, value in scores.items()})
         # Each may have looked at all images, and added up in another order: the main process decides which weights are best.
         key, (value,) = f"test_{self.metric}{suffix}", accelerate.utils.broadcast_object_list([scores[self.metric]])
-        if value > self.counters.best.get(key, -1.0) and self._export(name) is None:
+        if is_better(self.metric, value, self.counters.best.get(key)) and self._export(name) is None:
             self.counters.best[key] = value
             self.improved.append(name)
 
