@@ -27,7 +27,7 @@ from utils.losses.recognition import make_loss
 from utils.metrics.recognition import recognition_scores
 from utils.model.download import fetch
 from utils.model.ema import EMA
-from utils.model.optimizer import build_optimizer
+from utils.model.optimizer import build_optimizer, can_fuse
 from utils.model.processes import describe, fit_to_hardware, loader_workers, start_processes
 from utils.model.recognition import build_model, timm_config
 from utils.model.sharding import load_model, prepare, prepare_to_evaluate
@@ -102,7 +102,7 @@ def main(args):
 
     # optimizer, schedule, loss
     args.lr = args.blr * batch.total / 256 if args.lr is None else args.lr
-    optimizer, groups = build_optimizer(model, args, say=run.say)
+    optimizer, groups = build_optimizer(model, args, fused=can_fuse(accelerator), say=run.say)
     with input_errors():
         schedule = make_schedule(
             optimizer, train_loader.updates, weight_decay=args.weight_decay, weight_decay_end=args.weight_decay_end,
@@ -140,9 +140,8 @@ def main(args):
                         scores, _ = evaluate(accelerator, network, val_loader, run, args.tta_flip)
                         run.score(scores, "best_ema")
             run.end_epoch(train_lr=schedule(run.counters.update - 1))
-
-    # end
-    run.finish()
+        run.finish()
+    accelerator.end_training()
 
 
 def train_one_epoch(accelerator, model, criterion, loader, optimizer, schedule, run, mixup=None, ema=None):
@@ -166,12 +165,13 @@ def train_one_epoch(accelerator, model, criterion, loader, optimizer, schedule, 
             if not accelerator.sync_gradients:
                 continue  # with the next micro-batch of this update
             norm = accelerator.clip_grad_norm_(model.parameters(), run.max_norm) if run.max_norm else None
-            if accepted := run.accepts(norm):
+            if made := run.accepts(norm):
                 optimizer.step()
+                made = not accelerator.optimizer_step_was_skipped  # by the loss scaler of fp16
             optimizer.zero_grad()
-        if ema is not None and accepted and not accelerator.optimizer_step_was_skipped:
+        if ema is not None and made:
             ema.update(run.counters.update)
-        run.end_update(rate, norm)
+        run.end_update(rate, norm, made)
 
 
 @torch.no_grad()

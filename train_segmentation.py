@@ -32,7 +32,7 @@ from utils.metrics.segmentation import ConfusionMatrix, scores
 from utils.metrics.windows import evaluated_region, predict
 from utils.model.download import fetch
 from utils.model.ema import EMA
-from utils.model.optimizer import build_optimizer
+from utils.model.optimizer import build_optimizer, can_fuse
 from utils.model.processes import describe, fit_to_hardware, loader_workers, start_processes, without_kernel_search
 from utils.model.segmentation_weights import load_segmentation_weights, network_config, open_network, read_config
 from utils.model.sharding import load_model, prepare, prepare_to_evaluate
@@ -107,7 +107,9 @@ def main(args):
 
     # optimizer, schedule, loss
     args.lr = args.blr * batch.total / 256 if args.lr is None else args.lr
-    optimizer, groups = build_optimizer(model, args, head_lr_scale=args.head_lr_scale, say=run.say)
+    optimizer, groups = build_optimizer(
+        model, args, head_lr_scale=args.head_lr_scale, fused=can_fuse(accelerator), say=run.say
+    )
     per_epoch = train_loader.updates
     updates = args.max_updates or args.epochs * per_epoch
     epochs = math.ceil(updates / per_epoch)
@@ -146,9 +148,8 @@ def main(args):
                     with ema.in_model():
                         run.score(evaluate(accelerator, model, val_loader, view, run)[0], "best_ema")
             run.end_epoch(train_lr=schedule(run.counters.update - 1))
-
-    # end
-    run.finish()
+        run.finish()
+    accelerator.end_training()
 
 
 def train_one_epoch(accelerator, model, criterion, loader, optimizer, schedule, run, ema=None):
@@ -169,12 +170,13 @@ def train_one_epoch(accelerator, model, criterion, loader, optimizer, schedule, 
             if not accelerator.sync_gradients:
                 continue  # with the next micro-batch of this update
             norm = accelerator.clip_grad_norm_(model.parameters(), run.max_norm) if run.max_norm else None
-            if accepted := run.accepts(norm):
+            if made := run.accepts(norm):
                 optimizer.step()
+                made = not accelerator.optimizer_step_was_skipped  # by the loss scaler of fp16
             optimizer.zero_grad()
-        if ema is not None and accepted and not accelerator.optimizer_step_was_skipped:
+        if ema is not None and made:
             ema.update(run.counters.update)
-        run.end_update(rate, norm)
+        run.end_update(rate, norm, made)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 from hostile import VALUES, Trap, fuzz, mutated, refusal, refused
 from safetensors.torch import save
 
+from utils.cli.arguments import Batch
 from utils.model.ema import EMA
 from utils.run import checkpoint
 from utils.run import state as run_state
@@ -38,7 +39,9 @@ class Saved:
         self.accelerator = types.SimpleNamespace(scaler=None, is_main_process=True)
         self.parts = (self.model, types.SimpleNamespace(optimizer=self.optimizer), self.ema)
         self.step()
-        counters = run_state.Counters(update=1, best={"test_acc1": 3.5}, batch="one")
+        counters = run_state.Counters(
+            update=1, best={"test_acc1": 3.5}, batch=str(Batch(8)), updates_per_epoch=5, batch_total=8
+        )
         run_state.save(self.accelerator, RunLog(), folder, *self.parts, counters, {"a": 1}, keep=3)
         (self.path,) = checkpoint.states(folder / "checkpoints")
         self.files = {path.name: path.read_bytes() for path in self.path.iterdir()}
@@ -55,7 +58,8 @@ class Saved:
         return self.model.state_dict(), self.ema.state_dict(), self.optimizer.state_dict()
 
     def load(self):
-        run_state.load(self.path, self.accelerator, *self.parts, {"a": 1}, "one", lambda line: None)
+        checkpoint.check(self.path)
+        run_state.load(self.path, self.accelerator, *self.parts, {"a": 1}, Batch(8), 5, lambda line: None)
 
     def refusal(self, name=None, data=None, checksums=True):
         """`refusal` of the state with `data` as its file `name`. Then nothing may have changed; what it takes must train on."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from utils.cli.errors import InputError
-from utils.run.checkpoint import find_fault, load_state, newest_state, save_state, states
+from utils.run.checkpoint import check, find_fault, load_state, newest_state, save_state, states
 
 WEIGHTS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(3)}
 OPTIMIZER = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))]).state_dict()
@@ -43,7 +43,7 @@ def test_a_broken_state_is_named_and_passed_over(tmp_path, name, harm):
     assert newest_state(tmp_path, said.append).name == "update_00000001"
     assert len(said) == 1 and "update_00000002 is broken" in said[0]
     with pytest.raises(InputError, match="broken checkpoint|found no manifest"):
-        load_state(tmp_path / "update_00000002")
+        check(tmp_path / "update_00000002")
 
 
 def test_a_save_that_dies_leaves_the_old_states_whole(tmp_path, monkeypatch):

@@ -7,13 +7,14 @@ from optim_factory import create_optimizer, group_table, layer_decay_assigner
 from utils.cli.errors import input_errors
 
 
-def build_optimizer(model, args, *, head_lr_scale=None, say=print):
+def build_optimizer(model, args, *, head_lr_scale=None, fused=True, say=print):
     """(optimizer, rows of its parameter groups as of `group_table`).
 
     args: has what create_optimizer reads (opt, lr, weight_decay, momentum, …), weight_decay_end, layer_decay and
     layer_decay_type. head_lr_scale: None for a recognition model; of a segmentation network, whatever is not the backbone
-    learns so many times as fast, in groups of its own. say: takes a line about what is doubtful. Raises InputError where no
-    rule of layer decay fits the model, and for options that the optimizer does not take.
+    learns so many times as fast, in groups of its own. fused: use torch's fused kernels; they neither tell whether a loss
+    scaler left out their step, nor take sharded tensors in every optimizer. say: takes a line about what is doubtful.
+    Raises InputError where no rule of layer decay fits the model, and for options that the optimizer does not take.
     """
     with input_errors(), warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
@@ -25,11 +26,16 @@ def build_optimizer(model, args, *, head_lr_scale=None, say=print):
             by_layer = _with_heads(get_layer_id, get_scale or (lambda layer_id: 1.0), head_lr_scale)
         # A weight decay that starts at 0 still has to tell the groups that will decay from those that never do.
         decay = args.weight_decay or args.weight_decay_end or 0.0
-        wanted = argparse.Namespace(**{**vars(args), "weight_decay": decay, "fused": True})
+        wanted = argparse.Namespace(**{**vars(args), "weight_decay": decay, "fused": fused})
         optimizer = create_optimizer(wanted, model, *by_layer)
     for note in notes:
         say(f"note: {note.message}")
     return optimizer, group_table(model, optimizer.param_groups, get_layer_id)
+
+
+def can_fuse(accelerator):
+    """Whether fused kernels do for these processes: not under a loss scaler (fp16), nor on sharded weights (FSDP)."""
+    return accelerator.scaler is None and accelerator.distributed_type != "FSDP"
 
 
 def _with_heads(get_layer_id, get_scale, head_lr_scale):

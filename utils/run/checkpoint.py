@@ -5,6 +5,7 @@ manifest.json with the size and checksum of each. It is written aside, flushed t
 taken gets a number, so that nothing whole has to go before its successor is there. Nothing in it is unpickled as code.
 """
 
+import concurrent.futures
 import hashlib
 import json
 import os
@@ -43,18 +44,34 @@ def save_state(folder, update, model, optimizer, ema, state, keep):
             _save_tensors(ema, aside / "ema.safetensors")
         torch.save(optimizer, aside / "optimizer.pt")
         (aside / "state.json").write_text(json.dumps(state, indent=1))
-        manifest = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(aside.iterdir())}
+        written = sorted(aside.iterdir())
+        with concurrent.futures.ThreadPoolExecutor() as pool:  # the disk and the sums need not wait for each other
+            flushed, sums = pool.map(files.flush, written), pool.map(_sha256, written)
+            manifest = {
+                path.name: {"size": path.stat().st_size, "sha256": digest}
+                for path, digest, _ in zip(written, sums, flushed, strict=True)
+            }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for path in (*aside.iterdir(), aside):
+        for path in (aside / MANIFEST, aside):
             files.flush(path)
         aside.rename(final)
+        final = _take_the_place(final, folder / f"update_{update:08d}")
         files.flush(folder)
     except DISK_ERRORS as error:
         shutil.rmtree(aside, ignore_errors=True)  # gives a full disk its room back
         raise OSError(f"{folder}: {first_line(error)}") from None
-    for old in states(folder)[:-keep]:
+    left_behind = sorted(folder.glob("old-update_*"), key=lambda path: path.stat().st_mtime)
+    for old in (*states(folder)[:-keep], *left_behind[:-keep]):
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _take_the_place(new, plain):
+    """The state `new` instead of the one of the same update at `plain`; where that is interrupted, both are there and whole."""
+    if new == plain:
+        return new
+    shutil.rmtree(plain)
+    return new.rename(plain)
 
 
 def states(folder):
@@ -112,8 +129,8 @@ def find_fault(path):
     return None
 
 
-def load_state(path):
-    """(model, optimizer, ema or None, state) of a state folder. Raises InputError where it is broken or none."""
+def check(path):
+    """InputError where there is no whole state at `path`."""
     path = pathlib.Path(path)
     if not is_state(path):
         raise InputError(
@@ -122,6 +139,11 @@ def load_state(path):
         )
     if fault := find_fault(path):
         raise InputError(f"--resume {path}: broken checkpoint ({fault}); choose another one")
+
+
+def load_state(path):
+    """(model, optimizer, ema or None, state) of a state folder that `check` found whole. Raises InputError where it is not."""
+    path = pathlib.Path(path)
     try:
         ema = load_file(path / _EMA) if (path / _EMA).exists() else None
         model = load_file(path / "model.safetensors")

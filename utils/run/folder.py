@@ -13,50 +13,82 @@ import accelerate
 
 from utils import files, versions
 from utils.cli.errors import InputError, one_line
-from utils.run.checkpoint import newest_state, set_aside_newer
+from utils.run import checkpoint
 
 FINISHED = "finished.json"
 _locks = []  # open files, held until this process ends
 
 
 def open_folder(folder, script, settings, args, *, resume="", auto_resume=True, say=print):
-    """(folder, state to resume from or None). Makes the folder and its args.json.
+    """(folder, state to go on from or None). Makes the folder and its args.json.
 
-    settings: what decides the result; args: all flags, for the record. Raises InputError where the folder holds a
-    finished run or one with other settings, and where it cannot be written; nothing in it is touched then.
+    settings: what decides the result; args: all flags, for the record. A state of the folder's own wins over `resume` where
+    an earlier start of the same command saved it after that one. Everything is checked before anything is touched: raises
+    InputError where the folder holds a finished run, one with other settings, one whose states are gone or broken, or
+    files of another program; for a broken `resume`; and where the folder cannot be written.
     """
     folder = pathlib.Path(folder) if folder else _restarted(script) or _fresh_name(script)
-    record, resume_from = folder / "args.json", resume or None
+    record, states_folder = folder / "args.json", folder / "checkpoints"
+    if resume:
+        checkpoint.check(resume)
+    known = None
     if record.exists():
-        if (folder / FINISHED).exists():
-            raise InputError(f"--output_dir {folder} holds a finished run: choose another folder, or remove this one")
-        if not (auto_resume or resume):
-            raise InputError(f"--output_dir {folder} holds an unfinished run: choose another folder, or --auto_resume true")
-        try:
-            differ = differences(json.loads(record.read_text())["settings"], settings)
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
-            raise InputError(f"--output_dir {folder}: its args.json cannot be read; choose another folder") from None
-        if differ and not resume:
-            raise InputError(f"--output_dir {folder} holds a run with other settings ({differ}): choose another folder")
+        known = _known(folder, record, settings, resume, auto_resume)
+    elif foreign := [name for name in ("log.txt", "updates.txt", "best", "last") if (folder / name).exists()]:
+        raise InputError(f"--output_dir {folder} holds {foreign[0]} of another program: choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _lock(folder)
-        resume_from = resume_from or newest_state(folder / "checkpoints", say)
-        set_aside_newer(folder / "checkpoints", resume_from and pathlib.Path(resume_from))
-        files.write_json(
-            record,
-            {
-                "settings": settings,
-                "args": args,
-                "command": sys.argv,
-                "launcher": _launcher(),
-                "commit": versions.commit(),
-                "versions": versions.versions(),
-            },
-        )
+        state = pathlib.Path(resume) if resume else None
+        if known and (not resume or known["args"].get("resume") == resume):
+            own = checkpoint.newest_state(states_folder, say)
+            if own is None and not resume:
+                _refuse_lost_states(folder, known)
+            if own is not None and resume and own.resolve() != state.resolve():
+                say(f"note: {own} was saved after {resume} by this same command, and wins; --output_dir elsewhere goes back")
+            state = own or state
+        checkpoint.set_aside_newer(states_folder, state)
+        record_of_this_start = {
+            "settings": settings, "args": args, "command": sys.argv, "launcher": _launcher(), "commit": versions.commit(),
+            "versions": versions.versions(),
+        }  # fmt: skip
+        files.write_json(record, record_of_this_start)
     except OSError as error:
         raise InputError(f"--output_dir {folder} cannot be written ({error.strerror}): choose another folder") from None
-    return str(folder), resume_from and str(resume_from)
+    return str(folder), state and str(state)
+
+
+def _known(folder, record, settings, resume, auto_resume):
+    """What args.json of an unfinished run says. InputError where this command must not go on with that run."""
+    if (folder / FINISHED).exists():
+        raise InputError(f"--output_dir {folder} holds a finished run: choose another folder, or remove this one")
+    if not (auto_resume or resume):
+        raise InputError(f"--output_dir {folder} holds an unfinished run: choose another folder, or --auto_resume true")
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+        differ = differences(known["settings"], settings)
+        known["args"].get("resume")
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
+        raise InputError(f"--output_dir {folder}: its args.json cannot be read; choose another folder") from None
+    is_its_own = resume and (folder / "checkpoints").resolve() in pathlib.Path(resume).resolve().parents
+    if differ and not is_its_own:
+        raise InputError(f"--output_dir {folder} holds a run with other settings ({differ}): choose another folder")
+    return known
+
+
+def _refuse_lost_states(folder, known):
+    """InputError where the run had states once, all of which are broken or gone: starting over would overwrite its results."""
+    there, args = checkpoint.states(folder / "checkpoints"), known["args"]
+    try:
+        epochs = len((folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines())
+    except OSError:
+        epochs = 0
+    if there or (args.get("save_ckpt") and epochs >= (args.get("save_ckpt_freq") or 1)):
+        found = f"its {len(there)} states are broken" if there else "its states are gone from checkpoints/"
+        raise InputError(
+            f"--output_dir {folder} holds a run of {epochs} epochs, but {found}: choose another folder, and start there from "
+            f"its weights with --finetune {folder / 'best'} if they will do"
+        )
 
 
 def open_together(accelerator, *words, say, **settings):

@@ -12,6 +12,7 @@ import accelerate
 
 from utils.cli.errors import InputError, Stopped
 from utils.data.bad_samples import BadSamples, check_data
+from utils.data.fingerprint import fingerprint
 from utils.data.sampling import stream_seed
 from utils.model.processes import peak_memory
 from utils.report.curves import lr_groups, lr_range
@@ -36,6 +37,7 @@ class Run:
         self.accelerator, self.args, self.batch, self.script, self.metric = accelerator, args, batch, script, metric
         self.log = RunLog(accelerator.is_main_process and not args.dry_run)
         self.counters, self.record, self.improved, self.signals, self.fault = None, {}, [], None, None
+        self.evaluated = args.disable_eval  # whether an evaluation has been reached
         # The norm that gradients are clipped to: inf where only their size is wanted, None where nothing is.
         self.max_norm = args.clip_grad or (math.inf if args.skip_nonfinite else None)
         default = args.report_to is None
@@ -56,6 +58,7 @@ class Run:
         """
         args, classes = self.args, train_source.classes
         facts = {"train_images": len(train_source), "val_images": len(val_source), "classes": classes}
+        facts |= {"data": fingerprint(train_source), "precision": self.accelerator.mixed_precision}
         self.settings = args.decisive() | {"total_batch": self.batch.total} | facts
         self.sources, self.config, self.shown = (train_source, val_source), config, {"classes": classes, **shown}
         self.folder, self.state = folder.open_together(
@@ -79,9 +82,10 @@ class Run:
         """
         self.model, self.optimizer, self.ema, self.loader = model, optimizer, ema, train_loader
         args, accelerator, say = self.args, self.accelerator, self.say
-        self.counters = state.Counters(batch=str(self.batch))
+        per_epoch, batch = train_loader.updates, self.batch
+        self.counters = state.Counters(batch=str(batch), updates_per_epoch=per_epoch, batch_total=batch.total)
         if self.state:
-            self.counters = state.load(self.state, accelerator, model, optimizer, ema, self.settings, str(self.batch), say)
+            self.counters = state.load(self.state, accelerator, model, optimizer, ema, self.settings, batch, per_epoch, say)
             train_loader.load_state_dict(self.counters.stream)
         self.log.cut(self.counters.epoch, self.counters.update)
         self.n_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -148,10 +152,13 @@ class Run:
         """Whether the update is to be made: its loss and gradient are finite, or --skip_nonfinite did not ask. norm: of it."""
         return self.updates.accepts(norm)
 
-    def end_update(self, rate, norm=None):
-        """An update is done, with this learning rate and, if known, this norm of the gradient. Saves or stops where due."""
+    def end_update(self, rate, norm=None, made=True):
+        """An update is over, with this learning rate and, if known, this norm of the gradient. Saves or stops where due.
+
+        made: False where it was left out, by `accepts` or by a loss scaler.
+        """
         updates, log = self.updates, self.log
-        updates.end(rate, norm)
+        updates.end(rate, norm, made)
         updates.lap("optimizer")
         self.counters.update += 1
         log.advance()
@@ -161,11 +168,14 @@ class Run:
             self.trackers.log({name: newest.get(name) for name in ("loss", "lr", "grad_norm")}, newest["update"])
         if due:
             self.signals.stop_if_agreed()
+        # Before the first evaluation of a start too: a broken validation image would end the run with nothing saved.
+        if due or (last and self.args.save_ckpt and not self.evaluated):
             self.save()
         updates.lap("logging and saving")
         if last:
             updates.write_seconds()
             log.end_updates()
+            self.evaluated = True
 
     def stop_if_asked(self):
         """Raise Stopped where a signal came to one of the processes: to call after each batch of an evaluation."""
@@ -223,20 +233,25 @@ class Run:
     # --- after the last epoch
 
     def finish(self):
-        """Leave the last weights, pictures, cards and whatever else was asked for, and mark the run as finished."""
+        """Leave the last weights, pictures, cards and whatever else was asked for; then mark the run as finished.
+
+        So a run that is stopped or killed in between is not finished, and the same command makes up for it.
+        """
         counters, args = self.counters, self.args
         fault = self._export("last") or self.fault
-        folder.mark_finished(self.accelerator, self.log, self.folder, counters.best, fault)
         self.cards.write("last", best=counters.best)
+        self.signals.stop_if_asked()
         self.gallery.finish()
+        self.signals.stop_if_asked()
         self.trackers.pictures(self.gallery.files(), counters.update - 1)
         self.trackers.finish()
-        best = ", ".join(f"best {name} {value:.3f}" for name, value in counters.best.items()) or "not evaluated"
         result = os.path.join(self.folder, "best" if counters.best else "last")
+        if self.accelerator.is_main_process and not fault:
+            publish(result, args.export, args.push_to_hub, args.hub_private, self.say)
+        self.signals.stop_if_asked()
+        folder.mark_finished(self.accelerator, self.log, self.folder, counters.best, fault)
+        best = ", ".join(f"best {name} {value:.3f}" for name, value in counters.best.items()) or "not evaluated"
         self.say(f"done in {clock(time.perf_counter() - self.start)}: {best}; weights in {result}")
         out = " --output_dir OUT" if self.script == "train_segmentation" else ""
         report, predict = os.path.join(self.folder, "report.html"), f"python {self.script}.py --predict PICTURES{out}"
         self.say(f"next: look at {report}, or {predict} --finetune {result}")
-        if self.accelerator.is_main_process:
-            publish(result, args.export, args.push_to_hub, args.hub_private, self.say)
-        self.accelerator.end_training()

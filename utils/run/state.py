@@ -30,6 +30,27 @@ class Counters:
     bad_samples: list = dataclasses.field(default_factory=list)  # indices of broken training samples
     stream: dict = dataclasses.field(default_factory=dict)  # where reading a stream of data can begin
     batch: str = ""  # how an update is shared out, in words
+    updates_per_epoch: int = 0
+    batch_total: int = 0  # images per update
+
+    def move_to(self, updates_per_epoch, batch_total):
+        """Count in updates of another size: the position is the epoch and the images seen in it.
+
+        Raises ValueError where these are no whole number of updates, or the epoch had another number of images.
+        """
+        if (self.updates_per_epoch, self.batch_total) == (updates_per_epoch, batch_total):
+            return
+        seen = (self.update - self.epoch * self.updates_per_epoch) * self.batch_total  # images, in the epoch under way
+        updates, rest = divmod(seen, batch_total)
+        whole = self.updates_per_epoch * self.batch_total // batch_total == updates_per_epoch
+        if seen and (rest or not whole):
+            raise ValueError(
+                f"it was saved within an epoch, after {self.update - self.epoch * self.updates_per_epoch} of "
+                f"{self.updates_per_epoch} updates of {self.batch_total} images, which are no whole number of updates of "
+                f"{batch_total} images; take a state from the end of an epoch, or the batch it was saved with"
+            )
+        self.update = self.epoch * updates_per_epoch + updates
+        self.updates_per_epoch, self.batch_total = updates_per_epoch, batch_total
 
 
 class NonFiniteLoss(InputError):
@@ -68,8 +89,11 @@ def save(accelerator, log, run_folder, model, optimizer, ema, counters, settings
     return fault[0]
 
 
-def load(path, accelerator, model, optimizer, ema, settings, batch, say):
-    """Put the state at `path` into place; returns its Counters. Raises InputError where it does not fit."""
+def load(path, accelerator, model, optimizer, ema, settings, batch, updates_per_epoch, say):
+    """Put the state at `path` into place; returns its Counters, which count in updates of the Batch `batch`.
+
+    Raises InputError where it does not fit.
+    """
     weights, optimizer_state, averaged, state = checkpoint.load_state(path)
     try:  # all of it is checked before anything is put into place
         check_counters(state, dataclasses.asdict(Counters()))
@@ -85,10 +109,14 @@ def load(path, accelerator, model, optimizer, ema, settings, batch, say):
         raise InputError(f"--resume {path} is not a state of this project's: {first_line(error)}") from None
     if differ := folder.differences(saved, settings):
         say(f"note: this state was saved with other settings: {differ}")
-    if counters.batch != batch:
+    try:
+        counters.move_to(updates_per_epoch, batch.total)
+    except ValueError as error:
+        raise InputError(f"--resume {path}: {error}") from None
+    if counters.batch != str(batch):
         say(f"note: saved with {one_line(counters.batch)}, goes on with {batch}: order and augmentation of the data stay; "
             "mixup, dropout, drop path and batch norm see other batches, and sums differ by rounding")  # fmt: skip
-        counters.batch = batch
+        counters.batch = str(batch)
     try:
         sharding.load_model(model, weights)
         sharding.load_optimizer(optimizer.optimizer, optimizer_state)
@@ -104,6 +132,7 @@ def load(path, accelerator, model, optimizer, ema, settings, batch, say):
 
 def load_weights_of(path, model):
     """Put the weights of the state at `path` into `model`, to evaluate it; returns those of its average, or None."""
+    checkpoint.check(path)
     weights, _, averaged, _ = checkpoint.load_state(path)
     for tensors in (weights, averaged or weights):
         check_tensors(f"--resume {path}", tensors, model.state_dict())

@@ -11,6 +11,8 @@ from utils import files
 from utils.model.sharding import whole
 from utils.run.state import NonFiniteLoss
 
+MOST_UNSCALED = 30  # updates in a row: a loss scaler halves its scale at each, and begins at 2**16
+
 
 class Updates:
     """Keeps what each update gave, on the device. `look` reads it, logs it and checks it: one wait for the device each time.
@@ -61,12 +63,25 @@ class Updates:
         self.skipped.append(self.counters.update)
         return False
 
-    def end(self, rate, norm=None):
-        """The update under way is done; its learning rate and, if known, the norm of its gradient."""
+    def end(self, rate, norm=None, made=True):
+        """The update under way is over; its learning rate, the norm of its gradient if known, and whether it was made.
+
+        NonFiniteLoss where a loss scaler (fp16) has left out MOST_UNSCALED updates in a row: its scale is used up.
+        """
         self.rates.append(rate)
         if norm is not None:
             self.norms.append(whole(norm))
         self.micro_batches = 0
+        if not self.scaled:
+            return
+        self.counters.skipped_in_a_row = 0 if made else self.counters.skipped_in_a_row + 1
+        if not made:
+            self.skipped.append(self.counters.update)
+        if self.counters.skipped_in_a_row > MOST_UNSCALED:
+            raise NonFiniteLoss(
+                f"fp16: {self.counters.skipped_in_a_row} updates in a row, up to update {self.counters.update}, have a loss or "
+                "a gradient that is not finite at any scale", self.log.folder,
+            )  # fmt: skip
 
     def look(self):
         """Log the updates since the last look. NonFiniteLoss names the first bad one, and the range looked at."""
