@@ -14,11 +14,11 @@ class UPerNetHead(FPNHead):
     The defaults are UPerNet-ConvNeXt's (ConvNeXt, semantic_segmentation/configs/_base_/models/upernet_convnext.py):
     `channels` 512 in the pyramid network, in each branch of the pooling (pyramid_channels) and in the last 3x3
     convolution (fusion_channels); pool_scales 1, 2, 3, 6. PyTorch-Encoding's (encoding/models/sseg/upernet.py): channels
-    256, pyramid_channels a quarter of the last stage's width, fusion_channels 512, align_corners True. Dropout and first
-    weights are mmsegmentation's.
-    """
+    256, pyramid_channels a quarter of the last stage's width, fusion_channels 512, align_corners True.
 
-    auxiliary = {"mmsegmentation": True}  # options of an auxiliary head beside it
+    mmsegmentation: the first weights are drawn as there, and those of an auxiliary head, whose dropout is as there too. Not
+    the default: with few updates and a high rate they learn far more slowly than torch's.
+    """
 
     def __init__(
         self,
@@ -31,10 +31,11 @@ class UPerNetHead(FPNHead):
         pyramid_channels=None,
         fusion_channels=None,
         pool_scales=None,
+        mmsegmentation=False,
     ):
         check_whole(channels=channels, pyramid_channels=pyramid_channels)
         check_list(pool_scales=pool_scales)
-        check_switch(align_corners=align_corners)
+        check_switch(align_corners=align_corners, mmsegmentation=mmsegmentation)
         channels = channels or 512
         *finer, coarsest = in_channels
         pyramid = PyramidPooling(coarsest, pyramid_channels or channels, pool_scales or (1, 2, 3, 6), align_corners)
@@ -48,7 +49,9 @@ class UPerNetHead(FPNHead):
         )
         self.conv5[3] = nn.Dropout2d(dropout)  # whole channels, as in mmsegmentation
         self.extramodule = pyramid
-        initialise_as_mmsegmentation(self)
+        self.auxiliary = {"mmsegmentation": mmsegmentation}  # options of an auxiliary head beside it
+        if mmsegmentation:
+            initialise_as_mmsegmentation(self)
 
     def forward(self, features):
         *finer, coarsest = features

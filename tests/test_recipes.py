@@ -102,6 +102,7 @@ def expected_segmentation_fields(row):
             "eval_mode": settings["test_cfg"]["ss"]["mode"], "use_amp": settings["use_fp16"], "data_set": settings["dataset"],
             "backbone_kwargs": [("ls_init_value", settings["backbone"]["layer_scale_init_value"])],
             "weight_decay_filter": "norm_bias", "loss_mean": "all",
+            "head_kwargs": [("mmsegmentation", True)],
         }  # fmt: skip
     flags = {**row["defaults"], **settings}
     backbone = flags["backbone"] if row["id"] != "encnet_resnet101s_voc_stage1_aug" else "resnet101"  # see its header
