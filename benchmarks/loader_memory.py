@@ -18,9 +18,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
+from utils.data.datasets import RecognitionDataset
+from utils.data.loaders import in_worker
 from utils.data.sampling import TrainBatches
-from utils.run.signals import in_worker
-from utils.sources.recognition import Folder, RecognitionDataset
+from utils.sources.folders import Folder
 
 
 class Names(Folder):

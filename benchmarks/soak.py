@@ -56,6 +56,8 @@ def soak(folder, epochs, every, seed=0):
                     os.kill(pid, signal.SIGKILL)
             job.wait()
             kills += 1
+            if (folder / "finished.json").exists():  # nothing was left to do but to end
+                return kills
             continue
         if code != 0:
             raise SystemExit(f"the run ended with {code}; see {folder}.txt")
@@ -76,7 +78,6 @@ def main():
     print(f"killed {kills} times in {(time.perf_counter() - begin) / 60:.1f} minutes", flush=True)
     if alone.wait() != 0:
         raise SystemExit(f"the run left alone failed; see {base / 'alone'}.txt")
-    print(f"the run left alone, at the same time: {(time.perf_counter() - begin) / 60:.1f} minutes", flush=True)
     for name in ("updates.txt", "log.txt", "last/model.safetensors", "best/model.safetensors"):
         if (base / "alone" / name).read_bytes() != (base / "killed" / name).read_bytes():
             raise SystemExit(f"{name} differs; see {base}")

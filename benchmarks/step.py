@@ -32,26 +32,22 @@ import torch
 import torch.distributed
 from data import jpeg_files
 from PIL import Image
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 import train_recognition
 import train_segmentation
 from optim_factory import create_optimizer
 from segmentation_networks.network import build_network
-from utils.augment import fast as fast_transforms
-from utils.augment import segmentation as segmentation_transforms
-from utils.augment.mixup import Mixup
-from utils.data.loaders import DeviceBatches
-from utils.data.sampling import TrainBatches
-from utils.losses.recognition import CrossEntropy
+from utils.augment import recognition, segmentation
+from utils.augment.mixup import make_mixup
+from utils.cli import recognition_flags, segmentation_flags
+from utils.cli.arguments import Batch
+from utils.data.datasets import RecognitionDataset, SegmentationDataset
+from utils.data.loaders import build_loaders
+from utils.losses.recognition import make_loss
 from utils.losses.segmentation import SegmentationLoss
 from utils.model import processes as machine
 from utils.model.ema import EMA
-from utils.run import state as run_state
-from utils.run.log import RunLog
-from utils.run.signals import in_worker
-from utils.sources.recognition import RecognitionDataset
-from utils.sources.segmentation import SegmentationDataset
+from utils.run.run import Run
 
 CLASSES = 100
 PICTURES = 64
@@ -59,6 +55,8 @@ PICTURES = 64
 
 class InMemory:
     """Crops of scikit-learn's two photographs, decoded, or with `jpeg` as files; masks of four classes by brightness."""
+
+    classes, title = [str(number) for number in range(CLASSES)], "photographs"
 
     def __init__(self, count, size, jpeg, with_masks):
         self.jpeg, self.with_masks, self.labels = jpeg, with_masks, np.arange(count) % CLASSES
@@ -97,7 +95,7 @@ def build_model(args, device):
     """(model, optimizer), the same each time."""
     torch.manual_seed(0)
     if args.task == "segmentation":
-        model = build_network(backbone=args.model, head="upernet", classes=CLASSES, input_size=args.size, channels=64)
+        model = build_network(args.model, "upernet", CLASSES, input_size=args.size, head_kwargs={"channels": 64})
     else:
         model = timm.create_model(args.model, num_classes=CLASSES)
     if args.channels_last:
@@ -107,21 +105,18 @@ def build_model(args, device):
 
 
 def build_data(args, device):
-    """(batch sampler, loader) of a round's images for this process."""
-    updates = args.updates * args.update_freq * args.batch * args.processes
-    source = InMemory(updates, args.size, args.jpeg, args.task == "segmentation")
-    batches = TrainBatches(len(source), args.batch, args.update_freq, args.rank, args.processes)
+    """(source, the Loader of its images), a round of them for all processes."""
+    source = InMemory(args.batch.total * args.updates, args.size, args.jpeg, args.task == "segmentation")
+    options = {"device": device, "seed": 0, "workers": args.workers, "channels_last": args.channels_last}
     if args.task == "segmentation":
-        transform = segmentation_transforms.encoding_transform(args.size, args.size)
-        dataset, collate = SegmentationDataset(source, transform, seed=0), None
+        settings = segmentation_flags.Augmentation(crop_size=args.size, base_size=args.size)
+        train, evaluate = segmentation.build_transforms(settings)
+        sets = SegmentationDataset(source, train, seed=0), SegmentationDataset(source, evaluate)
     else:
-        dataset = RecognitionDataset(source, fast_transforms.train_transform(args.size, hflip=0.5), seed=0)
-        collate = fast_transforms.collate
-    loader = torch.utils.data.DataLoader(
-        dataset, batch_sampler=batches, num_workers=args.workers, persistent_workers=args.workers > 0, collate_fn=collate,
-        worker_init_fn=in_worker, pin_memory=device.type == "cuda",
-    )  # fmt: skip
-    return batches, DeviceBatches(loader, device, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, args.channels_last)
+        transforms = recognition.build_transforms(recognition_flags.Augmentation(input_size=args.size, aa="none", reprob=0.0))
+        sets = RecognitionDataset(source, transforms.train, seed=0), RecognitionDataset(source, transforms.evaluate)
+        options |= {"collate": transforms.collate, "finish": transforms.finish}
+    return source, build_loaders(*sets, args.batch, **options)[0]
 
 
 def bare_updates(args, device, criterion):
@@ -129,22 +124,22 @@ def bare_updates(args, device, criterion):
     model, optimizer = build_model(args, device)
     if args.compile:
         model.compile()
-    if args.processes > 1:
+    if args.batch.processes > 1:
         model = torch.nn.parallel.DistributedDataParallel(model)
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
-    images = torch.randn(args.batch, 3, args.size, args.size, device=device).to(memory_format=layout)
+    images = torch.randn(args.batch.size, 3, args.size, args.size, device=device).to(memory_format=layout)
     if args.task == "segmentation":
-        targets = torch.randint(4, (args.batch, args.size, args.size), device=device)
+        targets = torch.randint(4, (args.batch.size, args.size, args.size), device=device)
     else:
-        targets = torch.full((args.batch, CLASSES), 1 / CLASSES, device=device)
+        targets = torch.full((args.batch.size, CLASSES), 1 / CLASSES, device=device)
 
     def run():
-        for step in range(args.updates * args.update_freq):
-            last = (step + 1) % args.update_freq == 0
-            with model.no_sync() if args.processes > 1 and not last else contextlib.nullcontext():
+        for step in range(args.updates * args.batch.update_freq):
+            last = (step + 1) % args.batch.update_freq == 0
+            with model.no_sync() if args.batch.processes > 1 and not last else contextlib.nullcontext():
                 with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
                     outputs = model(images)
-                loss = criterion(outputs, targets) / args.update_freq
+                loss = criterion(outputs, targets) / args.batch.update_freq
                 loss.backward()
             if last:
                 optimizer.step()
@@ -153,29 +148,34 @@ def bare_updates(args, device, criterion):
     return run
 
 
-def loop_updates(args, accelerator, criterion, with_ema):
-    """() -> None, an epoch of as many updates of the script's."""
+def loop_updates(args, accelerator, criterion, with_ema, stack):
+    """() -> None, an epoch of as many updates of the script's. The run ends with the ExitStack `stack`."""
     model, optimizer = build_model(args, accelerator.device)
     network, optimizer = accelerator.prepare(model, optimizer)
     if args.compile:
         model.compile()
-    batches, loader = build_data(args, accelerator.device)
-    options = {"ema": EMA(model) if with_ema else None}
-    script = train_segmentation if args.task == "segmentation" else train_recognition
+    source, loader = build_data(args, accelerator.device)
+    ema, norm = EMA(model) if with_ema else None, {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    options, script, metric = {"ema": ema}, train_segmentation, "miou"
     if args.task == "recognition":
-        options["mixup"] = Mixup(CLASSES)
-    state = run_state.new_state("alone")
-    log = RunLog(tempfile.mkdtemp(), accelerator.is_main_process)
-    log.say = lambda text: None
+        script, metric = train_recognition, "acc1"
+        options["mixup"] = make_mixup(recognition_flags.MixupOptions(mixup=0.8), CLASSES, 0.1)
+    else:
+        norm["palette"] = np.zeros((CLASSES, 3), np.uint8)
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    words = ["--output_dir", f"{folder}/run", "--report_to", "none", "--save_ckpt", "false"]
+    run = Run(accelerator, script.parse_args(words), args.batch, script.__name__, metric)
+    run.log.say = lambda text: None
+    run.open(source, source, {}, weights="from scratch", shown=norm, groups=[{"lr_scale": 1.0}])
+    run.resume(model, optimizer, ema, loader)
+    stack.enter_context(run)
 
-    def run():
-        batches.epoch += 1
-        log.start_epoch(batches.epoch, 1, 0, args.updates, args.batch * args.update_freq * args.processes)
-        script.train_one_epoch(
-            accelerator, network, criterion, loader, optimizer, lambda update: 1e-3, state, log, **options
-        )  # fmt: skip
+    def updates():
+        run.start_epoch(run.counters.epoch + 1, loader.updates)
+        script.train_one_epoch(accelerator, network, criterion, loader, optimizer, lambda update: 1e-3, run, **options)
+        run.counters.epoch += 1
 
-    return run
+    return updates
 
 
 def seconds_of(part, args):
@@ -183,7 +183,7 @@ def seconds_of(part, args):
     for wait in (True, False):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        if args.processes > 1:
+        if args.batch.processes > 1:
             torch.distributed.barrier()
         if wait:
             start = time.perf_counter()
@@ -193,17 +193,18 @@ def seconds_of(part, args):
 
 def measure(args, accelerator, with_ema):
     """(images/s of the bare step, of the loop, ratio): medians over the rounds."""
-    criterion = SegmentationLoss(CLASSES) if args.task == "segmentation" else CrossEntropy(0.1)
-    bare = bare_updates(args, accelerator.device, criterion)
-    loop = loop_updates(args, accelerator, criterion, with_ema)
-    for part in (bare, loop):
-        part()  # warm-up, and compilation
+    criterion = SegmentationLoss(CLASSES) if args.task == "segmentation" else make_loss("ce", 0.1)
     rows = []
-    for number in range(args.rounds):
-        order = (bare, loop) if number % 2 else (loop, bare)
-        row = {part: seconds_of(part, args) for part in order}
-        rows.append((row[bare], row[loop]))
-    images = args.batch * args.update_freq * args.processes * args.updates
+    with contextlib.ExitStack() as stack:
+        bare = bare_updates(args, accelerator.device, criterion)
+        loop = loop_updates(args, accelerator, criterion, with_ema, stack)
+        for part in (bare, loop):
+            part()  # warm-up, and compilation
+        for number in range(args.rounds):
+            order = (bare, loop) if number % 2 else (loop, bare)
+            row = {part: seconds_of(part, args) for part in order}
+            rows.append((row[bare], row[loop]))
+    images = args.batch.total * args.updates
     of_bare, of_loop = (images / statistics.median(column) for column in zip(*rows, strict=True))
     return of_bare, of_loop, statistics.median(a / b for a, b in rows)
 
@@ -226,7 +227,8 @@ def main():
     parser.add_argument("--plain_malloc", action="store_true", help="give freed memory back, as programs do by default")
     parser.add_argument("--ema", choices=("off", "on", "both"), default="both")
     args = parser.parse_args()
-    args.processes, args.rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    world, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    args.batch = Batch(args.batch, args.update_freq, world, rank)
     threads = machine.use_all_cores()
     if args.threads:
         torch.set_num_threads(threads := args.threads)
@@ -236,8 +238,8 @@ def main():
         cpu=not machine.has_accelerator(), mixed_precision=args.precision, gradient_accumulation_steps=args.update_freq
     )
     if accelerator.is_main_process:
-        print(f"{args.task}, {args.model}, {args.size} pixels, batches of {args.batch} x {args.update_freq} on {args.processes}"
-              f" process(es) of {threads} threads, torch {torch.__version__}", flush=True)  # fmt: skip
+        print(f"{args.task}, {args.model}, {args.size} pixels, {args.batch} of {threads} threads, torch {torch.__version__}",
+              flush=True)  # fmt: skip
     for with_ema in {"off": (False,), "on": (True,), "both": (False, True)}[args.ema]:
         bare, loop, ratio = measure(args, accelerator, with_ema)
         if accelerator.is_main_process:
