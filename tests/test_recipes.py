@@ -9,6 +9,8 @@ from accelerate.state import AcceleratorState
 from conftest import GOLDEN, ROOT
 
 from utils.cli.first import parse
+from utils.cli.recognition_flags import ModelOptions
+from utils.model.recognition import build_model
 
 RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").glob("*/*.args"))}
 # the published name -> timm's, where they differ
@@ -54,7 +56,8 @@ def expected_fields(row):
         return fields | {
             "total_batch_size": total, "lr": effective["lr_per_256_images"] * total / 256, "sched": "cosine", "cutmix": 0.0,
             "smoothing": flags["label_smoothing"], "momentum": flags["momentum"], "opt": "momentum",
-            "last_gamma": flags["last_gamma"],
+            "last_gamma": False,  # whatever the command says: the published network fills all norms with 1 in the end
+            "bn_images": flags["batch_size"],
             "weight_decay_filter": "bn_names" if flags["no_bn_wd"] else "none", "transforms": "encoding", "min_lr": 0.0,
             "aa": "rand-n2-m12" if flags["rand_aug"] else "none", "reprob": 0.0, "scale": (0.1, 1.0), "model_ema": False,
             "layer_decay": 1.0, "drop_path": 0.0, "drop_block": flags["dropblock_prob"],
@@ -101,7 +104,7 @@ def expected_segmentation_fields(row):
             "ratio_range": tuple(external["ratio_range"]), "cat_max_ratio": external["cat_max_ratio"], "sync_bn": True,
             "eval_mode": settings["test_cfg"]["ss"]["mode"], "use_amp": settings["use_fp16"], "data_set": settings["dataset"],
             "backbone_kwargs": [("ls_init_value", settings["backbone"]["layer_scale_init_value"])],
-            "weight_decay_filter": "norm_bias", "loss_mean": "all",
+            "weight_decay_filter": "norm_bias", "loss_mean": "all", "bn_images": 16,
             "head_kwargs": [("mmsegmentation", True)],
         }  # fmt: skip
     flags = {**row["defaults"], **settings}
@@ -116,7 +119,7 @@ def expected_segmentation_fields(row):
         "head_kwargs": [("lateral", True)] if flags.get("lateral") else [],
         "head_lr_scale": effective["lr_head"] / effective["lr_absolute"], "output_stride": 8, "transforms": "encoding",
         "ratio_range": (0.5, 2.0), "weight_decay_filter": "none", "layer_decay": 1.0, "sync_bn": True, "model_ema": False,
-        "loss_mean": "labelled", "best_metric": "pixacc+miou",
+        "loss_mean": "labelled", "best_metric": "pixacc+miou", "bn_images": 16,
     }  # fmt: skip
 
 
@@ -227,6 +230,29 @@ def test_a_dry_run_counts_the_groups_and_names_the_weights(dry_run):
     assert "convnextv2_base_1k_224_fcmae.pt" in text and "ImageNet-1K by its published size" in text
     assert "--layer_decay 0.6" in text and "28 groups" in text and "88,717,800 parameters" in text
     assert "64 x update_freq 16 x 1 processes = 1024 images per update" in text
+
+
+@pytest.mark.parametrize(
+    "name, line",
+    [
+        ("resnest269_in1k", "batch norm: statistics over 64 images, over 32 in the published run"),
+        ("resnest50_in1k", None),  # 64 there too
+        ("encnet_resnet50s_pcontext", None),  # one process has all 16
+        ("convnext_tiny_in1k_224", None),  # no batch norm
+    ],
+)
+def test_a_dry_run_says_where_batch_norm_sees_other_images_than_in_the_published_run(name, line, dry_run):
+    text = dry_run(name, "text")
+    assert line in text if line else "batch norm:" not in text
+
+
+def test_the_last_norms_of_a_resnest_start_at_one_as_in_the_published_run():
+    for name in ("resnest50_in1k", "resnest269_in1k"):
+        args = parse(script_of(name), "", [f"@{RECIPES[name]}"])
+        options = ModelOptions.of(args)._replace(model="resnest14d")
+        model = build_model(options, [str(number) for number in range(10)], input_size=64)
+        last = [module for name, module in model.named_modules() if name.endswith("bn3")]
+        assert len(last) == 4 and all((norm.weight == 1).all() for norm in last)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -40,6 +40,8 @@ def add_batch_flags(parser):
               "none: 1")  # fmt: skip
     topic.add("--total_batch_size", free=True, type=whole(1), help="images per update over all processes; --update_freq "
               "follows from it, so that a recipe is the same on any hardware")  # fmt: skip
+    topic.add("--bn_images", free=True, type=whole(1), help="images over which batch norm took its statistics in the published "
+              "run; where this run has others, --dry_run says so")  # fmt: skip
 
 
 def add_optimizer_flags(parser, layer_decay_types):

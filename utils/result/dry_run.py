@@ -43,6 +43,7 @@ def describe(args, *, model, sources, batch, updates_per_epoch, weights, groups,
         "batch_size": batch.size,
         "update_freq": batch.update_freq,
         "total_batch_size": batch.total,
+        "bn_images": batch.size * (batch.processes if args["sync_bn"] else 1),
         "epochs": updates / updates_per_epoch if args.get("max_updates") else args["epochs"],
         "updates_per_epoch": updates_per_epoch,
         "updates": updates,
@@ -65,6 +66,8 @@ def multiply_adds(model, input_size):
 def as_text(run):
     """What `describe` returns, as lines."""
     lr, args = run["lr"], run["args"]
+    bn_images, published = run["bn_images"], run["args"]["bn_images"]
+    differs = published not in (None, bn_images)
     flags = " ".join(f"--{flag} {_flag_text(value)}" for flag, value in args.items() if value not in (None, "", [], ()))
     lines = [
         "dry run: nothing is trained and nothing is written",
@@ -75,6 +78,7 @@ def as_text(run):
         f"{run['classes']:,} classes",
         f"batch: {run['batch_size']} x update_freq {run['update_freq']} x {run['processes']} processes = "
         f"{run['total_batch_size']} images per update",
+        *[f"batch norm: statistics over {bn_images} images, over {published} in the published run"] * differs,
         f"schedule: {args['sched']}, {run['epochs']} epochs x {run['updates_per_epoch']:,} updates = {run['updates']:,}, "
         f"the first {run['warmup_updates']:,} of them warm-up",
         f"learning rate: {lr['start']:.4g} at the start, {lr['after_warmup']:.4g} after the warm-up, {lr['middle']:.4g} in the "
