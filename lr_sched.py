@@ -81,7 +81,8 @@ def learning_rate(
       constant   lr
       wsd        warm-up, stable, then a straight line to `min_lr` over the last `decay_epochs` (default: a tenth)
 
-    Raises ValueError for an unknown schedule, an empty run and a warm-up that is longer than the run.
+    Raises ValueError for an unknown schedule, an empty run, a warm-up that is longer than the run, and step_epochs that are
+    not above 0.
     """
     total = round(epochs * updates_per_epoch)
     warmup = _warmup_updates(warmup_epochs, warmup_steps, updates_per_epoch, total)
@@ -101,6 +102,8 @@ def learning_rate(
         left = 1 - (update - warmup) / max(total - warmup, 1)
         return max(lr * max(left, 0.0) ** power, min_lr)
     if sched == "step":
+        if not step_epochs > 0:
+            raise ValueError(f"step_epochs {step_epochs}: expected a number above 0, the epochs between two drops of the rate")
         return max(lr * step_rate ** (update // (step_epochs * updates_per_epoch)), min_lr)
     if sched == "constant":
         return lr

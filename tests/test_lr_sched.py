@@ -131,3 +131,9 @@ def test_weight_decay_schedule_reaches_its_groups_and_leaves_the_others(start):
 def test_a_warm_up_longer_than_the_run_is_refused():
     with pytest.raises(ValueError, match="warm-up has 100 updates but the whole run only 50"):
         make_schedule(optimizer_of([1.0]), 5, lr=1.0, epochs=10, warmup_epochs=20)
+
+
+@pytest.mark.parametrize("step_epochs", [0, -1])
+def test_steps_of_no_length_are_refused(step_epochs):
+    with pytest.raises(ValueError, match=f"step_epochs {step_epochs}: expected a number above 0"):
+        learning_rate(0, 10, sched="step", lr=1.0, epochs=5, step_epochs=step_epochs)
