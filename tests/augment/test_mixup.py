@@ -82,3 +82,26 @@ def test_without_an_alpha_nothing_is_mixed():
 
 def test_smoothing_spreads_its_share_over_all_classes():
     assert smooth_one_hot(torch.tensor([1]), 4, 0.1)[0].tolist() == pytest.approx([0.025, 0.925, 0.025, 0.025])
+
+
+class Drawn:
+    """Random numbers by hand: lambda 1 - (9.5 / 32)², and centres in turn."""
+
+    def __init__(self, *centres):
+        self.centres = list(centres)
+
+    def random(self):
+        return 0.0
+
+    def beta(self, *_):
+        return 1 - (9.5 / 32) ** 2
+
+    def integers(self, *_):
+        return self.centres.pop(0)
+
+
+def test_a_cutmix_box_reaches_half_its_side_rounded_down_to_both_sides():
+    """Side 9: 4 pixels before the centre and 4 from it on, as in the paper's code; lambda is what is left of the image."""
+    lam, boxes = Mixup(5, MixupOptions(cutmix=1.0)).draw(2, (32, 32), Drawn(10, 20, 1, 31))
+    assert boxes.tolist() == [[6, 14, 16, 24], [0, 5, 27, 32]]
+    assert lam.tolist() == pytest.approx([1 - 64 / 1024, 1 - 25 / 1024])

@@ -2,7 +2,9 @@
 
 Modes as in timm's Mixup: `batch` draws once for the whole batch, `pair` once per pair (i, B-1-i), `elem` once per
 sample. Sources: Zhang et al. 2018 (mixup), Yun et al. 2019 (CutMix); the partner of a sample is its mirror in the
-batch, as in timm. Any batch of two or more will do, an odd one too.
+batch, as in timm. A CutMix box reaches half its side, rounded down, to both sides of its centre, as in the CutMix paper's
+code and in timm up to 1.0.28, whose rule the published models were trained with; from timm 1.0.29 on a box of odd side is one
+pixel larger. Any batch of two or more will do, an odd one too.
 """
 
 import numpy as np
