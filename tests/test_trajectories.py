@@ -21,7 +21,7 @@ from utils.augment.mixup import smooth_one_hot
 from utils.data.sampling import EvalBatches
 from utils.losses.recognition import make_loss
 from utils.model.ema import EMA
-from utils.model.weights import to_timm_name
+from utils.model.layouts import to_timm_name
 
 FOLDER = GOLDEN / "6_trajectories"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from tiny_networks import one_thread  # noqa: F401, a fixture
 
 from utils.cli.errors import InputError
-from utils.model.weights import load_weights, to_timm_name
+from utils.model.layouts import to_timm_name
+from utils.model.weights import load_weights
 
 
 @pytest.mark.parametrize("size", ["convnext_tiny", "convnext_xlarge", "convnextv2_atto", "convnextv2_huge"])

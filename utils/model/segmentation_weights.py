@@ -9,12 +9,14 @@ import json
 import os
 import re
 
+import timm
 import torch
 
 from segmentation_networks.network import build_network, classifier_prefixes
 from utils.cli.errors import InputError, first_line
 from utils.model.download import fetch
-from utils.model.weights import put_in, read_tensors, same_but_for_ones, to_timm, to_timm_name
+from utils.model.layouts import to_timm, to_timm_name
+from utils.model.weights import put_in, read_weights, same_but_for_ones, why
 
 _FROM_ENCODING = (  # PyTorch-Encoding's name -> ours; its heads' names are ours
     (r"^pretrained\.", "backbone."),
@@ -45,15 +47,17 @@ _OF_HEADS = ("channels", "dropout", "codewords", "se_loss", "lateral", "with_glo
 _CONFIG_BYTES = 1 << 24
 
 
-def network_config(network, classes, palette, settings, *, mean, std):
+def network_config(network, classes, palette, settings, view, *, mean, std, **beside):
     """What config.json beside a network's weights holds, from which `open_network` opens them.
 
     network: arguments of build_network by name; classes: their names; palette: (classes, 3) uint8; settings: has crop_size,
-    base_size and transforms (segmentation_flags.Augmentation); mean, std: three floats each.
+    base_size and transforms (segmentation_flags.Augmentation); view: segmentation_flags.View; mean, std: three floats each.
+    beside: what else is kept, such as the license.
     """
     return {
         "network": network, "classes": classes, "palette": palette.tolist(), "crop_size": settings.crop_size,
         "base_size": settings.base_size, "transforms": settings.transforms, "mean": mean, "std": std,
+        **view._asdict(), **beside,
     }  # fmt: skip
 
 
@@ -147,20 +151,24 @@ def open_network(folder):
 def load_segmentation_weights(network, source, *, model_key="model|module", model_prefix=""):
     """Load `source` (see `fetch`) into a SegmentationNetwork; returns three lines: the source, its layout, what was done.
 
-    model_key: see `read_tensors`. model_prefix: is put before every name in the file.
+    model_key: see `read_weights`. model_prefix: is put before every name in the file.
     Classifiers of another number of classes start anew, and so does all but the backbone where `source` is a
     recognition model, whose classifier and final norm are left out. An auxiliary head or se layer that only one of the
     two has is left out, or starts anew. Any other missing, unexpected or misshapen tensor is an InputError that names
     them, and the network stays untouched.
     """
-    tensors = {model_prefix + name: tensor for name, tensor in read_tensors(fetch(source), model_key).items()}
+    tensors, note = read_weights(fetch(source), model_key)
+    tensors = {model_prefix + name: tensor for name, tensor in tensors.items()}
     wanted = network.state_dict()
     try:
-        tensors, layout, left_out = to_timm(tensors)  # of a segmentation network it only takes wrappers' prefixes away
-        convert, what = _layout(tensors)
-        tensors, left_out = convert(tensors, wanted, left_out)
+        whole, layout, left_out = to_timm(tensors)  # of a segmentation network it only takes wrappers' prefixes away
+        convert, what = _layout(whole)
+        if what is None:
+            body = network.backbone
+            whole, layout, left_out = to_timm(tensors, _recognition(body), built=body, option="--backbone_kwargs")
+        tensors, left_out = convert(whole, wanted, left_out)
     except (RuntimeError, IndexError, ValueError) as error:  # kernels of no square side, say
-        raise InputError(f"weights {source}: the tensors do not have the expected shapes ({first_line(error)})") from None
+        raise InputError(f"weights {source}: {why(error)}") from None
     layout = what or f"{layout}, for the backbone"
 
     new = {name for name in wanted if name.endswith("num_batches_tracked") and name not in tensors}  # older torch had none
@@ -180,7 +188,7 @@ def load_segmentation_weights(network, source, *, model_key="model|module", mode
         if not any(name.startswith(part) for name in wanted):
             tensors, left_out = _leave_out(tensors, left_out, part)
     loaded = put_in(network, tensors, source, layout, left_out, new, "network")
-    return [str(source), layout + (f"; new: {', '.join(anew)}" if anew else ""), loaded]
+    return [str(source), layout + (f"; {note}" if note else "") + (f"; new: {', '.join(anew)}" if anew else ""), loaded]
 
 
 # --- layouts: each converter gives (tensors under our names, names left out) ------------------------------------------
@@ -218,6 +226,17 @@ def mm_name(name, wanted):
     """Our name, among `wanted`, of the parameter `name` of an UPerNet-ConvNeXt as mmsegmentation saves it."""
     name = _rename(name, _FROM_MM)
     return _in_backbone(to_timm_name(name.removeprefix("backbone.")), wanted) if name.startswith("backbone.") else name
+
+
+def _recognition(backbone):
+    """The recognition model whose names and sizes the weights for a feature extractor of timm's have; None if there is none."""
+    if hasattr(backbone, "model"):  # the model itself, without what comes after its last map
+        return backbone.model
+    name = (getattr(backbone, "pretrained_cfg", None) or {}).get("architecture") or ""
+    if not timm.is_model(name):
+        return None
+    with torch.device("meta"):  # takes no memory
+        return timm.create_model(name)
 
 
 def _from_recognition(tensors, wanted, left_out):

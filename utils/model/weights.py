@@ -1,13 +1,11 @@
 """Reading published and own weights into a timm model, with an exact account of the keys; no code is unpickled.
 
-Read: safetensors files and folders with model.safetensors (timm, the Hub, this project); .pth, .pt and .bin files of
-tensors as ConvNeXt, ConvNeXt-V2, PyTorch-Encoding, timm and torchvision write them, dense or, for FCMAE, in the sparse
-layout; a .zip that holds one such file.
+Read: safetensors files and folders with model.safetensors or pytorch_model.bin (timm, the Hub, this project); .pth, .pt,
+.ckpt and .bin files of tensors; a .zip that holds one such file. Whose names are known: utils/model/layouts.py.
 """
 
 import argparse
 import io
-import math
 import os
 import pathlib
 import pickle
@@ -19,53 +17,51 @@ from safetensors.torch import load_file
 
 from utils.cli.errors import InputError, first_line
 from utils.model.download import fetch
+from utils.model.layouts import is_pretraining, shape_but_for_ones, to_timm
 
-_TO_TIMM = (  # original ConvNeXt name -> timm's, in this order
-    (r"^downsample_layers\.0\.", "stem."),
-    (r"^downsample_layers\.(\d+)\.", r"stages.\1.downsample."),
-    (r"^stages\.(\d+)\.(\d+)\.", r"stages.\1.blocks.\2."),
-    (r"\.dwconv\.", ".conv_dw."),
-    (r"\.pwconv([12])\.", r".mlp.fc\1."),
-    (r"\.grn\.gamma$", ".mlp.grn.weight"),
-    (r"\.grn\.beta$", ".mlp.grn.bias"),
-    (r"^norm\.", "head.norm."),
-    (r"^head\.(weight|bias)$", r"head.fc.\1"),
-)
+_AVERAGED = ("model_ema", "state_dict_ema")  # keys of the moving average, in this project's files and others'
 _SMALL = 1 << 26  # bytes that an archive may unpack to, whatever its own size
-_PRETRAINING = re.compile(r"^(?:mask_token$|proj\.|pred\.|decoder\.)")  # what FCMAE has beside the encoder
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
 def read_tensors(path, model_key="model|module"):
-    """State dict {name: tensor} of a file or folder. Raises InputError for what is no such file.
+    """State dict {name: tensor} of a file or folder; see `read_weights`."""
+    return read_weights(path, model_key)[0]
+
+
+def read_weights(path, model_key="model|module"):
+    """(state dict {name: tensor} of a file or folder, a note such as "model_ema is there too: --model_key model_ema" or "").
 
     model_key: names separated by `|`, tried in turn, under which a .pth may hold its weights (model_ema for the
-    averaged ones); the usual ones of other repositories are tried after them.
+    averaged ones); the usual ones of other repositories are tried after them. Raises InputError for what is no such file.
     """
     path = pathlib.Path(path)
     if os.path.isdir(path):
-        path = path / "model.safetensors"
+        path = _in_folder(path)
     if not os.path.isfile(path):  # as above, also for names that no file can have
         raise InputError(
             f"weights {path}: no such file; expected a .safetensors, .pth or .pt file, or a folder with model.safetensors"
         )
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return load_file(path), ""
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(_unpack(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         blocked = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:global|class) ([\w.]+)", str(error))
         what = f"it asks for {blocked[1] or blocked[2]}" if blocked else "it is damaged or holds more than tensors"
-        raise InputError(f"weights {path}: not loaded, for {what}; nothing of it was run") from None
+        instead = _instead(blocked[1] or blocked[2]) if blocked else ""
+        raise InputError(f"weights {path}: not loaded, for {what}; nothing of it was run{instead}") from None
     except InputError:
         raise
     except Exception as error:  # damaged files make the readers raise any kind, from EOFError to UnicodeDecodeError
         raise InputError(f"weights {path}: damaged or not a weights file ({first_line(error)})") from None
+    also = ""
     for key in (*model_key.split("|"), "model", "module", "state_dict", "model_state"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
+            also = next((k for k in _AVERAGED if k != key and isinstance(content.get(k), dict)), "")
             content = content[key]
             break
     named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
@@ -76,7 +72,27 @@ def read_tensors(path, model_key="model|module"):
         plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
         if not plain or tensor.is_quantized or tensor.device.type != "cpu":
             raise InputError(f"weights {path}: {name} is no plain tensor; save the weights as ordinary ones")
-    return {name: tensor.detach() for name, tensor in content.items()}
+    note = also and f"{also} is there too: --model_key {also}"
+    return {name: tensor.detach() for name, tensor in content.items()}, note
+
+
+def _in_folder(folder):
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if os.path.isfile(folder / name):
+            return folder / name
+        if os.path.isfile(folder / f"{name}.index.json"):
+            raise InputError(f"weights {folder}: they lie in several files ({name}.index.json); save them in one")
+    return folder / "model.safetensors"
+
+
+def _instead(asked):
+    """What to do with a file that asks for the class `asked`, as the end of a sentence."""
+    package = asked.partition(".")[0]
+    if package in ("torch", "torchvision", "timm", "transformers", "models", "__main__"):
+        return "; it is a whole pickled model: where you trust it, open it with its own code and save model.state_dict()"
+    if package in ("lightning", "lightning_fabric", "pytorch_lightning", "omegaconf"):
+        return '; it holds settings too: where you trust it, save torch.load(FILE, weights_only=False)["state_dict"]'
+    return ""
 
 
 def _unpack(path, inner=None):
@@ -93,6 +109,11 @@ def _unpack(path, inner=None):
         if unpacked > 20 * packed + _SMALL:
             raise InputError(f"weights {path}: {packed:,} bytes would unpack to {unpacked:,}, which no weights do")
         inside = [name for name in archive.namelist() if not name.endswith("/")]
+        if any(name.endswith("/constants.pkl") for name in inside):
+            raise InputError(
+                f"weights {path}: this is TorchScript, a program and not weights; where you trust it, save "
+                "torch.jit.load(FILE).state_dict()"
+            )
         if inner or any(name.endswith("data.pkl") for name in inside):
             return _from_start(file)
         weights = [name for name in inside if name.endswith((".pth", ".pt", ".bin"))]
@@ -107,93 +128,55 @@ def _from_start(file):
     return file
 
 
-# --- names and layouts ----------------------------------------------------------------------------------------------
-
-
-def to_timm(tensors):
-    """({timm name: tensor}, the layout in words, names left out) of a published state dict {name: tensor}."""
-    while tensors and all(name.startswith(("module.", "_orig_mod.")) for name in tensors):
-        tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
-    layout, left_out = [], []
-    if any(name.startswith("encoder.") for name in tensors) and any(map(_PRETRAINING.match, tensors)):
-        left_out = [name for name in tensors if _PRETRAINING.match(name)]
-        tensors = {name.removeprefix("encoder."): t for name, t in tensors.items() if name not in left_out}
-        layout.append("FCMAE checkpoint")
-    if any(name.endswith(".kernel") for name in tensors):
-        tensors = dict(_to_dense(name, tensor) for name, tensor in tensors.items())
-        layout.append("sparse layout")
-    family = "ConvNeXt V2" if any(".grn." in name for name in tensors) else "ConvNeXt"
-    if any(name.startswith("downsample_layers.") for name in tensors):
-        tensors = {to_timm_name(name): tensor for name, tensor in tensors.items()}
-        layout = [f"{family} {layout[0]}" if left_out else f"{family} checkpoint", *layout[bool(left_out) :]]
-        layout += [] if "sparse layout" in layout else ["original names"]
-    elif any(".conv_dw." in name and name.startswith("stages.") for name in tensors):
-        layout.append(f"{family} checkpoint, timm names")
-    elif any(name.startswith("layer1.") for name in tensors):
-        nest = any(re.match(r"layer1\.0\.conv2\.(fc1|conv)\.", name) for name in tensors)
-        layout.append("ResNeSt checkpoint" if nest else "ResNet checkpoint")
-    else:
-        layout.append("timm names")
-    return tensors, ", ".join(layout), left_out
-
-
-def to_timm_name(name):
-    """timm's name of an original ConvNeXt or ConvNeXt V2 parameter."""
-    for pattern, replacement in _TO_TIMM:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _to_dense(name, tensor):
-    """(name, tensor) in the dense layout, of one that FCMAE's encoder holds as MinkowskiEngine does.
-
-    A kernel is (positions, C) if depthwise, (positions, C_in, C_out) otherwise, its positions column by column; biases
-    and GRN are (1, C). Nothing is copied, for the shapes are not checked yet. Source: ConvNeXt-V2, utils.py,
-    remap_checkpoint_keys.
-    """
-    if name.endswith(".kernel"):
-        side = math.isqrt(tensor.shape[0])
-        axes = (1, 0) if tensor.ndim == 2 else (2, 1, 0)
-        kernel = tensor.permute(axes).unflatten(-1, (side, side)).transpose(-1, -2)  # (C_out, [C_in,] rows, columns)
-        return name.removesuffix("kernel") + "weight", kernel.unsqueeze(1) if tensor.ndim == 2 else kernel
-    name = re.sub(r"\.(?:ln|linear)\.", ".", name)
-    return name, tensor.squeeze(0) if name.endswith(".bias") or ".grn." in name else tensor
-
-
 # --- loading --------------------------------------------------------------------------------------------------------
 
 
 def load_weights(model, source, *, model_key="model|module", model_prefix=""):
     """Load `source` (see `fetch`) into the timm `model`; returns three lines: the source, its layout, what was done.
 
-    model_key: see `read_tensors`. model_prefix: is put before every name in the file.
-    A classifier of another size is left as it is, and so is the final norm after FCMAE, which has none; the lines say so.
+    model_key: see `read_weights`. model_prefix: is put before every name in the file.
+    A classifier of another size is left as it is, and so is the final norm after FCMAE, which has none, or before a
+    classifier that has a norm of its own (fc_norm), after MAE; the lines say so.
     Any other missing, unexpected or misshapen tensor is an InputError that names them, and the model stays untouched.
     """
-    tensors = {model_prefix + name: tensor for name, tensor in read_tensors(fetch(source), model_key).items()}
+    tensors, note = read_weights(fetch(source), model_key)
+    tensors = {model_prefix + name: tensor for name, tensor in tensors.items()}
     try:
-        tensors, layout, left_out = to_timm(tensors)
+        tensors, layout, left_out = to_timm(tensors, model)
     except (RuntimeError, IndexError, ValueError) as error:  # kernels of no square side, say
-        raise InputError(f"weights {source}: the tensors do not have the expected shapes ({first_line(error)})") from None
+        raise InputError(f"weights {source}: {why(error)}") from None
     if any(name.startswith(("decode_head.", "auxiliary_head.", "auxlayer.")) for name in tensors):
         raise InputError(f"weights {source}: this is a segmentation network; expected an image recognition model")
 
     wanted = model.state_dict()
     head = {n for n in wanted if n.startswith(tuple(f"{c}." for c in _classifiers(model)))}
     new = {n for n in wanted if n.endswith("num_batches_tracked") and n not in tensors}  # older torch had no such buffer
+    if not head & set(tensors):  # after pretraining without labels a norm of the classifier's own starts anew
+        of_head = {n for n in wanted if n.startswith("fc_norm.") and n not in tensors}
+        before = [n for n in tensors if n.startswith("norm.") and n not in wanted] if of_head else []
+        new, left_out = new | of_head, left_out + before
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in before}
     if head and any(n not in tensors or not same_but_for_ones(tensors[n], wanted[n]) for n in head):
         new |= head
         left_out += [name for name in tensors if name in head]
         tensors = {name: tensor for name, tensor in tensors.items() if name not in head}
-    if any(map(_PRETRAINING.match, left_out)):
+    if any(map(is_pretraining, left_out)):
         new |= {n for n in wanted if re.match(r"(?:head\.)?norm(?:_pre)?\.", n) and n not in tensors}
     if not head:  # a model without classifier takes the weights of one that has it
         of_head = [n for n in tensors if n not in wanted and re.match(r"(?:head\.fc|fc|head|classifier)\.(?:weight|bias)$", n)]
         left_out += of_head
         tensors = {name: tensor for name, tensor in tensors.items() if name not in of_head}
     loaded = put_in(model, tensors, source, layout, left_out, new)
-    parts = ["decoder left out"] * any(map(_PRETRAINING.match, left_out)) + ["head new"] * bool(head & new)
+    decoder = any(is_pretraining(name) and name != "mask_token" for name in left_out)
+    parts = [note] * bool(note) + ["decoder left out"] * decoder + ["head new"] * bool(head & new)
     return [str(source), layout + (f"; {', '.join(parts)}" if parts else ""), loaded]
+
+
+def why(error):
+    """What an error of a conversion says: an InputError itself, others that the shapes are not the expected ones."""
+    if isinstance(error, InputError):
+        return str(error)
+    return f"the tensors do not have the expected shapes ({first_line(error)})"
 
 
 def _classifiers(model):
@@ -238,7 +221,7 @@ def put_in(model, tensors, source, layout, left_out, new, what="model"):
 
 def same_but_for_ones(a, b):
     """Whether two tensors have the same shape, dimensions of 1 left out."""
-    return [n for n in a.shape if n != 1] == [n for n in b.shape if n != 1]
+    return shape_but_for_ones(a) == shape_but_for_ones(b)
 
 
 def some_names(names):
