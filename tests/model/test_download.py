@@ -1,6 +1,7 @@
 """Weights from a URL and from the Hub, served by this machine."""
 
 import argparse
+import hashlib
 import http.server
 import json
 import threading
@@ -73,6 +74,19 @@ def test_a_url_is_downloaded_once_and_never_used_in_part(server, tmp_path, monke
         with pytest.raises(InputError, match="cannot be downloaded") as error:
             fetch(bad)
         assert "\n" not in str(error.value)
+
+
+def test_the_hash_in_a_name_is_checked(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    data = b"weights"
+    mark = hashlib.sha256(data).hexdigest()[:8]
+    for name in (f"w-{mark}.pth", "w-0badf00d.pth", "w-20210315.pth"):
+        (server.root / name).write_bytes(data)
+    assert fetch(f"{server.address}/w-{mark}.pth").read_bytes() == data
+    assert fetch(f"{server.address}/w-20210315.pth").read_bytes() == data  # a date
+    with pytest.raises(InputError, match=f"its name says SHA-256 0badf00d, the file has {mark}"):
+        fetch(f"{server.address}/w-0badf00d.pth?download=1")
+    assert len(list((tmp_path / "hub/checkpoints").iterdir())) == 2
 
 
 @pytest.mark.slow

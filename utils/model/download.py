@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import tempfile
+import urllib.parse
 import urllib.request
 
 import torch
@@ -14,14 +15,17 @@ from tqdm import tqdm
 from utils.cli.errors import InputError, first_line
 
 CHUNK = 1 << 20  # bytes
+_HASH = re.compile(r"-([0-9a-f]{8,64})\.[\w.]+$")
+_DATE = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])$")
 
 
 def fetch(source):
     """Local path of `source`: a file or folder, `https://…`, `hf-hub:USER/NAME[@REVISION]` or `timm/NAME`.
 
-    Raises InputError where it cannot be had. A download that breaks off leaves nothing behind.
+    Raises InputError where it cannot be had, and where a name such as resnet50-14fe96d1.pth does not begin the SHA-256 of
+    the file, as torch.hub checks it. A download that breaks off leaves nothing behind.
     """
-    source = os.fspath(source)
+    source = os.fspath(source).removeprefix("local-dir:")
     if re.match(r"https?://", source):
         return _download(source)
     if re.match(r"hf[-_]hub:", source) or (source.startswith("timm/") and not os.path.exists(source)):
@@ -42,7 +46,7 @@ def _download(url):
     path = cached_path(url)
     if path.exists():
         return path
-    aside = None
+    aside, sha256 = None, hashlib.sha256()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         request = urllib.request.Request(url, headers={"User-Agent": "strata"})
@@ -54,12 +58,19 @@ def _download(url):
                 with tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name, leave=False) as bar:
                     while chunk := reply.read(CHUNK):
                         file.write(chunk)
+                        sha256.update(chunk)
                         bar.update(len(chunk))
                 file.flush()
                 os.fsync(file.fileno())
                 got = file.tell()
         if size and got != size:  # http.client takes a connection that ends early for the end of the file
             raise InputError(f"{url}: the connection ended after {got:,} of {size:,} bytes; run the command again")
+        said = _HASH.search(urllib.parse.urlsplit(url).path)
+        if said and not _DATE.match(said[1]) and not sha256.hexdigest().startswith(said[1]):
+            raise InputError(
+                f"{url}: its name says SHA-256 {said[1]}, the file has {sha256.hexdigest()[: len(said[1])]}: it is damaged or "
+                "another file; nothing was kept"
+            )
         aside.replace(path)
     except (OSError, ValueError, http.client.HTTPException) as error:
         if isinstance(error, InputError):
