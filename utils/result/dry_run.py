@@ -11,7 +11,7 @@ from optim_factory import format_group_table
 
 def print_dry_run(args, **facts):
     """Print what the run would do, once for all processes. args: arguments of the run; facts: of `describe`."""
-    run = describe(vars(args), **facts)
+    run = describe(vars(args), **facts) | {"published_bn_images": args.bn_images}
     if facts["batch"].process == 0:
         print(json.dumps(run, indent=1) if args.dry_run == "json" else as_text(run))
 
@@ -66,7 +66,7 @@ def multiply_adds(model, input_size):
 def as_text(run):
     """What `describe` returns, as lines."""
     lr, args = run["lr"], run["args"]
-    bn_images, published = run["bn_images"], run["args"]["bn_images"]
+    bn_images, published = run["bn_images"], run["published_bn_images"]
     differs = published not in (None, bn_images)
     flags = " ".join(f"--{flag} {_flag_text(value)}" for flag, value in args.items() if value not in (None, "", [], ()))
     lines = [
