@@ -19,7 +19,9 @@ from utils.augment.mixup import make_mixup
 from utils.augment.recognition import build_transforms
 from utils.cli.errors import input_errors, run_script
 from utils.cli.flags import Schedule, Speed
-from utils.cli.recognition_flags import Augmentation, Data, MixupOptions, ModelOptions
+from utils.cli.recognition_flags import Augmentation, Data, MixupOptions, ModelOptions, defaults_for
+from utils.data.classes import classes_of, in_classes
+from utils.data.colours import colours_of
 from utils.data.datasets import RecognitionDataset, RecognitionStream
 from utils.data.loaders import build_loaders
 from utils.data.sampling import MIX, MODEL, image_numbers
@@ -29,7 +31,7 @@ from utils.model.download import fetch
 from utils.model.ema import EMA
 from utils.model.optimizer import build_optimizer, can_fuse
 from utils.model.processes import describe, fit_to_hardware, loader_workers, start_processes
-from utils.model.recognition import build_model, timm_config
+from utils.model.recognition import build_model, lasting_kwargs, timm_config
 from utils.model.sharding import load_model, prepare, prepare_to_evaluate
 from utils.model.weights import load_weights
 from utils.report.gallery import Answers
@@ -38,6 +40,7 @@ from utils.result.dry_run import print_dry_run
 from utils.result.predict_recognition import predict
 from utils.result.publish import check_result_flags
 from utils.run.run import Run
+from utils.run.start import license_of, refuse_new_head, take_start
 from utils.run.state import load_weights_of
 from utils.sources.recognition import check_headers, open_recognition_data
 
@@ -56,8 +59,11 @@ def main(args):
     run = Run(accelerator, args, batch, "train_recognition", metric=args.best_metric)
     run.say(describe(accelerator))
     torch.manual_seed(args.seed)
+    start, told = take_start(args, args.model, defaults_for(args))
     if args.predict:
-        return predict_only(args, accelerator, batch, run)
+        return predict_only(args, accelerator, batch, run, start, told)
+    if args.eval and not args.dry_run:
+        return evaluate_only(args, accelerator, batch, run, start, told)
 
     # data
     with accelerator.local_main_process_first():  # which downloads or indexes, where there is something to
@@ -67,6 +73,7 @@ def main(args):
         if accelerator.is_main_process:
             check_headers(val_source)
     classes = train_source.classes
+    args.mean, args.std = colours_of(train_source, args.mean, args.std, seed=args.seed)
     transforms = build_transforms(Augmentation.of(args))
     train_set = (RecognitionStream if args.streaming else RecognitionDataset)(train_source, transforms.train, args.seed)
     val_set = RecognitionDataset(val_source, transforms.evaluate)
@@ -87,18 +94,18 @@ def main(args):
         with accelerator.local_main_process_first():  # one process of a machine downloads, the others find it in the cache
             origin = load_weights(model, args.finetune, model_key=args.model_key, model_prefix=args.model_prefix)
     run.say(f"model: {args.model}, {sum(p.numel() for p in model.parameters()):,} parameters, {args.input_size} pixels")
+    origin += told
     run.say(*[f"weights: {line}" for line in origin])
     norm = {"mean": transforms.mean, "std": transforms.std}
     config = timm_config(
-        model, args.model, classes, input_size=args.input_size, model_kwargs=args.model_kwargs,
-        crop_pct=transforms.crop_pct, crop_mode=transforms.crop_mode, **norm,
+        model, args.model, classes, input_size=args.input_size, model_kwargs=lasting_kwargs(ModelOptions.of(args)),
+        crop_pct=transforms.crop_pct, crop_mode=transforms.crop_mode, interpolation=transforms.interpolation,
+        transforms=args.transforms, tta_flip=args.tta_flip, **norm, **license_of(start, args.license),
     )  # fmt: skip
     model = fit_to_hardware(
         model, channels_last=args.channels_last, grad_checkpointing=args.grad_checkpointing,
         sync_bn=args.sync_bn and batch.processes > 1,
     )  # fmt: skip
-    if args.eval and not args.dry_run:
-        return evaluate_only(args, accelerator, model, val_loader, run)
 
     # optimizer, schedule, loss
     args.lr = args.blr * batch.total / 256 if args.lr is None else args.lr
@@ -204,28 +211,52 @@ def evaluate(accelerator, model, loader, run, flip=False):
     return recognition_scores(rows[:, :3], answers), answers
 
 
-def evaluate_only(args, accelerator, model, loader, run):
-    """Evaluate the weights in `model` or those of the state --resume, and its average, if it has one."""
+def evaluate_only(args, accelerator, batch, run, start, told):
+    """Evaluate the start weights or those of the state --resume, and its average, if it has one."""
+    with accelerator.local_main_process_first():
+        need_train = False if start and start.classes else None
+        _, source = open_recognition_data(Data.of(args), seed=args.seed, need_train=need_train)
+        if accelerator.is_main_process:
+            check_headers(source)
+    classes = classes_of(start, source)
+    source = in_classes(source, classes, say=run.say)
+    transforms = build_transforms(Augmentation.of(args))
+    val_set = RecognitionDataset(source, transforms.evaluate)
+    _, loader = build_loaders(
+        val_set, val_set, batch, device=accelerator.device, seed=args.seed, workers=loader_workers(args.num_workers),
+        pin_memory=args.pin_mem, dist_eval=args.dist_eval, collate=transforms.collate, finish=transforms.finish,
+        channels_last=args.channels_last, needs_updates=False,
+    )  # fmt: skip
+    run.say(f"data: {len(val_set)} validation images, {len(classes)} classes")
+    model = build_model(ModelOptions.of(args), classes, input_size=args.input_size, pretrained=args.pretrained)
+    origin = [args.resume or "timm's pretrained weights"]
+    if args.finetune:
+        with accelerator.local_main_process_first():
+            origin = load_weights(model, args.finetune, model_key=args.model_key, model_prefix=args.model_prefix)
+        refuse_new_head(args.finetune, origin)
     averaged = load_weights_of(args.resume, model) if args.resume else None
-    network = prepare_to_evaluate(accelerator, model)
-    start = time.perf_counter()
+    run.say(f"model: {args.model}, {sum(p.numel() for p in model.parameters()):,} parameters, {args.input_size} pixels")
+    run.say(*[f"weights: {line}" for line in origin + told])
+    network = prepare_to_evaluate(accelerator, fit_to_hardware(model, channels_last=args.channels_last))
+    begin = time.perf_counter()
     scores, _ = evaluate(accelerator, network, loader, run, args.tta_flip)
     run.say(*result_lines("result", scores))
-    run.say(f"throughput: {scores['images'] / (time.perf_counter() - start):.0f} images/s")
+    run.say(f"throughput: {scores['images'] / (time.perf_counter() - begin):.0f} images/s")
     if averaged:
         load_model(model, averaged)
         run.say(*result_lines("result of the EMA", evaluate(accelerator, network, loader, run, args.tta_flip)[0]))
     accelerator.end_training()
 
 
-def predict_only(args, accelerator, batch, run):
+def predict_only(args, accelerator, batch, run, start, told):
     """Write the classes of the images in --predict, by the model in the folder --finetune."""
     with accelerator.local_main_process_first():
         folder = fetch(args.finetune)
+    run.say(*[f"weights: {line}" for line in told])
     predict(
         folder, args.predict, os.path.join(args.output_dir or ".", "predictions.csv"), topk=args.topk, batch_size=batch.size,
-        device=accelerator.device, workers=loader_workers(args.num_workers), process=batch.process, processes=batch.processes,
-        gather=accelerate.utils.gather_object, say=run.say,
+        settings=Augmentation.of(args) if start else None, device=accelerator.device, workers=loader_workers(args.num_workers),
+        process=batch.process, processes=batch.processes, gather=accelerate.utils.gather_object, say=run.say,
     )  # fmt: skip
     accelerator.end_training()
 

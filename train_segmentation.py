@@ -19,10 +19,12 @@ import torch
 
 from lr_sched import make_schedule
 from segmentation_networks.network import build_network
-from utils.augment.segmentation import NORM, build_transforms
+from utils.augment.segmentation import build_transforms, colours
 from utils.cli.errors import input_errors, run_script
 from utils.cli.flags import Schedule, Speed
-from utils.cli.segmentation_flags import Augmentation, Data, LossOptions, View, network_options
+from utils.cli.segmentation_flags import Augmentation, Data, LossOptions, View, defaults_for, network_options
+from utils.data.classes import in_classes
+from utils.data.colours import colours_of
 from utils.data.datasets import SegmentationDataset, SegmentationStream
 from utils.data.loaders import build_loaders
 from utils.data.sampling import MODEL
@@ -34,15 +36,16 @@ from utils.model.download import fetch
 from utils.model.ema import EMA
 from utils.model.optimizer import build_optimizer, can_fuse
 from utils.model.processes import describe, fit_to_hardware, loader_workers, start_processes, without_kernel_search
-from utils.model.segmentation_weights import load_segmentation_weights, network_config, open_network, read_config
+from utils.model.segmentation_weights import load_segmentation_weights, network_config, open_network
 from utils.model.sharding import load_model, prepare, prepare_to_evaluate
 from utils.report.scores import result_lines
 from utils.result.dry_run import print_dry_run
 from utils.result.predict_segmentation import predict_folder
 from utils.result.publish import check_result_flags
 from utils.run.run import Run
+from utils.run.start import license_of, network_of, refuse_new_head, take_start
 from utils.run.state import load_weights_of
-from utils.sources.segmentation import check_sources, open_segmentation_data
+from utils.sources.segmentation import check_files, check_sources, open_segmentation_data
 
 
 def parse_args(argv=None):
@@ -59,11 +62,13 @@ def main(args):
     run = Run(accelerator, args, batch, "train_segmentation", metric=args.best_metric)
     run.say(describe(accelerator))
     torch.manual_seed(args.seed)
+    start, told = take_start(args, args.backbone, defaults_for(args))
     if args.predict:
-        return predict_only(args, accelerator, batch, run)
+        return predict_only(args, accelerator, batch, run, told)
+    if args.eval and not args.dry_run:
+        return evaluate_only(args, accelerator, batch, run, start, told)
 
     # data
-    settings = Augmentation.of(args)
     with accelerator.local_main_process_first():  # which downloads, where there is something to
         train_source, val_source = open_segmentation_data(
             Data.of(args), crop_size=args.crop_size, seed=args.seed, dry_run=args.dry_run
@@ -71,6 +76,9 @@ def main(args):
         if accelerator.is_main_process and not args.dry_run:
             check_sources(train_source, val_source, args.streaming)
     classes, palette = train_source.classes, train_source.palette
+    args.mean, args.std = colours_of(train_source, args.mean, args.std, seed=args.seed)
+    settings = Augmentation.of(args)
+    norm = colours(settings)
     for_training, for_evaluation = build_transforms(settings)
     train_set = (SegmentationStream if args.streaming else SegmentationDataset)(train_source, for_training, args.seed)
     val_set = SegmentationDataset(val_source, for_evaluation)
@@ -83,9 +91,7 @@ def main(args):
             f"{len(classes)} classes")  # fmt: skip
 
     # network; which weights win: 1. --resume (below)  2. --finetune  3. --pretrained  4. from scratch
-    options = {**network_options(args), "classes": len(classes)}
-    if args.eval and args.finetune and (config := read_config(args.finetune)):
-        options = {**config["network"], "classes": len(classes)}  # as it was trained, whatever the flags
+    options = network_of(start, args, {**network_options(args), "classes": len(classes)})
     with torch.device("meta" if args.dry_run else "cpu"):
         model = build_network(
             **options, input_size=args.crop_size, drop_path=args.drop_path, pretrained=args.pretrained and not args.dry_run
@@ -95,21 +101,18 @@ def main(args):
         with accelerator.local_main_process_first():  # one process of a machine downloads, the others find it in the cache
             origin = load_segmentation_weights(model, args.finetune, model_key=args.model_key, model_prefix=args.model_prefix)
     run.say(f"network: {options['head']} on {options['backbone']}, {sum(p.numel() for p in model.parameters()):,} parameters")
+    origin += told
     run.say(*[f"weights: {line}" for line in origin])
-    config = network_config(options, classes, palette, settings, **NORM)
+    config = network_config(options, classes, palette, settings, View.of(args), **norm, **license_of(start, args.license))
     model = fit_to_hardware(
         model, channels_last=args.channels_last, grad_checkpointing=args.grad_checkpointing,
         sync_bn=args.sync_bn and batch.processes > 1,
     )  # fmt: skip
-    view = view_options(settings, View.of(args), classes=len(classes), sharded=accelerator.distributed_type == "FSDP", **NORM)
-    if args.eval and not args.dry_run:
-        return evaluate_only(args, accelerator, model, val_loader, view, classes, run)
+    view = view_options(settings, View.of(args), classes=len(classes), sharded=accelerator.distributed_type == "FSDP", **norm)
 
     # optimizer, schedule, loss
     args.lr = args.blr * batch.total / 256 if args.lr is None else args.lr
-    optimizer, groups = build_optimizer(
-        model, args, head_lr_scale=args.head_lr_scale, fused=can_fuse(accelerator), say=run.say
-    )
+    optimizer, groups = build_optimizer(model, args, head_lr_scale=args.head_lr_scale, fused=can_fuse(accelerator), say=run.say)
     per_epoch = train_loader.updates
     updates = args.max_updates or args.epochs * per_epoch
     epochs = math.ceil(updates / per_epoch)
@@ -127,7 +130,7 @@ def main(args):
     run.say(f"updates: {updates} in {epochs} epochs, of {batch.total} images ({batch}); peak lr {args.lr:.3g}")
 
     # the run
-    shown = {"palette": palette, **NORM}
+    shown = {"palette": palette, **norm}
     run.open(train_source, val_source, config, weights=origin[0], shown=shown, groups=groups)
     network, optimizer = prepare(accelerator, model, optimizer)
     if args.torchcompile:
@@ -210,34 +213,63 @@ def logits_of(model):
     return lambda images: model(images, only_logits=True)["logits"]
 
 
-def evaluate_only(args, accelerator, model, loader, view, classes, run):
-    """Evaluate the weights in `model` or those of the state --resume, and its average, if it has one."""
+def evaluate_only(args, accelerator, batch, run, start, told):
+    """Evaluate the start weights or those of the state --resume, and its average, if it has one."""
+    with accelerator.local_main_process_first():
+        need_train = False if start and start.classes else None
+        _, source = open_segmentation_data(Data.of(args), crop_size=args.crop_size, seed=args.seed, need_train=need_train)
+        if accelerator.is_main_process:
+            check_files(source)
+    network = network_of(start, args, {**network_options(args), "classes": len(source.classes)})
+    if start and start.network:
+        source = in_classes(source, start.classes, start.palette, say=run.say)
+    settings = Augmentation.of(args)
+    val_set = SegmentationDataset(source, build_transforms(settings)[1])
+    _, loader = build_loaders(
+        val_set, val_set, batch, device=accelerator.device, seed=args.seed, workers=loader_workers(args.num_workers),
+        pin_memory=args.pin_mem, dist_eval=args.dist_eval, eval_batch_size=args.eval_batch_size,
+        channels_last=args.channels_last, needs_updates=False,
+    )  # fmt: skip
+    run.say(f"data: {source.title}, {len(val_set)} validation images, {len(source.classes)} classes")
+    model = build_network(**network, input_size=args.crop_size, pretrained=args.pretrained and not args.finetune)
+    origin = [args.resume]
+    if args.finetune:
+        with accelerator.local_main_process_first():
+            origin = load_segmentation_weights(model, args.finetune, model_key=args.model_key, model_prefix=args.model_prefix)
+        refuse_new_head(args.finetune, origin)
     averaged = load_weights_of(args.resume, model) if args.resume else None
+    run.say(f"network: {network['head']} on {network['backbone']}, {sum(p.numel() for p in model.parameters()):,} parameters")
+    run.say(*[f"weights: {line}" for line in origin + told])
+    model = fit_to_hardware(model, channels_last=args.channels_last)
     prepare_to_evaluate(accelerator, model)
-    start = time.perf_counter()
+    sharded = accelerator.distributed_type == "FSDP"
+    view = view_options(settings, View.of(args), classes=len(source.classes), sharded=sharded, **colours(settings))
+    begin = time.perf_counter()
     found, _ = evaluate(accelerator, model, loader, view, run)
-    seconds = time.perf_counter() - start
-    run.say(*result_lines("result", found, classes))
+    seconds = time.perf_counter() - begin
+    run.say(*result_lines("result", found, source.classes))
     run.say(f"throughput: {loader.order.samples / seconds:.1f} images/s")
     if averaged:
         load_model(model, averaged)
-        run.say(*result_lines("result of the EMA", evaluate(accelerator, model, loader, view, run)[0], classes))
+        run.say(*result_lines("result of the EMA", evaluate(accelerator, model, loader, view, run)[0], source.classes))
     accelerator.end_training()
 
 
-def predict_only(args, accelerator, batch, run):
+def predict_only(args, accelerator, batch, run, told):
     """Write masks and overlays of the images in --predict, by the network in the folder --finetune."""
     with accelerator.local_main_process_first():
         folder = fetch(args.finetune)
     model, config = open_network(folder)
     run.say(f"network: {config['network']['head']} on {config['network']['backbone']}, from {folder}")
+    run.say(*[f"weights: {line}" for line in told])
     prepare_to_evaluate(accelerator, model)
-    settings = Augmentation.of(args)._replace(**{name: config[name] for name in ("transforms", "crop_size", "base_size")})
-    view = view_options(settings, View.of(args), classes=len(config["classes"]), **NORM)
+    settings = Augmentation.of(args)
+    norm = colours(settings)
+    view = view_options(settings, View.of(args), classes=len(config["classes"]), **norm)
     palette = np.array(config["palette"], np.uint8)
     predict_folder(
         functools.partial(predict, logits_of(model), **view), args.predict, args.output_dir, classes=config["classes"],
-        palette=palette, device=accelerator.device, process=batch.process, processes=batch.processes, say=run.say, **NORM,
+        palette=palette, device=accelerator.device, process=batch.process, processes=batch.processes, say=run.say, **norm,
     )  # fmt: skip
     accelerator.end_training()
 

@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from utils.augment import segmentation
-from utils.augment.segmentation import NORM, build_transforms, distort_colours, scale_saturation
+from utils.augment.normalisation import mean_and_std
+from utils.augment.segmentation import build_transforms, distort_colours, scale_saturation
 from utils.cli.segmentation_flags import Augmentation
 from utils.data.sampling import seed_everything
 from utils.images import IGNORE
 
-MEAN, STD = (torch.tensor(NORM[name]).view(3, 1, 1) for name in ("mean", "std"))
+MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in mean_and_std(Augmentation()))
 
 
 def trained_with(name, crop_size, base_size, **options):

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from timm.data.random_erasing import RandomErasing
 from torchvision import transforms
 
+from utils.augment import timm as timm_transforms
 from utils.augment.normalisation import mean_and_std
 from utils.cli.errors import InputError
 from utils.cli.recognition_flags import aa_is_off
@@ -54,13 +55,19 @@ def train_transform(settings):
 
 
 def eval_geometry(settings):
-    """(crop_pct, crop_mode) in timm's terms."""
-    return (_published_crop(settings.input_size) if settings.crop_pct is None else settings.crop_pct), "center"
+    """(crop_pct, crop_mode, interpolation) in timm's terms."""
+    if settings.crop_mode not in (None, "center"):
+        return timm_transforms.eval_geometry(settings)
+    crop_pct = _published_crop(settings.input_size) if settings.crop_pct is None else settings.crop_pct
+    return crop_pct, "center", settings.eval_interpolation or "bicubic"
 
 
 def eval_transform(settings):
-    """PIL image -> (3, S, S) float32: the centre crop of `eval_geometry`, resized and normalised."""
-    crop = CenterCrop(settings.input_size, eval_geometry(settings)[0], Image.Resampling.BICUBIC)
+    """PIL image -> (3, S, S) float32: the centre crop of `eval_geometry`, resized and normalised; other crops are timm's."""
+    crop_pct, crop_mode, interpolation = eval_geometry(settings)
+    if crop_mode != "center":
+        return timm_transforms.eval_transform(settings)
+    crop = CenterCrop(settings.input_size, crop_pct, Image.Resampling[interpolation.upper()])
     return transforms.Compose([crop, transforms.ToTensor(), transforms.Normalize(*mean_and_std(settings))])
 
 

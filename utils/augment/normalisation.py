@@ -2,9 +2,28 @@
 
 from timm.data import constants
 
+from utils.cli.errors import InputError
+
+# The words of --mean and --std, and the names of timm's constants.
+NAMED = {"imagenet": "IMAGENET_DEFAULT", "inception": "IMAGENET_INCEPTION", "clip": "OPENAI_CLIP"}
+
 
 def mean_and_std(settings):
-    """(mean, std) of --imagenet_default_mean_and_std, three numbers each for red, green and blue in 0..1."""
-    if settings.imagenet_default_mean_and_std:
-        return constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD
-    return constants.IMAGENET_INCEPTION_MEAN, constants.IMAGENET_INCEPTION_STD
+    """(mean, std), three numbers each for red, green and blue in 0..1, of --mean and --std: numbers, or a word of NAMED.
+
+    settings: an Augmentation of either task. Without --std, that of the word in --mean; without both, ImageNet's, or
+    Inception's with --imagenet_default_mean_and_std false. Raises InputError for the words that ask for what the start weights
+    or the data have, which must be numbers by now.
+    """
+    default = "imagenet" if getattr(settings, "imagenet_default_mean_and_std", True) else "inception"
+    mean = settings.mean or default
+    std = settings.std or (mean if isinstance(mean, str) else default)
+    return _numbers(mean, "mean"), _numbers(std, "std")
+
+
+def _numbers(value, flag):
+    if not isinstance(value, str):
+        return tuple(value)
+    if value not in NAMED:
+        raise InputError(f"--{flag} {value}: nothing says what it is; expected three numbers, or {', '.join(NAMED)}")
+    return tuple(getattr(constants, f"{NAMED[value]}_{flag.upper()}"))

@@ -24,6 +24,12 @@ class Transforms(NamedTuple):
     std: tuple
     crop_pct: float
     crop_mode: str
+    interpolation: str
+
+
+def eval_transform(settings):
+    """PIL image in RGB -> (3, S, S) float32, as evaluation sees it."""
+    return (encoding if settings.transforms == "encoding" else timm).eval_transform(settings)
 
 
 def build_transforms(settings):

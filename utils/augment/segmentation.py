@@ -9,13 +9,12 @@ import functools
 import random
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from utils.augment.normalisation import mean_and_std
 from utils.images import IGNORE
 
-NORM = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
 MIRRORED = 0.5  # share of the training images that are mirrored
 # Of mmsegmentation's PhotoMetricDistortion, for values in 0..1: what is added, the factors, and what is added to the hue.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 32 / 255, (0.5, 1.5), (0.5, 1.5), range(-18, 18)
@@ -28,16 +27,19 @@ def build_transforms(settings):
 
     Both can be pickled, for loader workers.
     """
-    if settings.transforms == "none":
-        return plain, plain
-    train = {"encoding": encoding, "mmseg": mmseg}[settings.transforms]
-    return functools.partial(train, settings=settings), plain
+    train = {"encoding": encoding, "mmseg": mmseg, "none": plain}[settings.transforms]
+    return functools.partial(train, settings=settings), functools.partial(plain, settings=settings)
 
 
-def plain(image, mask):
+def colours(settings):
+    """{"mean": …, "std": …} by which images are normalised, three numbers each."""
+    return dict(zip(("mean", "std"), mean_and_std(settings), strict=True))
+
+
+def plain(image, mask, settings):
     """The image, normalised, and the mask, in the size that they have."""
     image, mask = _to_tensors(image, mask)
-    return _normalize(image), mask[0]
+    return _normalize(image, settings), mask[0]
 
 
 def encoding(image, mask, settings):
@@ -51,7 +53,7 @@ def encoding(image, mask, settings):
     image, mask = _resize(image, mask, _scaled(mask, wanted / max(mask.shape)), antialias=True)  # as PIL
     image, mask = _pad(image, mask, settings.crop_size)
     image, mask = _crop(image, mask, settings.crop_size, *_corner(mask, settings.crop_size))
-    return _normalize(image), mask[0]
+    return _normalize(image, settings), mask[0]
 
 
 def mmseg(image, mask, settings):
@@ -72,7 +74,7 @@ def mmseg(image, mask, settings):
             break
         corner = _corner(mask, settings.crop_size)
     image, mask = _mirror(*_crop(image, mask, settings.crop_size, *corner))
-    image = _normalize(distort_colours(F.to_dtype(image, torch.float32, scale=True)))
+    image = _normalize(distort_colours(F.to_dtype(image, torch.float32, scale=True)), settings)
     image, mask = _pad(image, mask, settings.crop_size)
     return image, mask[0]
 
@@ -84,9 +86,9 @@ def _to_tensors(image, mask):
     return F.pil_to_tensor(image), torch.from_numpy(mask)[None]
 
 
-def _normalize(image):
-    """uint8, or float32 in 0..1, to normalised float32."""
-    return F.normalize(F.to_dtype(image, torch.float32, scale=True), **NORM)
+def _normalize(image, settings):
+    """uint8, or float32 in 0..1, to float32, normalised by --mean and --std."""
+    return F.normalize(F.to_dtype(image, torch.float32, scale=True), *mean_and_std(settings))
 
 
 def _mirror(image, mask):

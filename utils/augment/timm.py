@@ -69,10 +69,15 @@ def _posterize(image, bits, **_):
 
 
 def eval_geometry(settings):
-    """(crop_pct, crop_mode) in timm's terms: up to 32 and from 384 pixels the whole image is warped, else centre crop."""
-    if not SMALL < settings.input_size < LARGE:
-        return 1.0, "squash"
-    return (224 / 256 if settings.crop_pct is None else settings.crop_pct), "center"
+    """(crop_pct, crop_mode, interpolation) in timm's terms: what the settings say; where they name no crop_mode, up to 32 and
+    from 384 pixels the whole image is warped, else centre crop.
+    """
+    interpolation = settings.eval_interpolation or "bicubic"
+    if settings.crop_mode is None and not SMALL < settings.input_size < LARGE:
+        return 1.0, "squash", interpolation
+    crop_mode = settings.crop_mode or "center"
+    crop_pct = settings.crop_pct or (224 / 256 if crop_mode == "center" else 1.0)
+    return crop_pct, crop_mode, interpolation
 
 
 def eval_transform(settings):
@@ -81,12 +86,13 @@ def eval_transform(settings):
 
 
 def eval_steps(settings):
-    """List of transforms of PIL images: short side to S / crop_pct and centre crop, or the whole image warped to S x S."""
-    size = settings.input_size
-    crop_pct, crop_mode = eval_geometry(settings)
-    if crop_mode == "squash":
-        return [_resize_both(size)]
-    return [transforms.Resize(int(size / crop_pct), interpolation=BICUBIC), transforms.CenterCrop(size)]
+    """timm's list of transforms of PIL images: resized so that S / crop_pct pixels are the short side (center), both sides
+    (squash) or the long side (border), and cut to S x S, or filled up with the mean.
+    """
+    crop_pct, crop_mode, interpolation = eval_geometry(settings)
+    mean, _ = mean_and_std(settings)
+    view = {"crop_pct": crop_pct, "crop_mode": crop_mode, "interpolation": interpolation, "mean": mean}
+    return create_transform(settings.input_size, is_training=False, normalize=False, **view).transforms[:-1]
 
 
 def _resize_both(size):

@@ -20,6 +20,37 @@ def add_start_flags(parser):
     topic.add("--model_prefix", default="", help="this text is put before every name in the file, such as backbone.")
 
 
+COLOURS = ("imagenet", "inception", "clip", "model", "data")
+
+
+def add_colour_flags(topic):
+    """Images are normalised by these: (value / 255 - mean) / std."""
+    words = {"nargs": "+", "type": _colours, "metavar": "NUMBERS_OR_WORD"}
+    topic.add("--mean", **words, help="mean of red, green and blue in 0..1, three numbers, by which images are normalised; or "
+              "imagenet, inception or clip; model: as the start weights were trained; data: of training images; none: as the "
+              "start weights were trained, where they tell, else ImageNet's")  # fmt: skip
+    topic.add("--std", **words, help="deviation of the same, and the same words; none: as --mean")
+
+
+def _colours(text):
+    return text if text in COLOURS else number(0, 1)(text)
+
+
+def check_colours(args, error):
+    """error(message) for a --mean or --std that is neither a word nor three numbers; a word stands alone from here on."""
+    for name in ("mean", "std"):
+        values = getattr(args, name)
+        if not isinstance(values, list):
+            continue
+        if len(values) == 1 and isinstance(values[0], str):
+            setattr(args, name, values[0])
+        elif len(values) != 3 or any(isinstance(value, str) for value in values) or (name == "std" and not all(values)):
+            found = " ".join(map(str, values))
+            error(f"--{name} {found}: expected three numbers{' above 0' * (name == 'std')}, or one of {', '.join(COLOURS)}")
+    if args.streaming and "data" in (args.mean, args.std):
+        error("--mean data reads some training images first, which --streaming cannot; give the numbers")
+
+
 def add_bad_sample_flags(topic):
     topic.add("--max_bad_samples", free=True, type=number(0, 1), default=0.01, help="the run stops when more than this share "
               "of the training images cannot be read; until then others take their place")  # fmt: skip
@@ -61,6 +92,8 @@ def add_optimizer_flags(parser, layer_decay_types):
     topic.add("--clip_grad", type=number(above=0), help="scale the gradient down to this norm where it is larger; none: never")
     topic.add("--layer_decay", type=number(above=0, maximum=1), default=1.0, help="each layer learns this many times as fast "
               "as the one after it: 0.7 gives the last block 0.7 of the head's rate, the one before 0.49")  # fmt: skip
+    topic.add("--layer_decay_min_scale", type=number(0, 1), default=0.0, help="no layer learns less than this many times as "
+              "fast as the head: 0.01 for deep models")  # fmt: skip
     topic.add("--layer_decay_type", choices=layer_decay_types, default=layer_decay_types[0], help="what a layer is: " +
               ", ".join(_LAYER_DECAY_TYPES[name] for name in layer_decay_types))  # fmt: skip
     return topic
@@ -180,10 +213,13 @@ def check_common(args, error):
     """error(message) for flags of both scripts that contradict each other, or that would do nothing."""
     if args.eval and args.resume and not os.path.isfile(os.path.join(args.resume, "manifest.json")):
         args.finetune, args.resume = args.resume, ""  # as published: --eval true --resume WEIGHTS
+    if args.eval and not (args.finetune or args.resume or args.pretrained):
+        error("--eval true needs weights: --finetune RUN/best, --resume STATE, or --pretrained true")
     if args.data_path and args.dataset:
         error("--data_path and --dataset: found both, expected one; leave the other out")
     if args.streaming and (not args.dataset or args.val_split or args.check_data):
         error("--streaming needs --dataset, and goes neither with --val_split nor with --check_data")
+    check_colours(args, error)
     refuse_idle(
         args, error,
         ("image_column", args.dataset, "with --dataset only"),

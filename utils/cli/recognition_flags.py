@@ -77,7 +77,8 @@ def add_augmentation_flags(parser):
     topic.add("--transforms", choices=("fast", "timm", "encoding"), default="fast", help="fast: ConvNeXt's, drawn as timm "
               "draws them; timm: the same by timm itself, to the bit; encoding: PyTorch-Encoding's")  # fmt: skip
     topic.add("--input_size", type=whole(8), default=224, help=f"side of the model's input in pixels; up to {SMALL} a padded "
-              f"random crop, from {LARGE} on evaluation warps the whole image")  # fmt: skip
+              f"random crop, from {LARGE} on evaluation warps the whole image; without it, as the start weights were trained, "
+              "where they tell")  # fmt: skip
     topic.add("--scale", type=number(above=0, maximum=1), nargs=2, default=(0.08, 1.0), help="smallest and largest share of "
               "the image's area in a random crop")  # fmt: skip
     topic.add("--ratio", type=number(above=0), nargs=2, default=(0.75, 4 / 3), help="smallest and largest width / height of a "
@@ -90,13 +91,19 @@ def add_augmentation_flags(parser):
               "with the encoding transforms; none: off")  # fmt: skip
     topic.add("--train_interpolation", choices=("bicubic", "bilinear", "random"), default="bicubic", help="how a random crop "
               "is resized")  # fmt: skip
-    topic.add("--crop_pct", type=number(above=0, maximum=1), help=f"share of the short side in evaluation's centre crop, below "
-              f"{LARGE} pixels; none: 224 / 256")  # fmt: skip
+    topic.add("--crop_pct", type=number(above=0, maximum=1), help="share of the short side in evaluation's centre crop; none: "
+              f"as the start weights were trained, where they tell, else 224 / 256, below {LARGE} pixels")  # fmt: skip
+    topic.add("--crop_mode", choices=("center", "squash", "border"), help="evaluation looks at the centre, at the whole image "
+              f"warped to a square, or at the whole image with a border; none: as --crop_pct, and squash up to {SMALL} and "
+              f"from {LARGE} pixels")  # fmt: skip
+    topic.add("--eval_interpolation", choices=("bicubic", "bilinear", "lanczos", "nearest"), help="how evaluation resizes; "
+              "none: as the start weights were trained, where they tell, else bicubic")  # fmt: skip
     topic.add("--reprob", type=number(0, 1), default=0.25, help="probability that a part of an image is erased")
     topic.add("--remode", choices=("const", "rand", "pixel"), default="pixel", help="what erasing leaves: zeros, one random "
               "colour, or noise of each pixel")  # fmt: skip
     topic.add("--recount", type=whole(1), default=1, help="most boxes that are erased in an image")
-    topic.switch("--imagenet_default_mean_and_std", True, "normalise as ImageNet models expect; false: as Inception's (0.5)")
+    topic.switch("--imagenet_default_mean_and_std", True, "as published: --mean imagenet; false: --mean inception")
+    flags.add_colour_flags(topic)
 
 
 Augmentation = settings_of("Augmentation", add_augmentation_flags)
@@ -153,12 +160,15 @@ def check(args, error):
     mixes = bool(args.mixup or args.cutmix or args.cutmix_minmax)
     small, centre_crop = args.input_size <= SMALL, SMALL < args.input_size < LARGE
     timms, no_aa = args.transforms != "encoding", aa_is_off(args.aa)
+    colours_as_published = "imagenet_default_mean_and_std" in args.given
     flags.check_order(args, error, "scale ratio cutmix_minmax")
     refuse_idle(
         args, error,
         ("scale ratio", not (small and timms), f"above {SMALL} pixels of --input_size"),
         ("train_interpolation", not (small and timms and no_aa), f"above {SMALL} pixels of --input_size, or with --aa"),
-        ("crop_pct", centre_crop or not timms, f"between {SMALL} and {LARGE} pixels of --input_size"),
+        ("crop_pct", centre_crop or args.crop_mode or not timms, f"between {SMALL} and {LARGE} pixels of --input_size, or with "
+         "--crop_mode"),
+        ("mean std", not colours_as_published, "without --imagenet_default_mean_and_std, which wins"),
         ("color_jitter", no_aa or "3a" in args.aa or not timms or not args.color_jitter, "with --aa none or 3a"),
         ("remode recount", args.reprob > 0, "with --reprob above 0"),
         ("cutmix", not args.cutmix_minmax, "without --cutmix_minmax, which draws the box"),

@@ -101,6 +101,7 @@ def add_augmentation_flags(parser):
               "training image")  # fmt: skip
     topic.add("--cat_max_ratio", type=number(above=0, maximum=1), default=0.75, help="a crop of mmseg is drawn again, up to "
               "ten times, where one class has more than this share of it")  # fmt: skip
+    flags.add_colour_flags(topic)
 
 
 Augmentation = settings_of("Augmentation", add_augmentation_flags)

@@ -48,10 +48,20 @@ def build_model(options, classes, *, input_size, pretrained=False):
     return model
 
 
-def timm_config(model, name, classes, *, input_size, mean, std, crop_pct, crop_mode, model_kwargs=()):
+def lasting_kwargs(options):
+    """{option of timm.create_model: value} with which a model of these ModelOptions has the same weights again."""
+    scale = {} if options.layer_scale_init_value is None else {"ls_init_value": options.layer_scale_init_value}
+    return dict(options.model_kwargs) | scale
+
+
+def timm_config(
+    model, name, classes, *, input_size, mean, std, crop_pct, crop_mode, interpolation="bicubic", model_kwargs=(), license=None,
+    **beside,
+):  # fmt: skip
     """config.json of a timm model `name`, a dict, which timm's `local-dir:` and Hub loaders read beside model.safetensors.
 
-    classes: names. input_size: pixels. mean, std, crop_pct, crop_mode: of the transform for evaluation.
+    classes: names. input_size: pixels. mean, std, crop_pct, crop_mode, interpolation: of the transform for evaluation.
+    license: of the weights, where it is known. beside: what else is kept, such as tta_flip, which timm passes over.
     """
     cfg = model.pretrained_cfg
     kwargs = dict(model_kwargs)
@@ -66,7 +76,7 @@ def timm_config(model, name, classes, *, input_size, mean, std, crop_pct, crop_m
         "pretrained_cfg": {
             "input_size": [3, input_size, input_size],
             "fixed_input_size": bool(cfg.get("fixed_input_size")),
-            "interpolation": "bicubic",
+            "interpolation": interpolation,
             "crop_pct": crop_pct,
             "crop_mode": crop_mode,
             "mean": list(mean),
@@ -74,5 +84,7 @@ def timm_config(model, name, classes, *, input_size, mean, std, crop_pct, crop_m
             "num_classes": len(classes),
             "first_conv": cfg.get("first_conv"),
             "classifier": cfg.get("classifier"),
+            **({"license": license} if license else {}),
         },
+        **beside,
     }

@@ -10,6 +10,7 @@ import torch
 from timm.data import create_transform, resolve_model_data_config
 from tqdm import tqdm
 
+from utils.augment.recognition import eval_transform
 from utils.cli.errors import InputError, first_line, one_line
 from utils.data.loaders import in_worker
 from utils.files import replace
@@ -22,11 +23,13 @@ NAME_WIDTH = 48  # columns of the terminal that an image's or a label's name may
 
 
 def predict(
-    folder, images, output, *, topk=5, batch_size=64, device, workers=0, process=0, processes=1, gather=None, say=print
+    folder, images, output, *, settings=None, topk=5, batch_size=64, device, workers=0, process=0, processes=1, gather=None,
+    say=print,
 ):  # fmt: skip
     """Write the `topk` likeliest classes of every image at or below `images` to the CSV file `output`, in one step.
 
-    folder: with config.json and model.safetensors as training writes them (RUN/best). process, processes: they take turns;
+    folder: with config.json and model.safetensors as training writes them (RUN/best). settings: Augmentation, how images are
+    looked at; None: as its config.json says. process, processes: they take turns;
     only process 0 writes and says anything. gather: list of a process -> list of all of them, needed where there are several.
     Columns: image (its path below `images`, or its name), label_1, probability_1 (0..1), label_2, …; empty where an image
     cannot be read, which is also said. Raises InputError for a folder without such a model, a path without images, images
@@ -34,6 +37,7 @@ def predict(
     """
     assert gather is not None or processes == 1, "several processes need gather"
     model, transform, classes = open_classifier(folder)
+    transform = transform if settings is None else eval_transform(settings)
     files = find_images(images)
     output, topk = pathlib.Path(output), min(topk, len(classes))
     if process == 0:

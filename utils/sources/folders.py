@@ -42,12 +42,13 @@ class Folder:
         return os.path.join(self.root, self.paths[index])
 
 
-def class_folders(data_path, eval_data_path=None, val_split=None, seed=0, need_val=True):
+def class_folders(data_path, eval_data_path=None, val_split=None, seed=0, need_val=True, need_train=True):
     """(training, validation) from `data_path` with train/ and val/, from two trees, or from one tree and `val_split`.
 
     val_split: the fraction of each class that is held out, keyed by `seed`. Without `need_val` the validation tree may be
-    missing; the source then has no images. Raises InputError for a folder that is missing or empty, and for classes of the
-    validation tree that the training tree lacks.
+    missing; the source then has no images. need_train: True; None: if there is no training tree, the validation tree, or the
+    one tree there is, stands for both, with its own classes; False: it always does. Raises InputError for a folder that is
+    missing or empty, and for classes of the validation tree that the training tree lacks.
     """
     root = pathlib.Path(data_path)
     if not root.is_dir():
@@ -61,6 +62,10 @@ def class_folders(data_path, eval_data_path=None, val_split=None, seed=0, need_v
         train, val = stratified_split(tree.labels, val_split, seed)
         return tuple(Folder(tree.root, [tree.paths[i] for i in part], tree.labels[part], tree.classes) for part in (train, val))
     val_root = pathlib.Path(eval_data_path) if eval_data_path else root / "val"
+    alone = need_train is False or (need_train is None and not has_train)
+    if alone and (val_root.is_dir() or not (eval_data_path or has_train)):
+        val = scan_folder(val_root if val_root.is_dir() else root)
+        return val, val
     if not val_root.is_dir():
         if eval_data_path:
             raise InputError(f"--eval_data_path {val_root}: {missing(val_root)}")
@@ -124,15 +129,17 @@ class Pairs:
         return self.images[index]
 
 
-def mask_folders(root):
-    """(training, validation) from images/{train,val} and masks/{train,val}: palette or grey PNGs of the same names.
+def mask_folders(root, need_train=True):
+    """(training, validation) from images/{train,val} and masks/{train,val}: palette or grey PNGs of the same names. need_train:
+    True; None: without images/train the validation images stand for both; False: they always do.
 
     A mask holds class ids; 255, or 65535 in masks of 16 bits, is no class. classes.txt in `root` names the classes, one a
     line; without it they are "class 0" to the largest id in SAMPLE masks. Raises InputError for folders that are missing and
     files without a counterpart.
     """
-    splits = ("train", "val")
-    needed = [f"{kind}/{split}" for kind in ("images", "masks") for split in splits]
+    alone = need_train is False or (need_train is None and not os.path.isdir(os.path.join(root, "images", "train")))
+    splits = ("val" if alone else "train", "val")
+    needed = [f"{kind}/{split}" for kind in ("images", "masks") for split in dict.fromkeys(splits)]
     root = find_folder(root, ".", needed, "one mask for each image")
     parts = [match(scan_files(root / "images" / split), scan_files(root / "masks" / split)) for split in splits]
     classes = listed_classes(root, MOST_CLASSES)

@@ -23,19 +23,20 @@ IMAGENET = (
 )
 
 
-def open_recognition_data(data, *, seed, need_val=True, dry_run=False):
+def open_recognition_data(data, *, seed, need_val=True, need_train=True, dry_run=False):
     """(training source, validation source); the training source is a stream if `data.streaming`.
 
     data: utils.cli.recognition_flags.Data. seed: decides what --val_split holds out. need_val: class folders without a
-    validation set are refused. dry_run: nothing is downloaded, and missing images are counted as published. Raises InputError,
-    which says what was found, if there is no such data, or if it has another number of classes than --nb_classes.
+    validation set are refused. need_train: of class folders, see `class_folders`. dry_run: nothing is downloaded, and missing
+    images are counted as published. Raises InputError, which says what was found, if there is no such data, or if it has
+    another number of classes than --nb_classes.
     """
     if data.data_set in RECOGNITION_SETS:
         train, val = open_published(RECOGNITION_SETS[data.data_set], data.data_path, dry_run=dry_run)
     elif data.data_path and dry_run and not os.path.isdir(data.data_path):
         train, val = _imagenet(data.data_path, data.nb_classes)
     elif data.data_path:
-        train, val = class_folders(data.data_path, data.eval_data_path, data.val_split, seed, need_val)
+        train, val = class_folders(data.data_path, data.eval_data_path, data.val_split, seed, need_val, need_train)
     elif data.streaming:
         train, val = stream_of_images(data.dataset, data.image_column, data.label_column, data.train_images)
     elif data.dataset:

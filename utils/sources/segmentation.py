@@ -18,18 +18,19 @@ from utils.sources.published import open_published
 from utils.sources.tables import stream_of_masks, tables_of_masks
 
 
-def open_segmentation_data(data, *, crop_size, seed, dry_run=False):
+def open_segmentation_data(data, *, crop_size, seed, need_train=True, dry_run=False):
     """(training source, validation source); the training source is a stream if `data.streaming`.
 
     data: utils.cli.segmentation_flags.Data. crop_size: side of the built-in scenes in pixels. seed: decides what --val_split
-    holds out. dry_run: nothing is downloaded, and missing images are counted as published. Raises InputError, which says what
-    was found, if there is no such data, or if it has another number of classes than --nb_classes.
+    holds out. need_train: of folders, see `mask_folders`. dry_run: nothing is downloaded, and missing images are counted as
+    published. Raises InputError, which says what was found, if there is no such data, or if it has another number of classes
+    than --nb_classes.
     """
     if data.data_set:
         known, train_split = SEGMENTATION_SETS[data.data_set], data.train_split or "train"
         train, val = open_published(known, data.data_path, train_split, dry_run)
     elif data.data_path:
-        train, val = mask_folders(data.data_path)
+        train, val = mask_folders(data.data_path, need_train)
     elif data.streaming:
         train, val = stream_of_masks(data.dataset, data.image_column, data.mask_column, data.train_images)
     elif data.dataset:

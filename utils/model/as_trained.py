@@ -1,0 +1,133 @@
+"""What weights say of how they were trained: timm's pretrained_cfg, or the config.json beside them. Nothing of timm's known
+names is downloaded for it. A weights file alone says nothing.
+"""
+
+import json
+import os
+import pathlib
+import re
+from typing import NamedTuple
+
+import timm
+from timm.data import constants, resolve_data_config
+from timm.models import load_model_config_from_hf
+
+from utils.cli.errors import InputError, first_line
+from utils.model.segmentation_weights import read_config
+
+NAMES = {"ImageNet": "IMAGENET_DEFAULT", "Inception": "IMAGENET_INCEPTION", "CLIP": "OPENAI_CLIP", "DPN": "IMAGENET_DPN"}
+# What config.json of a run says beside timm's words: how train_recognition.py and train_segmentation.py looked at images.
+VIEW_OF_RECOGNITION = ("transforms", "tta_flip")
+VIEW_OF_SEGMENTATION = ("transforms", "crop_size", "base_size", "eval_mode", "eval_scales", "eval_flip")
+
+
+class AsTrained(NamedTuple):
+    """images: {flag: value}, how they were given to the model: mean, std, and of a classifier input_size, crop_pct, crop_mode
+    and eval_interpolation. evaluation: {flag: value} of the rest that decides a score: the model and how it is looked at.
+    license: an identifier, such as apache-2.0, or None. classes: names in the order of the logits, or None; number: of them.
+    network: of a segmentation network, arguments of build_network by name; else None.
+    """
+
+    images: dict
+    evaluation: dict
+    license: str | None
+    classes: list | None
+    number: int
+    network: dict | None = None
+    palette: list | None = None
+
+    def __str__(self):
+        size, crop = self.images.get("input_size"), self.images.get("crop_pct")
+        view = f"{size} pixels, crop {round(crop, 4)}, " if size else ""
+        view += colours_in_words(self.images.get("mean"), self.images.get("std"))
+        return f"as the weights were trained: {view}, licence {self.license or 'unknown'}"
+
+
+def as_trained(source, name=None):
+    """`AsTrained` of weights, or None if they do not tell.
+
+    source: as of --finetune: a folder with config.json, `local-dir:FOLDER`, `timm/NAME`, `hf-hub:USER/NAME`; files and URLs
+    do not tell. Without it, of the pretrained weights of timm's model `name`, which may be such a source too.
+    Raises InputError for a config.json that training does not write.
+    """
+    if not source and name and ":" not in name:
+        cfg = timm.get_pretrained_cfg(name)
+        return _of_timm(cfg.to_dict(), name) if cfg is not None else None
+    source = str(source or name or "")
+    hub = re.match(r"(?:hf[-_]hub:)?(timm/)?", source)
+    if hub[1] and timm.is_model(known := source.removeprefix(hub[0])) and not os.path.exists(source):
+        return as_trained(None, known)
+    folder = source.removeprefix("local-dir:")
+    if os.path.isfile(os.path.join(folder, "config.json")):
+        return _of_folder(pathlib.Path(folder))
+    if re.match(r"hf[-_]hub:|timm/", source) and not os.path.exists(source):
+        try:
+            cfg, architecture, model_kwargs = load_model_config_from_hf(re.sub(r"^hf[-_]hub:", "", source))
+        except Exception:  # no network, no such file: who loads the weights says so
+            return None
+        return _of_timm(cfg, architecture, model_kwargs)
+    return None
+
+
+def _of_folder(folder):
+    if (config := read_config(folder)) is not None:
+        images = {name: config[name] for name in ("mean", "std") if name in config}
+        evaluation = {name: config[name] for name in VIEW_OF_SEGMENTATION if name in config}
+        license, classes = config.get("license") or _license_of_card(folder), config["classes"]
+        return AsTrained(images, evaluation, license, classes, len(classes), config["network"], config["palette"])
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or "architecture" not in config:
+            return None  # of another library
+        cfg = dict(config.get("pretrained_cfg", config))
+        cfg |= {name: config[name] for name in ("label_names", "num_classes") if name in config}
+        cfg["license"] = cfg.get("license") or _license_of_card(folder)
+        kwargs = config.get("model_args") or {}
+        found = _of_timm(cfg, config["architecture"], kwargs)
+        found.evaluation.update({name: config[name] for name in VIEW_OF_RECOGNITION if name in config})
+        return found
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError, RecursionError) as error:
+        raise InputError(f"{path}: describes no model as timm does ({first_line(error)})") from None
+
+
+def _of_timm(cfg, architecture, model_kwargs=()):
+    """Of a pretrained_cfg as a dict."""
+    seen = resolve_data_config(pretrained_cfg=cfg)
+    images = {
+        "input_size": int(seen["input_size"][-1]), "crop_pct": float(seen["crop_pct"]), "crop_mode": seen["crop_mode"],
+        "eval_interpolation": seen["interpolation"], "mean": _three(seen["mean"]), "std": _three(seen["std"]),
+    }  # fmt: skip
+    evaluation = {"model": architecture, "model_kwargs": list(dict(model_kwargs).items())}
+    names, number = cfg.get("label_names"), int(cfg.get("num_classes") or 0)
+    classes = list(names) if isinstance(names, list | tuple) and len(names) == number else None
+    return AsTrained(images, evaluation, cfg.get("license"), classes, number)
+
+
+def _three(values):
+    values = [float(value) for value in values]
+    if len(values) != 3:
+        raise ValueError(f"mean and std of {len(values)} channels; expected 3")
+    return values
+
+
+def _license_of_card(folder):
+    """The license that the model card in a folder states, or None."""
+    from huggingface_hub import metadata_load
+
+    try:
+        stated = (metadata_load(folder / "README.md") or {}).get("license")
+    except Exception:  # no card, or YAML of another making
+        return None
+    return stated if isinstance(stated, str) and stated not in ("other", "unknown") else None
+
+
+def colours_in_words(mean, std):
+    """mean of CLIP; or the numbers; mean of ImageNet where nothing is known."""
+    if not mean or not std:
+        return "mean of ImageNet"
+    for name, constant in NAMES.items():
+        named = [getattr(constants, f"{constant}_{part}") for part in ("MEAN", "STD")]
+        if [tuple(mean), tuple(std)] == [tuple(values) for values in named]:
+            return f"mean of {name}"
+    return f"mean {' '.join(f'{value:.4g}' for value in mean)}, std {' '.join(f'{value:.4g}' for value in std)}"

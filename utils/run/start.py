@@ -1,0 +1,127 @@
+"""What a run takes from the weights that it starts from: how they were trained to see images, and in an evaluation all that
+decides a score. A flag that stands on the line wins.
+"""
+
+import os
+import re
+
+from utils.cli.errors import InputError
+from utils.model.as_trained import as_trained
+
+OF_NETWORK = {  # flag of train_segmentation.py -> argument of build_network
+    "model": "head", "backbone": "backbone", "output_stride": "output_stride", "backbone_kwargs": "backbone_kwargs",
+    "head_kwargs": "head_kwargs", "channels": "head_kwargs", "dropout": "head_kwargs", "se_loss": "head_kwargs",
+    "aux": "aux_kwargs", "aux_channels": "aux_kwargs",
+}  # fmt: skip
+SMALL = 32  # pixels; see utils/cli/recognition_flags.py
+
+
+def take_start(args, name, data_defaults):
+    """(`AsTrained` of the start weights or None, lines that say it). Sets those flags in `args` that the user left open.
+
+    name: timm's, of the model or the backbone. data_defaults: names of the flags that the data sets: they stay in training. In
+    an evaluation and a prediction only the flags that stand on the line itself stay.
+    """
+    looks_only = args.eval or args.predict
+    source = args.finetune or (_folder_of(args.resume) if args.eval else "")
+    start = as_trained(source, name if args.pretrained else None) if source or args.pretrained else None
+    if start is None:
+        if "model" in (args.mean, args.std):
+            raise InputError("--mean model: the weights do not tell how they were trained; give the numbers, or imagenet")
+        file = args.finetune if not args.pretrained else ""
+        return None, [f"{file} does not say how it was trained: {_defaults(args)}, licence unknown"] if file else []
+    if args.predict:
+        _refuse_other_model(args, start)
+    stays = set(args.typed) if looks_only else args.given | set(data_defaults)
+    if "imagenet_default_mean_and_std" in stays:
+        stays |= {"mean", "std"}
+    elif isinstance(args.mean, str) and "mean" in stays:
+        stays |= {"std"}  # which follows the word
+    wanted = start.images | (start.evaluation if looks_only else {})
+    if start.network is not None and hasattr(args, "input_size"):
+        raise InputError(f"--finetune {source}: this is a segmentation network; expected an image recognition model")
+    if not hasattr(args, "input_size"):
+        if looks_only and start.network is None and start.number:
+            raise InputError(f"--finetune {source}: this is an image recognition model; expected a segmentation network")
+        wanted = {flag: value for flag, value in wanted.items() if flag not in ("model", "model_kwargs")}
+    elif args.input_size <= SMALL and "input_size" in stays and wanted["input_size"] != args.input_size:
+        stays |= {"crop_pct", "crop_mode"}  # such images are not cropped
+    if "model" in stays and args.model != wanted.get("model"):
+        stays |= {"model_kwargs"}
+    notes = []
+    for flag, value in wanted.items():
+        found = getattr(args, flag, None)
+        if not hasattr(args, flag):
+            continue
+        if flag not in stays or found == "model":
+            setattr(args, flag, value)
+        elif flag in args.given and found is not None and _plain(found) != _plain(value):
+            notes.append(f"--{flag} {_text(found)} wins over {_text(value)}, as the weights were trained")
+    if args.std == "model":  # beside another --mean
+        args.std = start.images.get("std")
+    return start, [str(start), *notes]
+
+
+def _refuse_other_model(args, start):
+    """Raise InputError for a flag on the line that names another model than the weights have: a prediction takes theirs."""
+    own = start.network or start.evaluation
+    for flag in OF_NETWORK if start.network else ("model", "model_kwargs"):
+        if flag in args.typed:
+            named = own.get(OF_NETWORK[flag] if start.network else flag)
+            named = named.get(flag) if isinstance(named, dict) and flag not in ("head_kwargs", "backbone_kwargs") else named
+            found = getattr(args, flag)
+            found = dict(found) if isinstance(named, dict) else found
+            if _plain(found) != _plain(named):
+                raise InputError(f"--{flag} {_text(getattr(args, flag))}: the weights have {_text(named)}, which --predict "
+                                 "takes; leave it out")  # fmt: skip
+
+
+def network_of(start, args, options):
+    """Arguments of build_network: the network of the start weights, with the flags on the line in its place.
+
+    options: of the flags alone. They stand where the weights name no network, and in training.
+    """
+    if start is None or start.network is None or not (args.eval or args.predict):
+        return options
+    network = {**start.network, "classes": len(start.classes)}
+    for flag, argument in OF_NETWORK.items():
+        if flag in args.typed:
+            both = isinstance(network.get(argument), dict) and isinstance(options[argument], dict)
+            network[argument] = {**network[argument], **options[argument]} if both else options[argument]
+    return network
+
+
+def license_of(start, stated):
+    """{"license": …, "start_license": …} for config.json: `stated` by the user, or of the start weights; {} from scratch."""
+    inherited = start.license if start else None
+    found = {"license": stated or inherited, "start_license": inherited}
+    return {name: value for name, value in found.items() if value}
+
+
+def refuse_new_head(source, origin):
+    """Raise InputError if loading, of which `origin` tells, left a classifier as it was made: noise would be scored."""
+    if re.search(r"\bhead new\b|\bnew: [^;]*decode_head", origin[1]):
+        raise InputError(
+            f"--eval with {source}: its classifier is missing, or of another number of classes than the data ({origin[1]}); a "
+            "new one would be scored: train it first, or give the data the classes of the weights"
+        )
+
+
+def _folder_of(state):
+    """RUN/best or RUN/last of the state RUN/checkpoints/NAME; "" where neither has a config.json."""
+    run = os.path.dirname(os.path.dirname(os.path.abspath(state))) if state else ""
+    folders = [os.path.join(run, name) for name in ("best", "last")] if run else []
+    return next((folder for folder in folders if os.path.isfile(os.path.join(folder, "config.json"))), "")
+
+
+def _defaults(args):
+    size = f"{args.input_size} pixels, " if hasattr(args, "input_size") else ""
+    return f"{size}mean {_text(args.mean or 'of ImageNet')}"
+
+
+def _plain(value):
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _text(value):
+    return " ".join(map(_text, value)) if isinstance(value, list | tuple) else f"{value}"
