@@ -29,6 +29,7 @@ def end_of(statement, **environment):
         ("raise Stopped('stopped at update 3')", 75, "x.py: stopped at update 3"),
         ("raise KeyboardInterrupt", 130, "x.py: interrupted; what was saved is whole"),
         ("raise RuntimeError('DataLoader worker (pid 3) is killed by signal: Killed. ')", 1, "try fewer --num_workers"),
+        ("raise RuntimeError('put_ does not have a deterministic implementation, but')", 1, "--deterministic: put_ has no"),
         ("raise RuntimeError('bug')", 1, "RuntimeError: bug"),
         ("raise ValueError('bug')", 1, "ValueError: bug"),
     ],

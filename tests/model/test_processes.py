@@ -1,7 +1,9 @@
 """What the machine offers to a process, and how a model is fitted to it."""
 
+import os
 import platform
 import re
+import types
 
 import pytest
 import timm
@@ -10,6 +12,9 @@ from conftest import ROOT, run
 from tiny_networks import one_thread, tiny  # noqa: F401, the first is a fixture
 
 from utils.cli.errors import InputError
+from utils.cli.first import parse
+from utils.cli.flags import Speed
+from utils.model import processes
 from utils.model.processes import fit_to_hardware, keep_freed_memory
 
 MEMORY = """
@@ -85,3 +90,157 @@ def test_a_fitted_network_evaluates_as_before():
 def test_a_model_without_gradient_checkpointing(model):  # timm's raises, others lack the method
     with pytest.raises(InputError, match="--grad_checkpointing: timm has none for this model"):
         fit_to_hardware(model, grad_checkpointing=True)
+
+
+# --- precision and kernels
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU of this capability, as far as torch's questions go."""
+
+    def gpu(*capability):
+        for module in (torch.cuda, torch.accelerator):
+            monkeypatch.setattr(module, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+
+    for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(name, raising=False)
+    return gpu
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16"), ((12, 1), "bf16")]
+)
+def test_use_amp_is_bf16_where_the_gpu_computes_in_it_and_wins_over_no(gpu, monkeypatch, capability, expected):
+    """V100 (7.0) and T4 (7.5) only emulate bf16."""
+    gpu(*capability)
+    assert processes.choose_precision(True) == expected and processes.choose_precision(False) is None
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # what `accelerate launch` exports where nothing was chosen
+    assert processes.choose_precision(True) == expected and processes.choose_precision(False) is None
+    for chosen in ("bf16", "fp16"):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", chosen)
+        assert processes.choose_precision(True) is None
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert processes.choose_precision(True) == "bf16"
+
+
+@pytest.mark.parametrize(("capability", "note"), [((7, 0), ", which this GPU only emulates (fp16 is faster)"), ((8, 0), "")])
+def test_bf16_that_is_only_emulated_is_named(gpu, capability, note):
+    gpu(*capability)
+    accelerator = types.SimpleNamespace(device=torch.device("cuda"), mixed_precision="bf16", num_processes=8)
+    assert processes.describe(accelerator) == f"processes: 8, each with one cuda; precision bf16{note}"
+
+
+@pytest.fixture
+def kernels():
+    """What torch is set to of kernels; put back in the end."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+
+    def kernels():
+        return {
+            "matmul": backends[0].allow_tf32, "convolution": backends[1].allow_tf32, "benchmark": backends[1].benchmark,
+            "deterministic": (backends[1].deterministic, torch.are_deterministic_algorithms_enabled()),
+            "cublas": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+        }  # fmt: skip
+
+    before = kernels()
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    yield kernels
+    backends[0].allow_tf32, backends[1].allow_tf32 = before["matmul"], before["convolution"]
+    backends[1].benchmark, (backends[1].deterministic, deterministic) = before["benchmark"], before["deterministic"]
+    torch.use_deterministic_algorithms(deterministic)
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    if before["cublas"]:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = before["cublas"]
+
+
+FAST = {"matmul": True, "convolution": True, "benchmark": True, "deterministic": (False, False), "cublas": None}
+SAME = {"matmul": False, "convolution": False, "benchmark": False, "deterministic": (True, True), "cublas": ":4096:8"}
+
+
+@pytest.mark.parametrize("script", ["train_recognition.py", "train_segmentation.py"])
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", FAST),
+        ("--tf32 false", FAST | {"matmul": False, "convolution": False}),
+        ("--cudnn_benchmark false", FAST | {"benchmark": False}),
+        ("--deterministic true", SAME),
+        ("--deterministic true --tf32 false --cudnn_benchmark false", SAME),
+    ],
+)
+def test_kernels_are_fast_or_the_same_each_time(kernels, script, line, expected):
+    processes.choose_kernels(Speed.of(parse(script, "", line.split())))
+    assert kernels() == expected
+    assert torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")  # a CPU computes as before
+
+
+@pytest.mark.parametrize("flag", ["tf32", "cudnn_benchmark"])
+def test_a_deterministic_run_refuses_what_would_not_be(flag, capsys):
+    with pytest.raises(SystemExit):
+        parse("train_recognition.py", "", ["--deterministic", "true", f"--{flag}", "true"])
+    assert f"--{flag} True would do nothing: it takes effect without --deterministic true" in capsys.readouterr().err
+
+
+def test_an_evaluation_of_segmentation_does_not_search_kernels_for_each_size(kernels):
+    """Its images have many sizes; what training does comes back, whatever happens."""
+    import accelerate
+
+    import train_segmentation
+
+    class Images(list):
+        def __iter__(self):
+            assert not torch.backends.cudnn.benchmark
+            raise KeyboardInterrupt
+
+    torch.backends.cudnn.benchmark = True
+    with pytest.raises(KeyboardInterrupt):
+        view = {"classes": 2, "mode": "whole", "crop_size": 8}
+        train_segmentation.evaluate(accelerate.Accelerator(cpu=True), torch.nn.Linear(1, 1), Images([1]), view, None)
+    assert torch.backends.cudnn.benchmark
+
+
+# --- joining the others
+
+
+@pytest.mark.parametrize(("use_cpu", "backend"), [("true", "gloo"), ("false", "nccl")])
+def test_processes_meet_again_where_they_run(gpu, monkeypatch, use_cpu, backend):
+    """After a restart on a machine with GPUs, a run on its CPUs stays there."""
+    gpu(9, 0)
+    joined = []
+    monkeypatch.setattr(torch.distributed, "TCPStore", lambda *words, **options: torch.distributed.HashStore())
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **options: joined.append((backend, options)))
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "RANK": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for name, text in (where | {"TORCHELASTIC_RESTART_COUNT": "1", "ACCELERATE_USE_CPU": use_cpu}).items():
+        monkeypatch.setenv(name, text)
+    processes._meet_again(2)
+    ((found, options),) = joined
+    assert found == backend and options["timeout"].total_seconds() == 12 * 3600 and options["rank"] == 1
+
+
+def test_a_package_that_a_config_asks_for_is_named(kernels, monkeypatch):
+    """`enable_cpu_affinity` on a machine with a GPU and without nvidia-ml-py."""
+
+    def missing(**options):
+        raise ImportError("the `nvidia-ml-py` package must be available. (`pip install nvidia-ml-py`)")
+
+    monkeypatch.setattr(processes.accelerate, "Accelerator", missing)
+    monkeypatch.setattr(processes, "keep_freed_memory", lambda: None)
+    with pytest.raises(InputError, match="Accelerate: the `nvidia-ml-py` package must be available"):
+        processes.start_processes(None, None, None, Speed(), default_batch_size=8)
+
+
+def test_threads_of_the_user_stay_and_a_launchers_do_not(monkeypatch):
+    """One thread that the user asked for is enough; of more than the cores a launcher may have asked for (it counts all)."""
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: int(os.environ["OMP_NUM_THREADS"]))
+    monkeypatch.setattr(processes, "cores_per_process", lambda: 4)
+    for threads, mark, expected in (("1", {}, []), ("9", {}, []), ("1", "x", [4]), ("9", "x", [4]), ("3", "x", [])):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        monkeypatch.setattr(processes, "user_chose_threads", lambda mark=mark: not mark)
+        chosen.clear()
+        processes.use_all_cores()
+        assert chosen == expected, (threads, mark)

@@ -14,6 +14,7 @@ import sys
 STOPPED = 75  # exit code: EX_TEMPFAIL of sysexits.h, "try again"
 # How gloo and NCCL say that another process is gone.
 LOST = re.compile(r"closed by peer|reset by peer|broken pipe|remote process exited|watchdog|timed out|timeout", re.I)
+NO_DETERMINISTIC = " does not have a deterministic implementation"  # in what torch says of an operation
 
 
 class InputError(ValueError):
@@ -62,6 +63,8 @@ def run_script(script, main, args):
             line = f"error: {what.strip()} Memory is the usual reason: try fewer --num_workers. The same command goes on"
         elif "WORLD_SIZE" in os.environ and LOST.search(str(error)):
             line = f"error: a process of this run was lost ({what}); the same command goes on from the last state"
+        elif NO_DETERMINISTIC in what:
+            line = f"error: --deterministic: {what.split(NO_DETERMINISTIC)[0]} has no deterministic kernel here; leave it out"
         else:
             raise
     else:

@@ -9,7 +9,7 @@ import sys
 
 from utils.cli import recognition_flags, segmentation_flags
 from utils.cli.arguments import Parser
-from utils.cli.threads import wait_asleep
+from utils.cli.threads import spin_briefly
 
 FLAGS = {"train_recognition.py": recognition_flags, "train_segmentation.py": segmentation_flags}
 
@@ -28,7 +28,7 @@ def _answer():
     if script not in FLAGS:
         return
     args = parse(script, main.__doc__)
-    wait_asleep()
+    spin_briefly()
     if os.environ.get("RANK", "0") == "0" and args.dry_run != "json":
         model = f"{args.model} on {args.backbone}" if hasattr(args, "backbone") else args.model
         print(f"{script.removesuffix('.py')}: {model}, {args.data_path or args.dataset or 'built-in data'}", flush=True)

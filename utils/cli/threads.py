@@ -12,7 +12,7 @@ GPUS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and tho
 LAUNCHERS = {"TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"}  # torchrun and `accelerate launch` export these
 
 
-def wait_asleep():
+def spin_briefly():
     """Let threads sleep while they wait for the others, to be called before torch is imported.
 
     By default they spin. Where other programs want the same cores, loader workers among them, each thread then waits for

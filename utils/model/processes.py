@@ -40,6 +40,10 @@ def start_processes(batch_size, update_freq, total_batch_size, speed, *, default
     batch = derive_batch(batch_size, update_freq, total_batch_size, world, default_batch_size, rank)
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise InputError("the launcher asks for DeepSpeed: expected accelerate_configs/fsdp2.yaml, which shards weights too")
+    # Of Accelerate's threads on CPUs, whose number is chosen below.
+    warnings.filterwarnings("ignore", "OMP_NUM_THREADS/MKL_NUM_THREADS unset")
+    # Of 1 x 1 convolutions, whose gradient has the same order in memory under another name; said once by every process.
+    warnings.filterwarnings("ignore", "(?s)Grad strides do not match bucket view strides")
     keep_freed_memory()
     choose_kernels(speed)
     _meet_again(world)
@@ -51,8 +55,6 @@ def start_processes(batch_size, update_freq, total_batch_size, speed, *, default
         )  # fmt: skip
     except ImportError as error:  # of what a config of Accelerate's asks for, such as enable_cpu_affinity
         raise InputError(f"Accelerate: {first_line(error)}") from None
-    # Of 1 x 1 convolutions, whose gradient has the same order in memory under another name; said once by every process.
-    warnings.filterwarnings("ignore", "(?s)Grad strides do not match bucket view strides")
     if world != accelerator.num_processes:
         raise InputError(
             f"the launcher started {world} processes, but Accelerate sees {accelerator.num_processes}: launch with torchrun "
