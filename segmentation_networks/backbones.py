@@ -7,6 +7,7 @@ from torch import nn
 from segmentation_networks.blocks import pooled
 from utils.cli.errors import InputError, choose_one, first_line
 
+JOINING = ("hrnet", "dla")  # models that join maps of all strides, which fit where 32 divides the image's sides only
 STRIDES = (4, 8, 16, 32)  # pixels of the image per pixel of the maps of stages 1 to 4
 
 
@@ -111,6 +112,8 @@ def is_plain(backbone):
 
 def size_multiple(backbone):
     """What height and width of the images must be a multiple of."""
+    if _architecture(backbone).startswith(JOINING):
+        return STRIDES[-1]
     return backbone.feature_info.reduction()[0] if backbone.pretrained_cfg.get("fixed_input_size") else 1
 
 

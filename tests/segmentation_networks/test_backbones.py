@@ -72,3 +72,9 @@ def test_gradient_checkpointing_changes_no_gradient(backbone):
         gradients.append([parameter.grad for parameter in network.parameters()])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("backbone", ["hrnet_w18_small", "dla46_c"])
+def test_a_backbone_that_joins_its_maps_takes_images_of_any_size(backbone):
+    network = tiny(backbone, "fpn", backbone_kwargs={}).eval()
+    assert network(torch.zeros(1, 3, 45, 67), only_logits=True)["logits"].shape[2:] == (45, 67)
