@@ -230,6 +230,7 @@ def test_a_package_that_a_config_asks_for_is_named(kernels, monkeypatch):
     monkeypatch.setattr(processes, "keep_freed_memory", lambda: None)
     with pytest.raises(InputError, match="Accelerate: the `nvidia-ml-py` package must be available"):
         processes.start_processes(None, None, None, Speed(), default_batch_size=8)
+    assert kernels() == FAST  # chosen before the GPU is first used
 
 
 def test_threads_of_the_user_stay_and_a_launchers_do_not(monkeypatch):
