@@ -21,10 +21,9 @@ import numpy as np
 import timm.optim
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from gpu_kernels import seconds_of, synchronize
+from gpu_kernels import seconds_of, synchronize, training_flops
 from PIL import Image
 from timm.data.loader import PrefetchLoader
-from torch.utils.flop_counter import FlopCounterMode
 
 import train_recognition
 import train_segmentation
@@ -247,7 +246,7 @@ def _take_turns(
         memory.append(torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None)
     seconds = [[seconds_of(turn, device) for turn in turns] for _ in range(rounds)]
     loop, bare, of_timms = (batch * updates / statistics.median(column) for column in zip(*seconds, strict=True))
-    flops, peak = flops_per_image(accelerator, network, criterion, next(iter(loader))), peak_of(device)
+    flops, peak = flops_per_image(accelerator, network, next(iter(loader))), peak_of(device)
     return {
         "batch": batch, "loop": loop, "bare": bare, "timm": of_timms,
         "loop / bare": statistics.median(row[1] / row[0] for row in seconds),
@@ -269,13 +268,10 @@ class _Again:
         return itertools.islice(itertools.cycle(self.batches), self.count)
 
 
-def flops_per_image(accelerator, network, criterion, batch):
-    """Floating point operations of a forward and backward pass, two for each multiplication with its addition."""
+def flops_per_image(accelerator, network, batch):
+    """Floating point operations of an image's forward and backward pass, two for each multiplication with its addition."""
     model = accelerator.unwrap_model(copy.deepcopy(network), keep_fp32_wrapper=False).train()
-    images, targets = (part[:2] for part in batch[:2])
-    with FlopCounterMode(display=False) as counter, torch.autocast(images.device.type, torch.bfloat16):
-        criterion(model(images), targets).backward()
-    return counter.get_total_flops() / len(images)
+    return training_flops(model, batch[0][:2]) / 2
 
 
 # --- (c) the loader ---------------------------------------------------------------------------------------------------
