@@ -11,7 +11,7 @@ from utils.report import page
 from utils.report.page import COLOURS, cell, chart, escaped, section, table
 from utils.report.report import NAME, shown
 from utils.report.run_files import read_run
-from utils.report.scores import BEST_BY, SCORES
+from utils.report.scores import BEST_BY, score_of
 
 
 def write_comparison(run_folders, path="comparison.html"):
@@ -36,7 +36,7 @@ def _results(runs, names, base):
         link = pathlib.PurePath(os.path.relpath(run.folder / NAME, base)).as_posix()
         linked = f'<a href="{urllib.parse.quote(os.fsencode(link))}">{escaped(name)}</a>'
         cells = f"<td>{linked if (run.folder / NAME).is_file() else escaped(name)}</td>"
-        score = SCORES[run.metric]
+        score = score_of(run.metric)
         cells += cell(run.title, "v") + cell(score.name)
         for best in (run.best, run.best_ema):
             cells += cell(score.text(best[0]) if best else "", "n") + cell((best[1] if best else "") or "", "n")
@@ -55,7 +55,7 @@ def _curves(runs, names, key):
         style = i % COLOURS + 2 * COLOURS * (i // COLOURS)
         lines.append((name, style, run.series(key)))
         lines.append((f"{name}, EMA", style + COLOURS, run.series(f"{key}_ema")))
-    return chart(SCORES[key].title, [line for line in lines if line[2]])
+    return chart(score_of(key).title, [line for line in lines if line[2]])
 
 
 def _differences(runs, names):

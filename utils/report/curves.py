@@ -9,7 +9,7 @@ import numpy as np
 
 from utils.report.canvas import BLUE, FAINT, GREEN, MARGIN, ORANGE, RED, SMALL, TITLE, png, short
 from utils.report.run_files import number
-from utils.report.scores import SCORES
+from utils.report.scores import score_of
 
 
 def curves(path, epochs, updates, metric, lr_scales=(1.0, 1.0)):
@@ -103,11 +103,11 @@ def _loss_panel(axes, epochs, updates, per_epoch):
 
 
 def _score_panel(axes, epochs, metric):
-    title = [SCORES[metric].title]
+    title = [score_of(metric).title]
     for name, label, colour, mark in ((metric, "model", BLUE, "o"), (metric + "_ema", "EMA", ORANGE, "s")):
         values = _epoch_line(axes, epochs, name, label, colour, mark)
         if np.isfinite(values).any():
-            best = int((np.nanargmin if SCORES[metric].falls else np.nanargmax)(values))
+            best = int((np.nanargmin if score_of(metric).falls else np.nanargmax)(values))
             title.append(f"best{' of the EMA' * (label == 'EMA')} {values[best]:.2f} in epoch {epochs[best]['epoch'] + 1}")
     axes.set_title("; ".join(title), loc="left")
 

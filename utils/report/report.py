@@ -11,7 +11,7 @@ import shlex
 from utils.report import page
 from utils.report.page import bar, cell, escaped, section, table
 from utils.report.run_files import number, of_type, read_json, read_run, read_text
-from utils.report.scores import SCORES, scores_of
+from utils.report.scores import score_of, scores_of
 
 NAME = "report.html"
 COUNTS = {
@@ -49,7 +49,7 @@ def _result(run):
     last, planned = run.epochs[-1] if run.epochs else {}, number(run.args.get("epochs"))
     done = f"{last['epoch'] + 1 if last else 0}" + (f" of {planned:g}" if planned and not run.finished else "")
     facts = {"status": "finished" if run.finished else "not finished", "epochs": done}
-    score = SCORES[run.metric]
+    score = score_of(run.metric)
     if run.best_ema:
         facts["best of the EMA" + _in_epoch(run.best_ema)] = score.text(run.best_ema[0])
     for key, other in scores_of(last).items():

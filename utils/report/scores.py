@@ -42,11 +42,16 @@ SCORES = {
 BEST_BY = {"recognition": "test_acc1", "segmentation": "test_miou"}  # the score that decides which weights are the best
 
 
+def score_of(name):
+    """The Score of this name in log.txt; where SCORES has none, one that is called by the name itself."""
+    text = name.removeprefix("test_").replace("_", " ")
+    return SCORES.get(name) or Score(text, text)
+
+
 def scores_of(record):
     """{name in log.txt: Score}: SCORES, and whatever else a record of log.txt has that is named test_… and no whole number."""
     names = [key.removesuffix("_ema") for key, value in record.items() if key.startswith("test_") and isinstance(value, float)]
-    words = {name: name.removeprefix("test_").replace("_", " ") for name in names if name not in SCORES}
-    return SCORES | {name: Score(text, text) for name, text in words.items()}
+    return SCORES | {name: score_of(name) for name in names}
 
 
 def value_of(metric, scores):
@@ -57,7 +62,7 @@ def value_of(metric, scores):
 
 def is_better(metric, value, best):
     """Whether a `value` of the score `metric` is better than the best so far, None where there is none. NaN never is."""
-    falls = f"test_{metric}" in SCORES and SCORES[f"test_{metric}"].falls
+    falls = score_of(f"test_{metric}").falls
     return value < (math.inf if best is None else best) if falls else value > (-math.inf if best is None else best)
 
 
@@ -68,7 +73,7 @@ def epoch_line(record, epochs, best, metric):
     as acc1.
     """
     text = f"epoch {record['epoch'] + 1}/{epochs}: train loss {record['train_loss']:.4f}"
-    score = SCORES[f"test_{metric}"]
+    score = score_of(f"test_{metric}")
     for key, short in ((f"test_{metric}", score.short), (f"test_{metric}_ema", "EMA")):
         if key in record:
             text += f", {short} {score.text(record[key])} (best {best.get(key, 0):.{2 if score.unit else 4}f})"
