@@ -1,6 +1,7 @@
 """Layer ids, parameter groups and optimizers against the published code's."""
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import warnings
 import pytest
 import timm
 import torch
+import torchvision
 from conftest import ROOT
 
 import optim_factory
@@ -23,6 +25,7 @@ from optim_factory import (
     get_num_layer_stage_wise,
     get_parameter_groups,
     layer_decay_assigner,
+    layers_in_order,
 )
 
 
@@ -196,7 +199,7 @@ def test_what_cannot_be_placed_is_an_error():
         get_num_layer_for_convnext_single("stages.2.8.gamma", [2, 2, 6, 2])
     with pytest.raises(ValueError, match="beyond the 8 multipliers"):
         LayerDecayValueAssigner([1.0] * 8, layer_decay_type="layer_wise").get_scale(9)
-    with pytest.raises(ValueError, match="group_matcher"):
+    with pytest.raises(ValueError, match="needs layers, Linear has one: use --layer_decay 1.0"):
         layer_decay_assigner(torch.nn.Linear(3, 4), 0.9)
     with pytest.raises(ValueError, match="needs the depths"):
         LayerDecayValueAssigner([1.0], None, "single")
@@ -212,6 +215,127 @@ def test_group_on_a_shallow_model_says_which_ids_stay_empty():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         layer_decay_assigner(model, 0.7, "group")
+
+
+# --- other names, other models
+
+
+def torchvision_name(name):
+    """torchvision's name of ConvNeXt for an original one."""
+    name = re.sub(r"^downsample_layers\.(\d)\.", lambda m: f"features.{2 * int(m[1])}.", name)
+    name = re.sub(r"^stages\.(\d)\.(\d+)\.", lambda m: f"features.{2 * int(m[1]) + 1}.{m[2]}.", name)
+    for ours, theirs in {"dwconv": "block.0", "norm": "block.2", "pwconv1": "block.3", "pwconv2": "block.5"}.items():
+        name = re.sub(rf"^(features\..*)\.{ours}\.", rf"\1.{theirs}.", name)
+    name = name.replace(".gamma", ".layer_scale").replace("head.", "classifier.2.")
+    return re.sub(r"^norm\.", "classifier.0.", name)
+
+
+def hugging_face_name(name):
+    """Hugging Face's name of ConvNeXt for an original one."""
+    name = re.sub(r"^downsample_layers\.0\.0\.", "embeddings.patch_embeddings.", name)
+    name = re.sub(r"^downsample_layers\.0\.1\.", "embeddings.layernorm.", name)
+    name = re.sub(r"^downsample_layers\.(\d)\.", r"encoder.stages.\1.downsampling_layer.", name)
+    name = re.sub(r"^stages\.(\d)\.(\d+)\.", r"encoder.stages.\1.layers.\2.", name)
+    name = re.sub(r"^(encoder.*)\.norm\.", r"\1.layernorm.", name).replace(".gamma", ".layer_scale_parameter")
+    return "classifier." + name[5:] if name.startswith("head.") else "convnext." + re.sub(r"^norm\.", "layernorm.", name)
+
+
+@pytest.mark.parametrize("spelling", [torchvision_name, hugging_face_name])
+@pytest.mark.parametrize("kind", ["single", "group"])
+def test_torchvisions_and_hugging_faces_convnext_have_the_ids_of_the_original(golden, spelling, kind):
+    parameters = original_parameters(golden, "convnext_tiny")
+    theirs = {name: spelling(name) for name, *_ in parameters}
+    if spelling is torchvision_name:
+        assert set(theirs.values()) == {name for name, _ in torchvision.models.convnext_tiny().named_parameters()}
+    assert convnext_depths(theirs.values()) == (3, 3, 9, 3)
+    ours = layer_decay_assigner(Named(parameters), 0.7, kind)
+    other = layer_decay_assigner(Named([(theirs[name], *rest) for name, *rest in parameters]), 0.7, kind)
+    assert {n: ours.get_layer_id(n) for n in theirs} == {n: other.get_layer_id(theirs[n]) for n in theirs}
+
+
+def test_the_published_way_on_unknown_names_warns():
+    assigner = LayerDecayValueAssigner([0.7 ** (13 - i) for i in range(14)])
+    with torch.device("meta"):
+        known, other = torchvision.models.convnext_tiny(), torchvision.models.swin_t()
+        frozen = torchvision.models.swin_t()
+    for param in list(frozen.parameters())[:-2]:
+        param.requires_grad = False
+    with pytest.warns(UserWarning, match=r"does nothing: \d+ of \d+ parameters \(.*features.* have one layer id, 13"):
+        create_optimizer(simple("adamw"), other, assigner.get_layer_id, assigner.get_scale)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer = create_optimizer(simple("adamw"), known, assigner.get_layer_id, assigner.get_scale)
+        create_optimizer(simple("adamw"), frozen, assigner.get_layer_id, assigner.get_scale)
+    assert len({group["lr_scale"] for group in optimizer.param_groups}) == 8  # 9 blocks by threes
+
+
+@pytest.mark.parametrize(
+    "name, options, layers",
+    [  # the stem, a layer for each block and downsampling, the head; norms belong to the layer before them
+        ("resnet18", {}, ["conv1", *(f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1)), "fc"]),
+        ("swin_t", {}, 1 + 12 + 3 + 1),
+        ("vit_b_32", {}, ["conv_proj", *(f"encoder.layers.encoder_layer_{i}" for i in range(12)), "heads"]),
+        ("efficientnet_b0", {}, 1 + 16 + 1 + 1),
+        ("alexnet", {}, 5 + 3),
+    ],
+)
+def test_layers_of_any_model_come_in_the_order_of_its_modules(name, options, layers):
+    with torch.device("meta"):
+        model = getattr(torchvision.models, name)(**options)
+    with pytest.warns(UserWarning, match=r"\d+ layers are taken in the order of its modules, from .* which has the full rate"):
+        assigner = layer_decay_assigner(model, 0.9)
+    found = layers_in_order(model)
+    assert len(found) == layers if isinstance(layers, int) else [name for name, _ in found] == layers
+    ids = [assigner.get_layer_id(param) for _, names in found for param in names]
+    assert ids == sorted(ids) and set(ids) == set(range(len(found)))
+    assert len(ids) == len(list(model.parameters()))
+    if name == "vit_b_32":
+        assert assigner.get_layer_id("encoder.pos_embedding") == assigner.get_layer_id("class_token") == 0
+        assert assigner.get_layer_id("encoder.ln.weight") == 12
+
+
+@pytest.mark.parametrize("name", ["caformer_s18", "pit_ti_224", "csatv2"])
+def test_timm_models_without_a_matcher(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    with pytest.warns(UserWarning, match="in the order of its modules"):
+        assigner = layer_decay_assigner(model, 0.9)
+    order = [assigner.get_layer_id(param) for param, _ in model.named_parameters()]
+    assert len(assigner.values) > 10 and order[0] == 0 and order[-1] == len(assigner.values) - 1
+
+
+@pytest.mark.parametrize(
+    "name, parameter, like",
+    [
+        ("vgg11", "pre_logits.fc1.weight", "features.18.weight"),
+        ("hrnet_w18_small", "incre_modules.0.0.conv1.weight", "stage4.0.fuse_layers.0.1.0.weight"),
+        ("samvit_base_patch16", "neck.0.weight", "blocks.11.mlp.fc2.weight"),
+        ("vit_small_patch16_rope_mixed_224", "rope.freqs", "patch_embed.proj.weight"),
+        ("mobilenetv3_small_100", "conv_head.weight", "blocks.5.0.conv.weight"),
+    ],
+)
+def test_what_timms_matcher_does_not_name_learns_with_the_layer_before_it(name, parameter, like):
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=10)
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        assigner = layer_decay_assigner(model, 0.9)
+    assert assigner.get_layer_id(parameter) == assigner.get_layer_id(like) < len(assigner.values) - 1
+    assert ["does not name" in str(note.message) for note in notes] == [True]
+    last = [param for param, _ in model.named_parameters()][-1]
+    assert assigner.get_scale(assigner.get_layer_id(last)) == 1.0
+
+
+def test_a_first_layer_that_learns_next_to_nothing_is_said():
+    with torch.device("meta"):
+        model = timm.create_model("convnext_base")
+    with pytest.warns(UserWarning, match=r"0.7 over 36 layers: .* 3e-06 times .*--layer_decay 0.880 gives it 0.01"):
+        layer_decay_assigner(model, 0.7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert layer_decay_assigner(model, 0.88).get_scale(1) >= 0.01
+        assigner = layer_decay_assigner(model, 0.7, min_scale=0.05)
+    assert assigner.get_scale(1) == 0.05 and assigner.get_scale(36) == pytest.approx(0.7)
 
 
 # --- create_optimizer

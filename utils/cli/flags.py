@@ -227,7 +227,7 @@ def check_common(args, error):
         ("model_ema_decay", args.model_ema, "with --model_ema true"),
         ("model_ema_warmup", args.model_ema or not args.model_ema_warmup, "with --model_ema true"),
         ("model_ema_eval", args.model_ema or not args.model_ema_eval, "with --model_ema true"),
-        ("layer_decay_type", args.layer_decay < 1, "with --layer_decay below 1"),
+        ("layer_decay_type layer_decay_min_scale", args.layer_decay < 1, "with --layer_decay below 1"),
         ("blr", "lr" not in args.given, "without --lr, which wins"),
         ("warmup_epochs", args.warmup_steps <= 0, "without --warmup_steps, which wins"),
         ("min_lr", args.sched != "constant", "with every --sched but constant"),

@@ -3,22 +3,28 @@
 import argparse
 import warnings
 
-from optim_factory import create_optimizer, group_table, layer_decay_assigner
+from optim_factory import convnext_depths, create_optimizer, group_table, layer_decay_assigner
 from utils.cli.errors import input_errors
 
 
 def build_optimizer(model, args, *, head_lr_scale=None, fused=True, say=print):
     """(optimizer, rows of its parameter groups as of `group_table`).
 
-    args: has what create_optimizer reads (opt, lr, weight_decay, momentum, …), weight_decay_end, layer_decay and
-    layer_decay_type. head_lr_scale: None for a recognition model; of a segmentation network, whatever is not the backbone
-    learns so many times as fast, in groups of its own. fused: use torch's fused kernels; they neither tell whether a loss
-    scaler left out their step, nor take sharded tensors in every optimizer. say: takes a line about what is doubtful.
-    Raises InputError where no rule of layer decay fits the model, and for options that the optimizer does not take.
+    args: has what create_optimizer reads (opt, lr, weight_decay, momentum, …), weight_decay_end, layer_decay,
+    layer_decay_type and layer_decay_min_scale. stage_wise, which segmentation has unless it is told otherwise, becomes
+    single where the backbone is no ConvNeXt, and a note says so. head_lr_scale: None for a recognition model; of a
+    segmentation network, whatever is not the backbone learns so many times as fast, in groups of its own. fused: use
+    torch's fused kernels; they neither tell whether a loss scaler left out their step, nor take sharded tensors in every
+    optimizer. say: takes a line about what is doubtful. Raises InputError where no rule of layer decay fits the model, and
+    for options that the optimizer does not take.
     """
     with input_errors(), warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        assigner = layer_decay_assigner(model, args.layer_decay, args.layer_decay_type)
+        kind = args.layer_decay_type
+        if kind == "stage_wise" and args.layer_decay < 1 and not convnext_depths(name for name, _ in model.named_parameters()):
+            warnings.warn("layer_decay_type stage_wise is for ConvNeXt: an id per block (single) instead", stacklevel=2)
+            kind = "single"
+        assigner = layer_decay_assigner(model, args.layer_decay, kind, args.layer_decay_min_scale)
         get_layer_id, get_scale = (assigner.get_layer_id, assigner.get_scale) if assigner else (None, None)
         by_layer = (get_layer_id, get_scale)
         if head_lr_scale is not None:
