@@ -39,6 +39,7 @@ SMALL_JOBS = (
     ("test_convnext", "recognition", "--model test_convnext", 64, 4),
     ("UPerNet on test_convnext", "segmentation", "--backbone test_convnext --model upernet --channels 8", 64, 4),
 )
+COMPILED = (False, True)
 COMMON = "--opt adamw --epochs 1000 --disable_eval true --save_ckpt false --report_to none --log_every 50".split()
 FIRST_GUESS = {False: 20.0, True: 60.0}  # seconds that a row takes, without and with compilation, before one was measured
 # Dense bf16 operations and bytes of memory per second, from NVIDIA's data sheets; the first name that is in the card's holds.
@@ -134,7 +135,7 @@ def speed(args, device, add):
     cost = dict(FIRST_GUESS)
     with tempfile.TemporaryDirectory() as folder:
         data = make_images(folder, *((12, 1) if args.small else (64, 39)))
-        for compiled, job in itertools.product((False, True), SMALL_JOBS if args.small else JOBS):
+        for compiled, job in itertools.product(COMPILED, SMALL_JOBS if args.small else JOBS):
             name, script, flags, pixels, batch = job
             columns = {"model": name, "pixels": pixels, "batch": batch, "compile": compiled}
             if args.end - time.monotonic() < cost[compiled]:

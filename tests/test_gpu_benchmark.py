@@ -44,13 +44,15 @@ def test_operators_against_what_they_need(tmp_path):
 
 def test_the_loop_beside_the_bare_step_and_timms(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_runs, "SMALL_JOBS", gpu_runs.SMALL_JOBS[:1])
+    monkeypatch.setattr(gpu_runs, "COMPILED", (False,))
     gpu.main(["--small", "--here", "--only", "speed", "--minutes", "30", "--out", str(tmp_path)])
     rows = rows_of(tmp_path, "speed")
-    assert [row["compile"] for row in rows] == [False, True]
-    for row in rows:
-        assert "why" not in row and min(row[name] for name in ("loop", "bare", "timm", "loop / bare", "loop / timm")) > 0
-        assert row["share of peak"] is None  # nobody knows a CPU's
-        assert 0.01 < row["GFLOP"] < 0.05
+    assert len(rows) == 1 and was_measured(rows[0])
+
+
+def was_measured(row):
+    figures = [row[name] for name in ("loop", "bare", "timm", "loop / bare", "loop / timm")]
+    return "why" not in row and min(figures) > 0 and row["share of peak"] is None and 0.01 < row["GFLOP"] < 0.05
 
 
 def test_operations_are_those_of_the_papers():
@@ -104,5 +106,6 @@ def test_the_whole_command(tmp_path):
     done = run(ROOT / "benchmarks" / "gpu.py", "--small", "--minutes", 8, "--out", tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert all(f"{part}: done" in done.stdout for part in gpu.SHARES)
+    assert len(rows_of(tmp_path, "speed")) == 4 and all(map(was_measured, rows_of(tmp_path, "speed")))
     assert len(rows_of(tmp_path, "loader")) == 2 and all(row["outcome"] == "passed" for row in rows_of(tmp_path, "tests"))
-    assert len(rows_of(tmp_path, "tests")) == 3 and gpu_kernels.STAGES[0][0] == 96
+    assert len(rows_of(tmp_path, "tests")) == 3

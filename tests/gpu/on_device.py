@@ -42,11 +42,14 @@ WORDS = {
 COLOURS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
 
 
-def on(gpu, cpu=()):
-    """Parametrises a test by `device` and `case`: {name: case} on the GPU, marked gpu; those named in `cpu` on the CPU too."""
+def on(gpu, cpu=(), slow=()):
+    """Parametrises a test by `device` and `case`: {name: case} on the GPU, marked gpu; those named in `cpu` on the CPU too, and
+    so those in `slow`, marked slow.
+    """
     needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
     found = [pytest.param("cuda", case, id=f"cuda-{name}", marks=needs_gpu) for name, case in gpu.items()]
     found += [pytest.param("cpu", gpu[name], id=f"cpu-{name}") for name in cpu]
+    found += [pytest.param("cpu", gpu[name], id=f"cpu-{name}", marks=pytest.mark.slow) for name in slow]
     return pytest.mark.parametrize(("device", "case"), found)
 
 
@@ -76,10 +79,10 @@ def start(monkeypatch, data, capsys):
     monkeypatch.setattr(Gallery, "refresh", lambda gallery: None)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for equal bits; has to stand before cuBLAS begins
 
-    def call(device, script, *words, precision="no"):
+    def call(device, script, *words, precision="no", trains=True):
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true" if device == "cpu" else "false")
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
-        words = [*WORDS[script], "--data_path", data[script], *words]
+        words = [*WORDS[script], "--data_path", data[script], *words] if trains else words
         with fresh_state():
             SCRIPTS[script].main(SCRIPTS[script].parse_args(list(map(str, words))))
         return capsys.readouterr().out
