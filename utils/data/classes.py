@@ -44,8 +44,8 @@ def in_classes(source, classes, palette=None, say=print):
             f"{source.title}: {len(unknown)} of {len(own)} classes are none of the weights' ({_few(unknown)}{near}); they have "
             f"{len(classes)}: {_few(classes)}; name the classes of the data as these"
         )
-    if len(set(classes)) < len(classes) and own != classes:
-        raise InputError(f"{source.title}: the weights have two classes of one name, so that the data cannot be mapped by name")
+    if own != classes and (twice := [name for name in own if classes.count(name) > 1]):
+        raise InputError(f"{source.title}: the weights have two classes {twice[0]}, so that the data cannot be mapped by name")
     if len(own) < len(classes):
         say(f"classes: the data has {len(own)} of the weights' {len(classes)} ({_few(own)}): scored on these; an answer may be "
             "any of all")  # fmt: skip

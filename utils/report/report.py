@@ -58,12 +58,22 @@ def _result(run):
     for key, name in COUNTS.items():
         if (value := number((run.settings | last).get(key))) is not None:
             facts[name] = f"{value:,.0f}"
+    if terms := _start_license(run):
+        facts["licence of the start weights"] = terms
     big, what = "none", "not evaluated yet"
     if run.best:
         what, big = f"best {score.name}" + _in_epoch(run.best), score.text(run.best[0])
     rows = "".join(f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)}</dd></div>" for name, value in facts.items())
     first = f'<div><div class="big">{big}</div><div class="faint">{what}</div></div>'
     return f'<section class="result">{first}<dl class="facts">{rows}</dl></section>\n'
+
+
+def _start_license(run):
+    """The licence of what the run started from; "" from scratch."""
+    if not any(run.args.get(name) for name in ("finetune", "pretrained")):
+        return ""
+    configs = (read_json(run.folder / name / "config.json", dict) for name in ("best", "last"))
+    return next((of_type(config["start_license"], str) for config in configs if config.get("start_license")), "unknown")
 
 
 def _in_epoch(best):

@@ -100,7 +100,9 @@ def card_text(about, record, best, ema=False):
     versions = ", ".join(f"{_plain(name)} {_plain(version)}" for name, version in about.versions.items())
     scratch = start == "from scratch"
     origin = "from scratch" if scratch else f"starting from {_code(start)}"
-    inherited = "" if scratch else " What holds for the weights it started from, their license included, holds for it too."
+    terms = config.get("start_license") or "unknown"
+    inherited = f" What holds for the weights it started from, whose license is {_code(terms)}, holds for it too."
+    inherited = "" if scratch else inherited
     license = (
         f"License: {_code(about.license)}." if about.license else "License: unknown; whoever trained this has not stated one."
     )

@@ -1,0 +1,147 @@
+"""What the flags become by the start weights: what stands on the line wins, and is said."""
+
+import json
+
+import pytest
+
+from utils.cli.errors import InputError
+from utils.cli.first import parse
+from utils.cli.recognition_flags import DIGITS
+from utils.model.as_trained import as_trained
+from utils.run.start import license_of, network_of, refuse_new_head, take_start
+
+DATA = "--data_path images "
+CLIP = "--model vit_base_patch32_clip_256.datacompxl --pretrained true "
+
+
+def taken(words, script="train_recognition.py", defaults=()):
+    args = parse(script, "", words.split())
+    start, told = take_start(args, args.model if script == "train_recognition.py" else args.backbone, defaults)
+    return args, start, told
+
+
+def folder(path, **config):
+    cfg = {"input_size": [3, 40, 40], "mean": [0.5] * 3, "std": [0.2] * 3, "crop_pct": 0.8, "crop_mode": "center"}
+    whole = {"architecture": "resnet10t", "num_classes": 2, "label_names": ["cat", "dog"], "pretrained_cfg": cfg, **config}
+    (path / "config.json").write_text(json.dumps(whole))
+    return path
+
+
+def test_from_scratch_nothing_is_taken():
+    args, start, told = taken(DATA)
+    assert (args.input_size, args.crop_pct, args.crop_mode, args.mean, args.std, start, told) == (224, *[None] * 5, [])
+
+
+def test_a_file_says_nothing_and_that_is_said():
+    args, start, (line,) = taken(DATA + "--finetune weights.pth")
+    assert start is None and args.input_size == 224
+    assert line == "weights.pth does not say how it was trained: 224 pixels, mean of ImageNet, licence unknown"
+    with pytest.raises(InputError, match="--mean model: the weights do not tell"):
+        taken(DATA + "--finetune weights.pth --mean model")
+
+
+def test_pretrained_weights_are_fed_as_they_were_trained():
+    args, start, (line,) = taken(DATA + CLIP)
+    assert (args.input_size, args.crop_pct, args.crop_mode, args.eval_interpolation) == (256, 1.0, "center", "bicubic")
+    assert args.mean == list(start.images["mean"]) and args.mean[0] == pytest.approx(0.48145466)
+    assert line == "as the weights were trained: 256 pixels, crop 1.0, mean of CLIP, licence apache-2.0"
+
+
+def test_a_flag_wins_and_is_said():
+    args, _, told = taken(DATA + CLIP + "--input_size 128 --mean imagenet --crop_pct 0.9")
+    assert (args.input_size, args.crop_pct, args.mean, args.std) == (128, 0.9, "imagenet", None)
+    assert told[1] == "--input_size 128 wins over 256, as the weights were trained" and len(told) == 4
+    args, _, _ = taken(DATA + CLIP + "--imagenet_default_mean_and_std false")
+    assert args.mean is None and args.std is None
+    args, start, _ = taken(DATA + CLIP + "--mean 0.1 0.2 0.3 --std model")
+    assert args.mean == [0.1, 0.2, 0.3] and args.std == start.images["std"]
+    args, _, _ = taken(DATA + CLIP + "--input_size 32")
+    assert args.crop_pct is None and args.crop_mode is None  # padded crops are of whole images
+
+
+def test_the_data_sets_its_flags_in_training_but_not_in_an_evaluation(tmp_path):
+    words = f"--finetune {folder(tmp_path)} "
+    args, _, _ = taken(words, defaults=DIGITS)
+    assert (args.input_size, args.crop_pct, args.mean) == (64, 1.0, [0.5] * 3)
+    args, start, _ = taken(words + "--eval true", defaults=DIGITS)
+    assert (args.input_size, args.crop_pct, args.model, start.classes) == (40, 0.8, "resnet10t", ["cat", "dog"])
+    assert taken(words, defaults=DIGITS)[0].model == "convnextv2_atto"
+
+
+def test_a_recipe_wins_in_training_only(tmp_path):
+    (tmp_path / "recipe.args").write_text("--input_size 96 --model resnet18\n")
+    words = DATA + f"@{tmp_path / 'recipe.args'} --finetune {folder(tmp_path)} "
+    assert taken(words)[0].input_size == 96
+    args, _, _ = taken(words + "--eval true")
+    assert (args.input_size, args.model) == (40, "resnet10t")
+    args, _, told = taken(words + "--eval true --input_size 64")
+    assert args.input_size == 64 and "--input_size 64 wins over 40" in told[1]
+
+
+def test_a_state_is_evaluated_as_its_run_was(tmp_path):
+    for name in ("checkpoints/update_00000001", "best"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "checkpoints/update_00000001/manifest.json").write_text("{}")
+    folder(tmp_path / "best", tta_flip=True)
+    args, _, _ = taken(f"--eval true --resume {tmp_path / 'checkpoints/update_00000001'}")
+    assert args.input_size == 40 and args.tta_flip
+
+
+def test_a_prediction_has_the_model_of_the_weights(tmp_path):
+    words = f"--predict pictures --finetune {folder(tmp_path)} "
+    assert taken(words + "--model resnet10t")[0].input_size == 40
+    with pytest.raises(InputError, match="--model resnet18: the weights have resnet10t, which --predict takes; leave it out"):
+        taken(words + "--model resnet18")
+
+
+SEGMENTS = {
+    "network": {"backbone": "resnet10t", "head": "fcn", "classes": 2, "head_kwargs": {"channels": 16, "dropout": 0.2}},
+    "classes": ["cat", "dog"], "palette": [[0, 0, 0], [1, 1, 1]], "crop_size": 48, "base_size": 56, "transforms": "encoding",
+    "mean": [0.5] * 3, "std": [0.5] * 3, "eval_mode": "slide", "eval_scales": [1.0, 1.5], "eval_flip": True, "license": "mit",
+}  # fmt: skip
+
+
+def test_segmentation_takes_network_view_and_colours(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(SEGMENTS))
+    words, script = DATA + f"--finetune {tmp_path} ", "train_segmentation.py"
+    args, start, (line,) = taken(words, script)
+    assert (args.crop_size, args.mean) == (480, [0.5] * 3)  # training goes on with its own crops
+    assert line == "as the weights were trained: mean of Inception, licence mit"
+    args, start, told = taken(words + "--eval true --base_size 64 --dropout 0.3", script)
+    assert (args.crop_size, args.base_size, args.eval_mode, args.eval_flip) == (48, 64, "slide", True)
+    assert told[1:] == ["--base_size 64 wins over 56, as the weights were trained"]
+    network = network_of(start, args, {"head_kwargs": {"dropout": 0.3}, "head": "upernet"})
+    assert network == SEGMENTS["network"] | {"head_kwargs": {"channels": 16, "dropout": 0.3}}
+    with pytest.raises(InputError, match="this is a segmentation network"):
+        taken(words)
+    assert taken(words.replace("--data_path images", ""), script, defaults=("crop_size",))[0].crop_size == 96
+
+
+def test_the_mean_of_a_backbone():
+    words = DATA + "--backbone vit_small_patch16_siglip_512.webli --pretrained true"
+    args, start, _ = taken(words.replace("small", "base"), "train_segmentation.py")
+    assert args.mean == [0.5] * 3 and start.license == "apache-2.0"
+
+
+def test_licences():
+    start = as_trained(None, "convnextv2_atto.fcmae_ft_in1k")
+    assert license_of(start, None) == {"license": "cc-by-nc-4.0", "start_license": "cc-by-nc-4.0"}
+    assert license_of(start, "mit") == {"license": "mit", "start_license": "cc-by-nc-4.0"}
+    assert license_of(None, None) == {}
+
+
+def test_a_new_head_is_no_result():
+    for layout in ("timm names; head new", "segmentation checkpoint of this project; new: auxiliary_head, decode_head.conv5.4"):
+        with pytest.raises(InputError, match="a new one would be scored"):
+            refuse_new_head("weights.pth", ["weights.pth", layout, ""])
+    refuse_new_head("weights.pth", ["weights.pth", "segmentation checkpoint of this project; new: auxiliary_head", ""])
+
+
+def test_colours_are_three_numbers_or_a_word(capsys):
+    for words, line in (
+        ("--mean 0.5", "expected three numbers, or one of imagenet"), ("--std 0.5 0 0.5", "expected three numbers above 0"),
+        ("--mean 0.5 clip 0.5", "expected three numbers"), ("--mean 0.5 0.5 0.5 --imagenet_default_mean_and_std true", "wins"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            parse("train_recognition.py", "", (DATA + words).split())
+        assert line in capsys.readouterr().err
