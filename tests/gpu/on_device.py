@@ -29,6 +29,7 @@ from utils.model.ema import EMA
 from utils.report.gallery import Gallery
 from utils.run.checkpoint import states
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for equal bits; cuBLAS reads it when it begins
 SCRIPTS = {"recognition": train_recognition, "segmentation": train_segmentation}
 BACKBONE = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}  # of a ConvNeXt V2
 COMMON = "--epochs 2 --opt adamw --num_workers 0 --report_to none"
@@ -77,7 +78,6 @@ def start(monkeypatch, data, capsys):
     """A script within this process: returns what it printed. It draws no pictures, which would take longer than all else."""
     monkeypatch.setattr(Gallery, "finish", lambda gallery: None)
     monkeypatch.setattr(Gallery, "refresh", lambda gallery: None)
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for equal bits; has to stand before cuBLAS begins
 
     def call(device, script, *words, precision="no", trains=True):
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true" if device == "cpu" else "false")

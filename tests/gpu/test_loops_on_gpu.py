@@ -1,5 +1,7 @@
 """The loops on a GPU: batches one ahead, updates that never wait for the device, and memory as docs/GPUS.md promises it."""
 
+import gc
+
 import pytest
 import torch
 from on_device import batches_in_memory, loader_of, on, small_model, train_in_memory
@@ -34,7 +36,7 @@ def test_a_loader_keeps_its_lane_and_its_memory_over_epochs(device, case):
             images.mul_(2)
         lanes.add(id(loader.lane))
         reserved.append(torch.cuda.memory_reserved() if device == "cuda" else 0)
-    assert len(lanes) == 1 and len(set(reserved[1:])) == 1
+    assert len(lanes) == 1 and reserved[-1] <= 1.5 * reserved[1]  # a stream for each epoch would have three times as much
 
 
 class Watched(list):
@@ -83,9 +85,9 @@ def test_no_update_waits_for_the_device(device, case, tmp_path):
 
 @on({"fp16": "fp16"})
 def test_an_update_that_overflows_is_left_out_and_halves_the_scale(device, case, tmp_path):
-    batches = batches_in_memory("segmentation", 8)
-    batches[3][0].fill_(float("inf"))
-    _, _, run = train_in_memory("segmentation", device, tmp_path / "run", batches, precision=case)
+    batches = batches_in_memory("recognition", 8)
+    batches[3][1][1].fill_(float("inf"))  # the noise that parts of the images are erased with
+    _, _, run = train_in_memory("recognition", device, tmp_path / "run", batches, precision=case)
     assert run.accelerator.scaler.get_scale() == 2.0**15
     assert all(parameter.isfinite().all() for parameter in run.model.parameters())
 
@@ -107,7 +109,9 @@ def kept_by_forward(device, model, images, precision):
             torch.cuda.synchronize()
             before = torch.cuda.memory_allocated()
             output = model(images)
-            return torch.cuda.memory_allocated() - before + 0 * output.numel()
+            held = torch.cuda.memory_allocated() - before
+            del output
+            return held
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             model(images)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -139,9 +143,12 @@ def bytes_of(tensors):
 @on({"no": "no", "bf16": "bf16"}, cpu=("no",))
 def test_a_moving_average_is_one_copy_of_the_weights_and_adamw_twelve_bytes_more(device, case, tmp_path):
     """docs/GPUS.md: AdamW needs 16 bytes for each parameter (weight, gradient, two moments), and 20 with an average."""
+    batches = batches_in_memory("recognition", 2)
+    if device == "cuda":
+        train_in_memory("recognition", device, tmp_path / "first", batches, precision=case)  # the libraries' own memory
     model = small_model("recognition", depths=(1, 1, 1, 1), dims=(64, 128, 256, 512))
     weights = bytes_of(model.parameters())
-    batches = batches_in_memory("recognition", 2)
+    gc.collect()
     allocated = torch.cuda.memory_allocated() if device == "cuda" else 0
     model, average, run = train_in_memory(
         "recognition", device, tmp_path / "run", batches, model=model, ema=True, precision=case
@@ -150,7 +157,7 @@ def test_a_moving_average_is_one_copy_of_the_weights_and_adamw_twelve_bytes_more
     moments = [value for state in run.optimizer.state.values() for value in state.values() if value.dim()]
     assert bytes_of(moments) == 2 * weights and all(parameter.grad is None for parameter in model.parameters())
     if device == "cuda":
-        torch.cuda.empty_cache()
+        gc.collect()
         held = torch.cuda.memory_allocated() - allocated
         assert held == pytest.approx(4 * weights, rel=0.1)  # blocks are whole multiples of 512 bytes
 
@@ -160,6 +167,7 @@ def test_a_run_holds_no_more_after_more_updates(device, case, tmp_path):
     held = []
     for count in (8, 24):
         model, average, _ = train_in_memory(case, device, tmp_path / str(count), batches_in_memory(case, count), ema=True)
+        gc.collect()
         held.append(torch.cuda.memory_allocated() if device == "cuda" else bytes_of(average.shadow))
         del model, average
     assert held[1] <= held[0] * 1.05
