@@ -5,6 +5,7 @@ import torch
 
 from utils.cli.arguments import check_model_kwargs
 from utils.cli.errors import InputError, choose_one, first_line
+from utils.model.sizes import check_size
 
 
 def build_model(options, classes, *, input_size, pretrained=False):
@@ -12,7 +13,7 @@ def build_model(options, classes, *, input_size, pretrained=False):
 
     options: recognition_flags.ModelOptions. input_size: pixels, for models that are made for one size of images.
     pretrained: with timm's pretrained weights. The classifier's weights are multiplied by `head_init_scale`.
-    Raises InputError for an unknown name (with the nearest), for options that the model does not take, and for
+    Raises InputError for an unknown name (with the nearest), for options and a size that the model does not take, and for
     pretrained weights that cannot be had.
     """
     name = options.model
@@ -21,23 +22,29 @@ def build_model(options, classes, *, input_size, pretrained=False):
         choose_one(name.partition(".")[0], timm.list_models(), "model")
     kwargs = dict(options.model_kwargs)
     check_model_kwargs(kwargs, "--model_kwargs")
+    if kwargs.get("in_chans", 3) != 3:
+        raise InputError(f"--model_kwargs in_chans={kwargs['in_chans']}: images are read as RGB, grey ones too; leave it out")
     if options.layer_scale_init_value is not None:
         kwargs["ls_init_value"] = options.layer_scale_init_value
     if options.last_gamma is not None:
         kwargs["zero_init_last"] = options.last_gamma
     if options.drop_block:
         kwargs["drop_block_rate"] = options.drop_block
-    try:
+
+    def build(size, pretrained=False):
         known = timm.models.get_pretrained_cfg(name) if by_name else None
-        if known is not None and known.fixed_input_size:
-            kwargs.setdefault("img_size", input_size)
-        model = timm.create_model(
-            name, pretrained=pretrained, num_classes=len(classes), drop_path_rate=options.drop_path or None, **kwargs
+        sized = {"img_size": size} if known is not None and known.fixed_input_size else {}
+        return timm.create_model(
+            name, pretrained=pretrained, num_classes=len(classes), drop_path_rate=options.drop_path or None, **sized | kwargs
         )
+
+    try:
+        model = build(input_size, pretrained)
     except TypeError as error:
         raise InputError(f"--model {name} does not take one of the flags given for it: {first_line(error)}") from None
     except Exception as error:  # timm's models stumble over odd options and folders in many ways
         raise InputError(f"--model {name} cannot be made: {first_line(error)}") from None
+    check_size(model, input_size, name, build)
     if options.head_init_scale != 1.0:
         head = model.get_classifier()
         if not isinstance(head, torch.nn.Module):
