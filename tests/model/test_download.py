@@ -38,7 +38,7 @@ def server(tmp_path):
             data = file.read_bytes()
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
-            self.send_header("ETag", '"0123"')
+            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')  # under which the Hub's cache keeps it
             self.send_header("X-Repo-Commit", "0" * 40)
             self.end_headers()
             if body:
