@@ -50,8 +50,18 @@ def test_a_folder_says_it_and_a_file_does_not(tmp_path):
     assert as_trained(tmp_path / "model.safetensors") is None
     assert as_trained("https://example.org/weights.pth") is None
     assert as_trained("hf-hub:nobody/nothing") is None  # it cannot be asked: the machine is offline
-    (tmp_path / "config.json").write_text(json.dumps(config | {"pretrained_cfg": cfg | {"mean": [0.5]}}))
-    with pytest.raises(InputError, match="describes no model as timm does"):
-        as_trained(tmp_path)
+    odd = [{"architecture": "hf-hub:some/one"}, {"label_names": [1, 2]}, {"model_args": 3}]
+    wrong = {
+        "mean": [0.5],
+        "std": [0.2, 0, 0.2],
+        "input_size": [3, 0, 0],
+        "crop_pct": 1.5,
+        "crop_mode": "odd",
+        "interpolation": "x",
+    }
+    for change in (*odd, *({"pretrained_cfg": cfg | {name: value}} for name, value in wrong.items())):
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(InputError, match="describes no model as timm does"):
+            as_trained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "convnext"}))  # of Transformers
     assert as_trained(tmp_path) is None

@@ -112,6 +112,8 @@ def test_segmentation_takes_network_view_and_colours(tmp_path):
     assert told[1:] == ["--base_size 64 wins over 56, as the weights were trained"]
     network = network_of(start, args, {"head_kwargs": {"dropout": 0.3}, "head": "upernet"})
     assert network == SEGMENTS["network"] | {"head_kwargs": {"channels": 16, "dropout": 0.3}}
+    args, _, _ = taken(f"--predict pictures --output_dir out --finetune {tmp_path} --base_size 64", script)
+    assert (args.transforms, args.base_size, args.crop_size) == ("encoding", 64, 48)  # whatever suits the built-in scenes
     with pytest.raises(InputError, match="this is a segmentation network"):
         taken(words)
     assert taken(words.replace("--data_path images", ""), script, defaults=("crop_size",))[0].crop_size == 96

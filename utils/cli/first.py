@@ -33,7 +33,10 @@ def _answer():
         model = f"{args.model} on {args.backbone}" if hasattr(args, "backbone") else args.model
         if args.predict or (args.eval and args.finetune and not {"model", "backbone"} & args.given):
             model = args.finetune  # which says what it is
-        print(f"{script.removesuffix('.py')}: {model}, {args.data_path or args.dataset or 'built-in data'}", flush=True)
+        print(
+            f"{script.removesuffix('.py')}: {model}, {args.predict or args.data_path or args.dataset or 'built-in data'}",
+            flush=True,
+        )
 
 
 _answer()

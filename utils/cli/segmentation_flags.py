@@ -161,12 +161,14 @@ def check(args, error):
     if args.predict and not (args.output_dir and args.finetune):
         error("--predict needs --finetune RUN/best, and --output_dir, where masks and overlays go")
     flags.check_order(args, error, "ratio_range")
+    weights_decide = args.finetune and (args.eval or args.predict) and "transforms" not in args.given
     refuse_idle(
         args, error,
         ("aux_weight aux_channels", args.aux, "with --aux true"),
         ("se_weight", args.se_loss, "with --se_loss true"),
         ("cat_max_ratio", args.transforms == "mmseg", "with --transforms mmseg"),
-        ("ratio_range base_size", args.transforms != "none", "with --transforms encoding or mmseg"),
+        ("ratio_range", args.transforms != "none", "with --transforms encoding or mmseg"),
+        ("base_size", args.transforms != "none" or weights_decide, "with --transforms encoding or mmseg"),
         ("epochs", args.max_updates is None, "without --max_updates, which wins"),
         ("eval_freq best_metric", not args.disable_eval, "without --disable_eval"),
     )  # fmt: skip

@@ -3,6 +3,7 @@ names is downloaded for it. A weights file alone says nothing.
 """
 
 import json
+import math
 import os
 import pathlib
 import re
@@ -85,10 +86,28 @@ def _of_folder(folder):
         cfg["license"] = cfg.get("license") or _license_of_card(folder)
         kwargs = config.get("model_args") or {}
         found = _of_timm(cfg, config["architecture"], kwargs)
+        _check(config["architecture"], found)
         found.evaluation.update({name: config[name] for name in VIEW_OF_RECOGNITION if name in config})
         return found
     except (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError, RecursionError) as error:
         raise InputError(f"{path}: describes no model as timm does ({first_line(error)})") from None
+
+
+def _check(architecture, found):
+    """ValueError for what no training writes, and for a name that timm would look for on the network or on the disk."""
+    images = found.images
+    if not isinstance(architecture, str) or not re.fullmatch(r"[\w.-]+", architecture):
+        raise ValueError(f"architecture {architecture}: expected a model's plain name")
+    if not 1 <= images["input_size"] <= 65_536 or not 0 < images["crop_pct"] <= 1:
+        raise ValueError(f"input_size {images['input_size']}, crop_pct {images['crop_pct']}: expected pixels, and a share")
+    if images["crop_mode"] not in ("center", "squash", "border"):
+        raise ValueError(f"crop_mode {images['crop_mode']}: expected center, squash or border")
+    if images["eval_interpolation"] not in ("bicubic", "bilinear", "lanczos", "nearest"):
+        raise ValueError(f"interpolation {images['eval_interpolation']}: expected bicubic, bilinear, lanczos or nearest")
+    if not all(math.isfinite(value) for value in images["mean"] + images["std"]) or min(images["std"]) <= 0:
+        raise ValueError("mean and std: expected finite numbers, and a std above 0")
+    if found.classes is not None and not all(isinstance(name, str) for name in found.classes):
+        raise ValueError("label_names: expected names")
 
 
 def _of_timm(cfg, architecture, model_kwargs=()):
