@@ -111,8 +111,13 @@ class Gallery:
             before = self.spent
             self._draw({**self.waiting, "curves": self.curves})
             self.waiting = {}
-            self._draw({"report": lambda path: report.write_report(self.folder)})
+            self.write_report()
             self.cost = self.spent - before
+
+    def write_report(self):
+        """Write report.html of what there is by now."""
+        if self.folder:
+            self._draw({"report": lambda path: report.write_report(self.folder)})
 
     def files(self):
         """Paths of the pictures there are."""

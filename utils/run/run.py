@@ -250,6 +250,7 @@ class Run:
             publish(result, args.export, args.push_to_hub, args.hub_private, self.say)
         self.signals.stop_if_asked()
         folder.mark_finished(self.accelerator, self.log, self.folder, counters.best, fault)
+        self.gallery.write_report()  # which says now that the run is finished
         best = ", ".join(f"best {name} {value:.3f}" for name, value in counters.best.items()) or "not evaluated"
         self.say(f"done in {clock(time.perf_counter() - self.start)}: {best}; weights in {result}")
         out = " --output_dir OUT" if self.script == "train_segmentation" else ""
