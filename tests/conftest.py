@@ -25,6 +25,15 @@ TINY = (
 ).split()
 
 
+@pytest.fixture(autouse=True)
+def no_words_of_accelerate():
+    """What Accelerate leaves in the environment within a test is not there for the next one, which may start a process."""
+    before = {name for name in os.environ if name.startswith("ACCELERATE_")}
+    yield
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_") and name not in before]:
+        del os.environ[name]
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Reads a golden file by its path below the folder of golden numbers."""
