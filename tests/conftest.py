@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import multiprocessing.forkserver
 import os
 import pathlib
 import subprocess
@@ -23,6 +24,14 @@ TINY = (
     "--model convnextv2_atto --model_kwargs depths=(1,1,2,1) dims=(8,8,16,16) --input_size 32 --epochs 2 --warmup_epochs 1 "
     "--num_workers 0 --batch_size 64 --report_to none"
 ).split()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def processes_start_clean():
+    """The server that `forked` forks from keeps the environment that it starts with, so it starts before the first test."""
+    import faults  # noqa: F401  says what the server imports
+
+    multiprocessing.forkserver.ensure_running()
 
 
 @pytest.fixture(autouse=True)

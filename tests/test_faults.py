@@ -106,7 +106,7 @@ def test_killed_at_random_moments(commands, uninterrupted, tmp_path, capsys, scr
         assert_same_run(expected, tmp_path / f"run{number}")
     with capsys.disabled():
         print(f"\n  {script}, {processes} process(es): killed {dict(moments)}, in {finished} runs")
-    assert moments["while a state was written"] >= 4 and len(moments) >= 2
+    assert moments["while a state was written"] >= 2 and len(moments) >= 2
 
 
 # --- signals
