@@ -218,3 +218,19 @@ def test_never_waits_for_the_device():
     for mode in ("slide", "whole", "crop"):
         scores = predict(pixelwise, image, classes=2, mode=mode, crop_size=16, base_size=40, flip=True, **NORM)
         assert scores.shape == (1, 2, 20, 30)
+
+
+def test_blended_windows_show_no_edges():
+    image = torch.linspace(0, 1, 100).expand(1, 3, 40, 100)
+    options = {"mode": "slide", "crop_size": 40, "edge": "shift", "combine": "softmax", **NORM}
+
+    def largest_step(blend):  # scores are a probability: of the window's mean against 0
+        found = predict(
+            lambda windows: 9 * F.pad(window_mean(windows), (0, 0, 0, 0, 0, 1)), image, classes=2, blend=blend, **options
+        )
+        return found[0, 0].diff(dim=-1).abs().max()
+
+    assert largest_step(True) < 0.2 * largest_step(False)
+    images = random_images(50, 70)
+    alike = [predict(pixelwise, images, classes=2, blend=blend, **options) for blend in (False, True)]
+    torch.testing.assert_close(*alike)

@@ -48,6 +48,7 @@ def predict(
     align_corners=True,
     whole_levels=False,
     window_batch=8,
+    blend=False,
 ):
     """Scores (B, classes, H, W) float32 of images (B, 3, H, W) float32 at their own size; a pixel's class is their argmax.
 
@@ -64,6 +65,7 @@ def predict(
         its mirror image, and over scales (mmsegmentation).
     align_corners: how image and scores are resized; True: corners stay corners (PyTorch-Encoding), False: the image's edges
         stay edges (mmsegmentation, as its heads have it; its images are resized so in any case).
+    blend: windows weigh less towards their edges, where they see less around a pixel, so that no edge shows. Published: False.
     whole_levels: a resized image has whole grey levels, 0..255, as mmsegmentation's, which is resized by OpenCV.
 
     Sources: PyTorch-Encoding, encoding/models/sseg/base.py (MultiEvalModule); mmsegmentation,
@@ -98,7 +100,7 @@ def predict(
         if flip and combine == "softmax":
             resized = torch.cat([resized, resized.flip(-1)])
         per_call = max(1, window_batch // (len(image) * (1 + flip)))
-        scores = _over_windows(run, _pad(resized, layout, mean, std), layout, per_call)
+        scores = _over_windows(run, _pad(resized, layout, mean, std), layout, per_call, blend)
         scores = _resize(_fit(scores, layout), (height, width), align_corners)
         if combine == "softmax":
             scores = scores.softmax(1) / len(scales)
@@ -138,7 +140,7 @@ def _check(mode, crop_size, scales, edge, combine):
 def _layout(mode, height, width, crop_size, base_size, scale, edge):
     if mode == "crop":
         return _crop(height, width, crop_size)
-    size = _resized(height, width, base_size, scale)
+    size = resized_to(height, width, base_size, scale)
     if mode == "whole":
         multiple = DIVISOR if edge == "pad" else 1
         return Layout(size, tuple(-(-side // multiple) * multiple for side in size), [0], [0])
@@ -156,8 +158,8 @@ def _crop(height, width, crop_size):
     return Layout(size, (crop_size, crop_size), *([round((side - crop_size) / 2)] for side in size))
 
 
-def _resized(height, width, base_size, scale):
-    """(H, W) of the image at this scale."""
+def resized_to(height, width, base_size, scale=1.0):
+    """(H, W) at this scale of an image of height x width; base_size: see `predict`."""
     if isinstance(base_size, (tuple, list)):
         long, short = (int(side * scale) for side in base_size)
         factor = min(long / max(height, width), short / min(height, width))
@@ -182,8 +184,8 @@ def _pad(image, layout, mean, std):
     return torch.cat([F.pad(channel, (0, right, 0, below), value=-m / s) for channel, m, s in channels], 1)
 
 
-def _over_windows(run, image, layout, per_call):
-    """Mean of what `run` gives for the windows, over the area they cover."""
+def _over_windows(run, image, layout, per_call, blend):
+    """Mean of what `run` gives for the windows, over the area they cover; blend: weighted by the distance to the edges."""
     (h, w), corners = layout.window, [(top, left) for top in layout.tops for left in layout.lefts]
     total = count = None
     for start in range(0, len(corners), per_call):
@@ -194,10 +196,17 @@ def _over_windows(run, image, layout, per_call):
         if total is None:
             total = outputs.new_zeros(len(image), outputs.shape[1], layout.tops[-1] + h, layout.lefts[-1] + w)
             count = outputs.new_zeros(1, 1, *total.shape[2:])
+            weights = _towards_the_middle(h, outputs)[:, None] * _towards_the_middle(w, outputs) if blend else 1
         for (top, left), output in zip(some, outputs.split(len(image)), strict=True):
-            total[:, :, top : top + h, left : left + w] += output
-            count[:, :, top : top + h, left : left + w] += 1
+            total[:, :, top : top + h, left : left + w] += output * weights if blend else output
+            count[:, :, top : top + h, left : left + w] += weights
     return total.div_(count)
+
+
+def _towards_the_middle(side, like):
+    """(side,): above 0 at both ends, 1 in the middle, a straight line between."""
+    steps = torch.arange(1, side + 1, device=like.device, dtype=like.dtype)
+    return torch.minimum(steps, steps.flip(0)) / ((side + 1) / 2)
 
 
 def _fit(scores, layout):
