@@ -8,7 +8,6 @@
 
 from utils.cli.first import parse  # isort: skip  it answers --help and wrong flags before torch is imported
 
-import functools
 import math
 import os
 import time
@@ -40,7 +39,7 @@ from utils.model.segmentation_weights import load_segmentation_weights, network_
 from utils.model.sharding import load_model, prepare, prepare_to_evaluate
 from utils.report.scores import result_lines
 from utils.result.dry_run import print_dry_run
-from utils.result.predict_segmentation import predict_folder
+from utils.result.predict_segmentation import Segmenter, predict_folder, usual_size
 from utils.result.publish import check_result_flags
 from utils.run.run import Run
 from utils.run.start import license_of, network_of, refuse_new_head, take_start
@@ -101,9 +100,9 @@ def main(args):
         with accelerator.local_main_process_first():  # one process of a machine downloads, the others find it in the cache
             origin = load_segmentation_weights(model, args.finetune, model_key=args.model_key, model_prefix=args.model_prefix)
     run.say(f"network: {options['head']} on {options['backbone']}, {sum(p.numel() for p in model.parameters()):,} parameters")
-    origin += told
-    run.say(*[f"weights: {line}" for line in origin])
-    config = network_config(options, classes, palette, settings, View.of(args), **norm, **license_of(start, args.license))
+    run.say(*[f"weights: {line}" for line in origin + told])
+    facts = {"image_size": usual_size(val_source), **norm, **license_of(start, args.license)}
+    config = network_config(options, classes, palette, settings, View.of(args), **facts)
     model = fit_to_hardware(
         model, channels_last=args.channels_last, grad_checkpointing=args.grad_checkpointing,
         sync_bn=args.sync_bn and batch.processes > 1,
@@ -124,8 +123,8 @@ def main(args):
     criterion = make_segmentation_loss(LossOptions.of(args), len(classes), aux=args.aux)
     if args.dry_run:
         return print_dry_run(
-            args, model=model, sources=(train_source, val_source), batch=batch, updates_per_epoch=per_epoch, weights=origin,
-            groups=groups, schedule=schedule,
+            args, model=model, sources=(train_source, val_source), batch=batch, updates_per_epoch=per_epoch,
+            weights=origin + told, groups=groups, schedule=schedule,
         )  # fmt: skip
     run.say(f"updates: {updates} in {epochs} epochs, of {batch.total} images ({batch}); peak lr {args.lr:.3g}")
 
@@ -264,12 +263,11 @@ def predict_only(args, accelerator, batch, run, told):
     run.say(*[f"weights: {line}" for line in told])
     prepare_to_evaluate(accelerator, model)
     settings = Augmentation.of(args)
-    norm = colours(settings)
-    view = view_options(settings, View.of(args), classes=len(config["classes"]), **norm)
-    palette = np.array(config["palette"], np.uint8)
+    view = view_options(settings, View.of(args), classes=len(config["classes"]), **colours(settings))
     predict_folder(
-        functools.partial(predict, logits_of(model), **view), args.predict, args.output_dir, classes=config["classes"],
-        palette=palette, device=accelerator.device, process=batch.process, processes=batch.processes, say=run.say, **norm,
+        Segmenter(model, view, config.get("image_size")), args.predict, args.output_dir, classes=config["classes"],
+        palette=np.array(config["palette"], np.uint8), process=batch.process, processes=batch.processes,
+        gather=accelerate.utils.gather_object, say=run.say,
     )  # fmt: skip
     accelerator.end_training()
 

@@ -66,8 +66,9 @@ def read_config(folder):
 
     "network": arguments of build_network by name, which checks their values. "classes": names. "palette": a colour
     [red, green, blue] for each, 0 to 255. "crop_size" and "base_size": pixels. "transforms": encoding, mmseg or none.
-    Raises InputError for what training does not write, and for a backbone that timm would look for on the network or on
-    the disk.
+    "image_size": [width, height] of a usual training image, where it is known.
+    Raises InputError for what training does not write, and for a backbone that timm would look for on the network or on the
+    disk.
     """
     path = os.path.join(folder, "config.json")
     if not os.path.isfile(path):
@@ -106,6 +107,9 @@ def _checked(config):
     for name in ("crop_size", "base_size"):
         if not isinstance(config.get(name), int) or not 1 <= config[name] <= 65_536:
             raise InputError(f"{name} {config.get(name)}: expected a number of pixels")
+    size = config.get("image_size")
+    if size is not None and not (isinstance(size, list) and len(size) == 2 and _all(size, int) and min(size) >= 1):
+        raise InputError(f"image_size {size}: expected width and height of the training's images in pixels")
     if config.get("transforms") not in ("encoding", "mmseg", "none"):
         raise InputError(f"transforms {config.get('transforms')}: expected encoding, mmseg or none")
     return config

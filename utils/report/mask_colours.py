@@ -10,17 +10,21 @@ LEGEND_ROWS = 30
 def palette_image(mask, palette):
     """A palette image that shows the class colours and holds the class ids; 255 where a pixel has no class.
 
-    mask: (H, W) int, below 0 where there is no class; palette: (C, 3) uint8.
+    mask: (H, W) int, below 0 where there is no class; palette: (C, 3) uint8. More than 255 classes do not fit: then the image
+    is a grey one of 16 bits, and 65535 is no class.
     """
+    if len(palette) > 255:
+        return Image.fromarray(np.where(mask < 0, 65535, mask).astype(np.uint16))
     image = Image.fromarray(np.where(mask < 0, 255, mask).astype(np.uint8))
     image.putpalette(np.concatenate([palette, np.zeros((256 - len(palette), 3), np.uint8)]).astype(np.uint8).tobytes())
     return image
 
 
-def overlay(image, mask, palette):
-    """The RGB `image` with the class colours of `mask` (H, W) over it; pixels without a class stay as they are."""
+def overlay(image, mask, palette, clear=False):
+    """The RGB `image` with the class colours of `mask` (H, W) over it; pixels without a class stay as they are, and with
+    `clear` those of class 0, too."""
     pixels, colours = np.asarray(image), palette[np.clip(mask, 0, len(palette) - 1)]
-    return Image.fromarray(np.where((mask >= 0)[..., None], mixed(pixels, colours), pixels))
+    return Image.fromarray(np.where((mask >= clear)[..., None], mixed(pixels, colours), pixels))
 
 
 def coloured(mask, palette):
