@@ -35,7 +35,7 @@ def test_a_segmentation_has_the_iou_of_its_best_epoch(tmp_path):
     assert (
         "resnet18 on resnet10t" in text and "best mean IoU, in epoch 2" in text and "not finished" in text and "3 of 3" in text
     )
-    assert re.search(r"cat\s+91.26 %\s+dog\s+none", text) and "open_network(" in text and "--predict PICTURES" in text
+    assert re.search(r"cat\s+91.26 %\s+dog\s+none", text) and "open_segmenter(" in text and "--predict PICTURES" in text
 
 
 def test_no_text_of_a_run_becomes_html(tmp_path):

@@ -84,7 +84,7 @@ def test_segmentation():
     _, metric = score(data)
     assert data["pipeline_tag"] == "image-segmentation" and "library_name" not in data
     assert (metric["type"], metric["value"]) == ("mean_iou", 61.5)
-    assert "upernet-resnet18" in text and "| 61.5 | 80.25 | 359 |" in text and "open_network(" in text
+    assert "upernet-resnet18" in text and "| 61.5 | 80.25 | 359 |" in text and "open_segmenter(" in text
 
 
 def test_what_nobody_said_is_not_in_it():
@@ -211,7 +211,7 @@ def test_a_card_that_cannot_be_written_is_warned_of(run_folder):
     assert len(warnings) == 1 and warnings[0].startswith("the model card of last/ could not be written")
 
 
-def test_the_lines_under_use_run_with_the_card_beside_the_weights(run_folder):
+def test_the_lines_under_use_run_with_the_card_beside_the_weights(run_folder, tmp_path, monkeypatch):
     cards_of(run_folder).write("best")
     folder = run_folder / "best"
     assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "model.safetensors"}
@@ -220,13 +220,15 @@ def test_the_lines_under_use_run_with_the_card_beside_the_weights(run_folder):
     printed = []
     code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
     code = code.replace("FOLDER_OF_THIS_FILE", str(folder))
-    exec(code, {"image": Image.new("RGB", (80, 60)), "print": printed.append})
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (80, 60)).save("image.jpg")
+    exec(code, {"print": lambda *words: printed.extend(words)})
     assert printed[0] in ("cat", "dog", "emu")
 
 
 @pytest.mark.parametrize("config, line", [
-    (RECOGNITION, 'timm.create_model("hf-hub:me/pets", pretrained=True)'),
-    (SEGMENTATION, 'open_network(huggingface_hub.snapshot_download("me/pets"))'),
+    (RECOGNITION, "timm.create_model('hf-hub:me/pets', pretrained=True)"),
+    (SEGMENTATION, 'open_segmenter(huggingface_hub.snapshot_download("me/pets"))'),
 ])  # fmt: skip
 def test_use_names_the_repository(config, line):
     text = card(config, repo_id="me/pets")

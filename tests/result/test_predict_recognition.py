@@ -15,6 +15,7 @@ from utils.result.predict_recognition import predict, table
 from utils.run.checkpoint import export_weights
 
 CLASSES = ["cat", 'a "quoted", name', "Ümläut 猫"]
+EARLIER = "image,label_1,probability_1\nold"
 GEOMETRIES = {"center": (48, 0.75), "squash": (32, 1.0)}  # crop_mode: (input_size, crop_pct)
 ODD = ["a.png", "b, c.jpg", 'deep/er/"quoted".png', "deep/猫\nline.png", "grey.png", "alpha.png", "sixteen.png", "palette.gif"]
 
@@ -208,10 +209,10 @@ def test_weights_that_are_not_finite_are_refused_and_leave_the_old_file(one_fold
     model = timm.create_model(f"local-dir:{one_folder}", pretrained=True)
     torch.nn.init.constant_(model.get_classifier().weight, float("nan"))
     export_weights(broken, model.state_dict(), json.loads((one_folder / "config.json").read_text()))
-    output.write_text("old")
+    output.write_text(EARLIER)
     with pytest.raises(InputError, match="not finite"):
         quiet(broken, images, output)
-    assert output.read_text() == "old"
+    assert output.read_text() == EARLIER
 
 
 def test_images_none_of_which_can_be_read_are_one_line(one_folder, tmp_path):
@@ -224,6 +225,17 @@ def test_images_none_of_which_can_be_read_are_one_line(one_folder, tmp_path):
     assert not (tmp_path / "out.csv").exists()
 
 
+def test_an_earlier_prediction_is_replaced_with_a_word_and_no_other_file(one_folder, images, tmp_path):
+    (tmp_path / "out.csv").write_text("image,price\na.png,5\n")
+    with pytest.raises(InputError, match="out.csv: would be replaced, and no --predict wrote it; name another --output_dir"):
+        quiet(one_folder, images / "a.png", tmp_path / "out.csv")
+    assert "price" in (tmp_path / "out.csv").read_text()
+    assert not any("replaced" in line for line in quiet(one_folder, images / "a.png", tmp_path / "new.csv"))
+    said = quiet(one_folder, images / "b, c.jpg", tmp_path / "new.csv")
+    assert said[0].startswith(f"replaced: {tmp_path}/new.csv, of an earlier prediction")
+    assert [row["image"] for row in read(tmp_path / "new.csv")] == ["b, c.jpg"]
+
+
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(one_folder, images, tmp_path):
     (tmp_path / "file").write_text("in the way")
     for output, message in ((tmp_path, "it is a folder"), (tmp_path / "file" / "out.csv", "cannot be written")):
@@ -232,11 +244,11 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(one
 
 
 def test_a_file_that_breaks_off_leaves_the_old_one_and_nothing_aside(one_folder, images, tmp_path):
-    (tmp_path / "out.csv").write_text("old")
+    (tmp_path / "out.csv").write_text(EARLIER)
     config = json.loads((one_folder / "config.json").read_text()) | {"label_names": ["\ud800", "cat", "dog"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes((one_folder / "model.safetensors").read_bytes())
     before = sorted(tmp_path.iterdir())
     with pytest.raises(InputError, match="cannot be written .*surrogates"):
         quiet(tmp_path, images, tmp_path / "out.csv")
-    assert (tmp_path / "out.csv").read_text() == "old" and sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "out.csv").read_text() == EARLIER and sorted(tmp_path.iterdir()) == before

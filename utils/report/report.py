@@ -158,22 +158,40 @@ def _use(run):
         return ""
     folder = str(run.folder / name)
     if run.segments:
-        code = f"from utils.model.segmentation_weights import open_network\n\nnetwork, config = open_network({folder!r})\n"
         words = ["python", "train_segmentation.py", "--predict", "PICTURES", "--output_dir", "OUT", "--finetune", folder]
         predict = f"<p>Masks and overlays of a folder of pictures:</p><pre>{escaped(shlex.join(words))}</pre>"
-        return section("Use the weights", f"<pre>{escaped(code)}</pre>{predict}")
-    code = f"""import timm
-import torch
-from PIL import Image
+        return section("Use the weights", f"<pre>{escaped(segmentation_code(folder))}</pre>{predict}")
+    return section("Use the weights", f"<pre>{escaped(recognition_code('local-dir:' + folder))}</pre>")
 
-model = timm.create_model({"local-dir:" + folder!r}, pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-image = transform(Image.open("image.jpg").convert("RGB")).unsqueeze(0)  # (1, 3, H, W)
+
+def recognition_code(where):
+    """Code that prints the class of an image. where: of the weights, in timm's words: local-dir:FOLDER or hf-hub:USER/NAME."""
+    return f"""import timm
+import torch
+from PIL import Image, ImageOps
+
+model = timm.create_model({where!r}, pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")  # upright, as the camera was held
 with torch.no_grad():
-    confidence, label = model(image).softmax(1).max(1)
-print(model.pretrained_cfg["label_names"][label], confidence.item())
+    probabilities = model(transform(image).unsqueeze(0)).softmax(1)[0]
+label = probabilities.argmax().item()
+print(model.pretrained_cfg["label_names"][label], probabilities[label].item())
 """
-    return section("Use the weights", f"<pre>{escaped(code)}</pre>")
+
+
+def segmentation_code(folder, repo_id=None):
+    """Code that prints the classes in an image. folder: with the weights, where there is no repo_id of the Hub."""
+    first, where = "", repr(folder)
+    if repo_id:
+        first, where = "import huggingface_hub\n\n", f'huggingface_hub.snapshot_download("{repo_id}")'
+    return f"""{first}from utils.images import read_image  # of Strata
+from utils.result.predict_segmentation import open_segmenter
+
+segment, classes = open_segmenter({where})
+mask = segment(read_image("image.jpg"))  # (H, W): number of each pixel's class
+print([classes[number] for number in sorted({{*mask.flat}}) if number >= 0])
+"""
 
 
 def _repeat(run):

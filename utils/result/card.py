@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from utils.cli.errors import InputError
 from utils.files import write_text
+from utils.report.report import recognition_code, segmentation_code
 from utils.report.run_files import number, read_run
 from utils.report.scores import BEST_BY, SCORES, scores_of
 
@@ -94,7 +95,8 @@ def card_text(about, record, best, ema=False):
     size = f"{count:,} parameters, " if count else ""
     names = _code_block(*map(_plain, classes[:SHOWN_CLASSES]))
     more = f" (the first {SHOWN_CLASSES} of {len(classes)}; config.json has all)" if len(classes) > SHOWN_CLASSES else ""
-    use = (_use_segmentation if segmentation else _use_recognition)(about.repo_id)
+    where = f"hf-hub:{about.repo_id}" if about.repo_id else "local-dir:FOLDER_OF_THIS_FILE"
+    use = segmentation_code("FOLDER_OF_THIS_FILE", about.repo_id) if segmentation else recognition_code(where)
     rows = [(name, settings[name]) for name in RECIPE if _is_set(name, settings)]
     command = _code_block(shlex.join(_plain(shareable(word)) for word in about.command), language="sh")
     versions = ", ".join(f"{_plain(name)} {_plain(version)}" for name, version in about.versions.items())
@@ -128,7 +130,7 @@ Classes, in the order of the logits{more}:
 
 ## Use
 
-{_code_block(use, language="python")}
+{_code_block(use.rstrip(), language="python")}
 
 ## Recipe
 
@@ -209,26 +211,6 @@ def _judgement(score, best, name):
     if best is not None and score < best:
         return f" The run's best {name} was {best:.4g}, at another epoch."
     return " The best epoch so far by its score on these same images; choosing by it flatters it a little."
-
-
-def _use_recognition(repo_id):
-    where = f"hf-hub:{repo_id}" if repo_id else "local-dir:FOLDER_OF_THIS_FILE"
-    return f"""import timm
-
-model = timm.create_model("{where}", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-logits = model(transform(image).unsqueeze(0))  # image: of PIL, RGB
-print(model.pretrained_cfg["label_names"][logits.argmax()])"""
-
-
-def _use_segmentation(repo_id):
-    folder = f'huggingface_hub.snapshot_download("{repo_id}")' if repo_id else '"FOLDER_OF_THIS_FILE"'
-    first = "import huggingface_hub\n" if repo_id else ""
-    return f"""{first}from utils.model.segmentation_weights import open_network  # of Strata
-
-network, config = open_network({folder})
-logits = network(images, only_logits=True)["logits"]  # images: (N, 3, H, W), normalised by config["mean"], config["std"]
-classes = [config["classes"][i] for i in logits.argmax(1).unique()]"""
 
 
 def _is_hub_data(name):

@@ -19,6 +19,7 @@ from utils.result.export import OnlyLogits, open_result
 from utils.result.image_files import find_images
 
 SHOWN = 20  # rows of the table
+FIRST_COLUMNS = b"image,label_1,probability_1"
 NAME_WIDTH = 48  # columns of the terminal that an image's or a label's name may take in the table
 
 
@@ -38,10 +39,10 @@ def predict(
     assert gather is not None or processes == 1, "several processes need gather"
     model, transform, classes = open_classifier(folder)
     transform = transform if settings is None else eval_transform(settings)
-    files = find_images(images)
+    files = find_images(images, say if process == 0 else _say_nothing)
     output, topk = pathlib.Path(output), min(topk, len(classes))
     if process == 0:
-        _check_output(output)  # now, not after an hour
+        _check_output(output, say)  # now, not after an hour
     mine = _Images(files, range(process, len(files), processes), transform)
     answers = _predict(model.to(device), mine, topk, batch_size, torch.device(device), workers, show=process == 0)
     answers = sorted(gather(answers) if gather else answers, key=lambda answer: answer[0])
@@ -130,13 +131,25 @@ def _predict(model, images, topk, batch_size, device, workers, show):
     return answers
 
 
-def _check_output(path):
+def _check_output(path, say):
+    """Raise InputError if the file `path` cannot be written, or is there and no prediction; say that one is replaced."""
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise IsADirectoryError(0, "it is a folder")
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(0, "its folder is not to be written to")
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
+            ours = file.read(len(FIRST_COLUMNS)) == FIRST_COLUMNS
+    if not ours:
+        raise InputError(f"{one_line(str(path))}: would be replaced, and no --predict wrote it; name another --output_dir")
+    say(f"replaced: {one_line(str(path))}, of an earlier prediction; --output_dir names another folder")
+
+
+def _say_nothing(line):
+    pass
 
 
 def _write(path, rows, topk):

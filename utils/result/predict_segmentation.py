@@ -1,6 +1,6 @@
 """The classes of every pixel of images without masks, by the network of a run: palette PNGs, overlays and a legend.
 
-In Python: `open_segmenter("RUN/best")` is a function from a PIL image to its mask, as --predict writes it.
+In Python, `open_segmenter("RUN/best")` gives the function from a PIL image to its mask that --predict uses.
 """
 
 import os
@@ -45,7 +45,7 @@ class Segmenter:
         scores = predict(
             lambda images: self.network(images, only_logits=True)["logits"], image, **self.view_of(*image.shape[2:])
         )
-        return torch.where(scores.isnan().any(1), IGNORE, scores.argmax(1))[0].cpu().numpy()
+        return torch.where(scores.isnan().any(1), IGNORE, scores.max(1).indices)[0].cpu().numpy()
 
     def view_of(self, height, width):
         """Options of `windows.predict` for an image of this size."""
@@ -70,12 +70,12 @@ class Segmenter:
 
 
 def open_segmenter(folder, device="cpu"):
-    """`Segmenter` by the weights in `folder`, such as RUN/best, which looks at images as --predict without other flags does."""
+    """(`Segmenter`, names of its classes) by the weights in `folder` (RUN/best); it looks at images as --predict does."""
     network, config = open_network(folder)
     view = View(**{name: config[name] for name in View._fields if name in config})
     norm = {name: config[name] for name in ("mean", "std")}
     options = view_options(SimpleNamespace(**config), view, classes=len(config["classes"]), **norm)
-    return Segmenter(network.to(device), options, config.get("image_size"))
+    return Segmenter(network.to(device), options, config.get("image_size")), config["classes"]
 
 
 def usual_size(source):
