@@ -18,7 +18,7 @@ import torch
 
 from lr_sched import make_schedule
 from segmentation_networks.network import build_network
-from utils.augment.segmentation import build_transforms, colours
+from utils.augment.segmentation import build_transforms, colours, of_one_size
 from utils.cli.errors import input_errors, run_script
 from utils.cli.flags import Schedule, Speed
 from utils.cli.segmentation_flags import Augmentation, Data, LossOptions, View, defaults_for, network_options
@@ -77,14 +77,14 @@ def main(args):
     classes, palette = train_source.classes, train_source.palette
     args.mean, args.std = colours_of(train_source, args.mean, args.std, seed=args.seed)
     settings = Augmentation.of(args)
-    norm = colours(settings)
-    for_training, for_evaluation = build_transforms(settings)
-    train_set = (SegmentationStream if args.streaming else SegmentationDataset)(train_source, for_training, args.seed)
-    val_set = SegmentationDataset(val_source, for_evaluation)
+    transforms, norm = build_transforms(settings), colours(settings)
+    train_set = (SegmentationStream if args.streaming else SegmentationDataset)(train_source, transforms.train, args.seed)
+    val_set = SegmentationDataset(val_source, transforms.evaluate)
     train_loader, val_loader = build_loaders(
-        train_set, val_set, batch, device=accelerator.device, seed=args.seed, workers=loader_workers(args.num_workers),
-        pin_memory=args.pin_mem, dist_eval=args.dist_eval, shuffle_buffer=args.streaming and args.shuffle_buffer,
-        eval_batch_size=args.eval_batch_size, channels_last=args.channels_last, needs_updates=not args.eval,
+        train_set, val_set, batch, device=accelerator.device, seed=args.seed, **transforms.batches,
+        workers=loader_workers(args.num_workers), pin_memory=args.pin_mem, dist_eval=args.dist_eval,
+        shuffle_buffer=args.streaming and args.shuffle_buffer, eval_batch_size=args.eval_batch_size,
+        channels_last=args.channels_last, needs_updates=not args.eval,
     )  # fmt: skip
     run.say(f"data: {train_source.title}, {len(train_set)} training and {len(val_set)} validation images, "
             f"{len(classes)} classes")  # fmt: skip
@@ -194,10 +194,12 @@ def evaluate(accelerator, model, loader, view, run):
     accelerate.utils.broadcast([*model.buffers()])  # batch norm's, which each process has averaged over its own batches
     matrix = ConfusionMatrix(view["classes"], accelerator.device)
     examples, chosen = [], set(np.linspace(0, len(loader) - 1, 6).astype(int).tolist())
-    for number, (images, masks) in enumerate(loader):
-        found = predict(logits_of(model), images, **view)
-        rows, columns = evaluated_region(*masks.shape[1:], view["mode"], view["crop_size"])
-        matrix.update(found[:, :, rows, columns], masks[:, rows, columns])
+    singly = accelerator.distributed_type == "FSDP"  # its processes call the network together, whatever sizes they have
+    for number, batch in enumerate(loader):
+        for images, masks in of_one_size(*batch, singly):
+            found = predict(logits_of(model), images, **view)
+            rows, columns = evaluated_region(*masks.shape[1:], view["mode"], view["crop_size"])
+            matrix.update(found[:, :, rows, columns], masks[:, rows, columns])
         if number in chosen and accelerator.is_main_process:
             examples.append((images[0].cpu(), masks[0].cpu(), found[0].argmax(0).cpu()))
         run.stop_if_asked()
@@ -223,11 +225,12 @@ def evaluate_only(args, accelerator, batch, run, start, told):
     if start and start.network:
         source = in_classes(source, start.classes, start.palette, say=run.say)
     settings = Augmentation.of(args)
-    val_set = SegmentationDataset(source, build_transforms(settings)[1])
+    transforms = build_transforms(settings)
+    val_set = SegmentationDataset(source, transforms.evaluate)
     _, loader = build_loaders(
         val_set, val_set, batch, device=accelerator.device, seed=args.seed, workers=loader_workers(args.num_workers),
         pin_memory=args.pin_mem, dist_eval=args.dist_eval, eval_batch_size=args.eval_batch_size,
-        channels_last=args.channels_last, needs_updates=False,
+        channels_last=args.channels_last, needs_updates=False, **transforms.batches,
     )  # fmt: skip
     run.say(f"data: {source.title}, {len(val_set)} validation images, {len(source.classes)} classes")
     model = build_network(**network, input_size=args.crop_size, pretrained=args.pretrained and not args.finetune)

@@ -110,12 +110,13 @@ def build_data(args, device):
     options = {"device": device, "seed": 0, "workers": args.workers, "channels_last": args.channels_last}
     if args.task == "segmentation":
         settings = segmentation_flags.Augmentation(crop_size=args.size, base_size=args.size)
-        train, evaluate = segmentation.build_transforms(settings)
-        sets = SegmentationDataset(source, train, seed=0), SegmentationDataset(source, evaluate)
+        transforms, make = segmentation.build_transforms(settings), SegmentationDataset
+        options |= transforms.batches
     else:
         transforms = recognition.build_transforms(recognition_flags.Augmentation(input_size=args.size, aa="none", reprob=0.0))
-        sets = RecognitionDataset(source, transforms.train, seed=0), RecognitionDataset(source, transforms.evaluate)
+        make = RecognitionDataset
         options |= {"collate": transforms.collate, "finish": transforms.finish}
+    sets = make(source, transforms.train, seed=0), make(source, transforms.evaluate)
     return source, build_loaders(*sets, args.batch, **options)[0]
 
 

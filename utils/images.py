@@ -1,4 +1,4 @@
-"""Image files and Pillow images of every mode as RGB, and the class id of pixels that have no class."""
+"""Image files and Pillow images of every mode as RGB, and masks of class ids, with the id of pixels that have no class."""
 
 import contextlib
 import functools
@@ -7,6 +7,7 @@ import os
 import stat
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.cli.errors import InputError, first_line
@@ -94,3 +95,17 @@ def to_rgb(image):
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+# --- masks on their way to the device -----------------------------------------------------------------------------------
+
+
+def pack_masks(masks, classes):
+    """A tensor of class ids in 0..classes - 1 and IGNORE, int64 -> the same of the fewest bytes, for `unpack_masks`."""
+    dtype = next(dtype for dtype in (torch.uint8, torch.int16, torch.int64) if classes <= torch.iinfo(dtype).max)
+    return (masks - IGNORE).to(dtype)
+
+
+def unpack_masks(masks):
+    """What `pack_masks` made, on any device -> class ids, int64."""
+    return masks.long() + IGNORE

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as F
 
-from utils.augment import segmentation
+from utils.augment import distortion, segmentation
+from utils.augment.distortion import Distortion, distort, draw_distortion, scale_saturation, turn_hue
 from utils.augment.normalisation import mean_and_std
-from utils.augment.segmentation import build_transforms, distort_colours, scale_saturation
+from utils.augment.segmentation import build_transforms, collate, collate_sizes, of_one_size
+from utils.cli.errors import InputError
 from utils.cli.segmentation_flags import Augmentation
 from utils.data.sampling import seed_everything
 from utils.images import IGNORE
@@ -19,9 +22,22 @@ from utils.images import IGNORE
 MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in mean_and_std(Augmentation()))
 
 
+class Finished:
+    """A transform with what the loader does after it, on one sample: (image (3, H, W) float32, mask)."""
+
+    def __init__(self, transform, finish):
+        self.transform, self.finish = transform, finish
+
+    def __call__(self, image, mask):
+        image, rest, mask = self.transform(image, mask)
+        assert image.dtype == torch.uint8
+        return self.finish(image[None], [rest])[0], mask
+
+
 def trained_with(name, crop_size, base_size, **options):
     """The training transform of a set."""
-    return build_transforms(Augmentation(transforms=name, crop_size=crop_size, base_size=base_size, **options))[0]
+    transforms = build_transforms(Augmentation(transforms=name, crop_size=crop_size, base_size=base_size, **options))
+    return Finished(transforms.train, transforms.batches["finish"])
 
 
 def levels(image):
@@ -32,7 +48,7 @@ def levels(image):
 @pytest.fixture
 def plain_colours(monkeypatch):
     """mmseg without its distortion of colours."""
-    monkeypatch.setattr(segmentation, "distort_colours", lambda image: image)
+    monkeypatch.setattr(segmentation, "draw_distortion", Distortion)
 
 
 @pytest.fixture
@@ -89,7 +105,8 @@ def test_nothing_is_displaced_by_resizing(name, base_size, ratio, plain_colours,
 def test_evaluation_keeps_size_and_pixels(name):
     image, mask = coordinates(50, 30)
     mask[3, 4] = IGNORE
-    pixels, kept = build_transforms(Augmentation(transforms=name))[1](image, mask)
+    transforms = build_transforms(Augmentation(transforms=name))
+    pixels, kept = Finished(transforms.evaluate, transforms.batches["finish"])(image, mask)
     assert kept.dtype == torch.int64 and (kept.numpy() == mask).all()
     assert pixels.dtype == torch.float32 and np.abs(levels(pixels).numpy() - np.asarray(image).transpose(2, 0, 1)).max() < 1e-3
 
@@ -224,6 +241,17 @@ def test_single_pixels_and_extreme_shapes_survive():
 # --- colours
 
 
+def distort_colours(image):
+    return distort(image, draw_distortion())
+
+
+@pytest.mark.parametrize("levels", [2, 5, 256, 1 << 20])
+def test_hue_turns_as_torchvisions_to_the_last_bit(levels):
+    image = torch.randint(levels, (3, 40, 50), generator=torch.Generator().manual_seed(levels)) / (levels - 1)
+    for share in (-0.5, -18 / 180, 0, 17 / 180, 0.3):
+        assert torch.equal(turn_hue(image, share), F.adjust_hue(image, share))
+
+
 def test_saturation_scales_s_of_hsv():
     colours = torch.rand(3, 50, generator=torch.Generator().manual_seed(0))
     colours[:, 0], colours[:, 1], colours[:, 2] = 0, 0.7, torch.tensor([1.0, 0, 0])
@@ -241,7 +269,7 @@ def test_distortion_has_the_published_ranges(monkeypatch):
     # brightness -32..32 half of the time, then contrast 0.5..1.5 half of the time; grey has neither hue nor saturation
     assert np.isclose(shown, 100, atol=1e-3).mean() == pytest.approx(0.25, abs=0.03)
     assert 34 <= shown.min() < 40 and 190 < shown.max() <= 198
-    only(monkeypatch, HUE=segmentation.HUE)
+    only(monkeypatch, HUE=distortion.HUE)
     red = torch.tensor([0.8, 0.2, 0.2]).view(3, 1, 1)
     hues = [colorsys.rgb_to_hsv(*distort_colours(red).flatten().tolist())[0] for _ in range(2000)]
     turned = ((np.array(hues) + 0.5) % 1 - 0.5) * 360
@@ -255,7 +283,7 @@ def test_distortion_has_the_published_ranges(monkeypatch):
 def only(monkeypatch, **changes):
     """Of the distortion, only these changes."""
     for name, value in ({"BRIGHTNESS": 0, "CONTRAST": (1, 1), "SATURATION": (1, 1), "HUE": (0,)} | changes).items():
-        monkeypatch.setattr(segmentation, name, value)
+        monkeypatch.setattr(distortion, name, value)
 
 
 def test_contrast_comes_before_or_after(monkeypatch):
@@ -266,3 +294,42 @@ def test_contrast_comes_before_or_after(monkeypatch):
     seen = {tuple(round(v, 3) for v in distort_colours(colour).flatten().tolist()) for _ in range(200)}
     # untouched; contrast (1, 0.9, 0.45); saturation (0.9, 0.75, 0.6); first contrast; first saturation
     assert seen == {(0.9, 0.6, 0.3), (1.0, 0.9, 0.45), (0.9, 0.75, 0.6), (1.0, 0.95, 0.725), (1.0, 1.0, 0.9)}
+
+
+# --- batches
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["encoding", "mmseg"])
+def test_a_batch_is_finished_as_each_sample_was_in_the_worker_before(name, layout):
+    """The bits of torchvision's steps in their order: to float, the distortion, normalised, padded with 0 (mmseg) or black."""
+    options = {"mean": (0.1, 0.5, 0.7), "std": (0.2, 0.25, 0.3)}
+    transforms = build_transforms(Augmentation(transforms=name, crop_size=48, base_size=40, **options))
+    seed_everything(0)
+    samples = [transforms.train(*blocks(60, 40, seed)) for seed in range(8)]
+    images, rests, masks = collate(samples)
+    assert images.dtype == torch.uint8 and masks.shape == (8, 48, 48)
+    finished = transforms.batches["finish"](images.contiguous(memory_format=layout), rests)
+    assert finished.is_contiguous(memory_format=layout)
+    for image, (pixels, ((height, width), drawn), _) in zip(finished, samples, strict=True):
+        expected = F.to_dtype(pixels[:, :height, :width], torch.float32, scale=True)
+        if name == "mmseg":
+            expected = distort(expected, drawn)
+        expected = F.pad(F.normalize(expected, **options), [0, 0, 48 - width, 48 - height])
+        assert torch.equal(image, expected)
+    assert name == "encoding" or len({rest.size for rest in rests}) > 1
+
+
+def test_images_of_several_sizes_are_refused_in_training_and_come_one_by_one_in_evaluation():
+    transforms = build_transforms(Augmentation(transforms="none"))
+    pairs = [coordinates(50, 30), coordinates(20, 40), coordinates(50, 30)]
+    samples = [transforms.evaluate(*pair) for pair in pairs]
+    with pytest.raises(InputError, match="a batch with images of 50 x 30 and of 20 x 40 pixels: --transforms none keeps sizes"):
+        collate(samples)
+    images, rests, masks, sizes = collate_sizes(samples)
+    parts = of_one_size(transforms.batches["finish"](images, rests), masks, sizes)
+    for (image, mask), pair in zip(parts, pairs, strict=True):
+        alone = collate_sizes([transforms.evaluate(*pair)])
+        assert torch.equal(image, transforms.batches["finish"](*alone[:2])) and torch.equal(mask[0], torch.from_numpy(pair[1]))
+    equal = images[:2], masks[:2], torch.tensor([[40, 50]] * 2)
+    assert len(of_one_size(*equal)) == 1 and len(of_one_size(*equal, singly=True)) == 2

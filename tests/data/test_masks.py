@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.io import savemat
 
@@ -21,7 +22,7 @@ from utils.data.masks import (
     to_classes,
     voc_palette,
 )
-from utils.images import IGNORE, read_image
+from utils.images import IGNORE, pack_masks, read_image, unpack_masks
 
 VALUES = np.array([[0, 1, 2, 7], [7, 2, 1, 0]], np.uint8)
 
@@ -193,3 +194,12 @@ def test_run_lengths():
 def test_shapes_that_cannot_be_drawn(height, width, segmentation):
     with pytest.raises(InputError, match=r"^7.jpg: (an instance's shape cannot be drawn|the instances file says)"):
         draw_instances(height, width, [[5, segmentation]], "7.jpg")
+
+
+@pytest.mark.parametrize(
+    ("classes", "dtype"), [(2, torch.uint8), (255, torch.uint8), (256, torch.int16), (32767, torch.int16), (32768, torch.int64)]
+)
+def test_masks_travel_in_few_bytes(classes, dtype):
+    masks = torch.tensor([[0, 1, IGNORE], [classes - 1, classes - 2, IGNORE]])
+    packed = pack_masks(masks, classes)
+    assert packed.dtype == dtype and torch.equal(unpack_masks(packed), masks)

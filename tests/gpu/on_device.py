@@ -1,6 +1,7 @@
 """The scripts and their loops within this process, on the GPU or, so that the tests themselves are tested, on a CPU."""
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -18,11 +19,13 @@ from PIL import Image
 import train_recognition
 import train_segmentation
 from segmentation_networks.network import build_network
-from utils.augment import fast
+from utils.augment import fast, segmentation
+from utils.augment.distortion import Distortion
 from utils.augment.mixup import Mixup
 from utils.cli.recognition_flags import MixupOptions
 from utils.data.loaders import Loader
 from utils.data.sampling import TrainBatches
+from utils.images import pack_masks, unpack_masks
 from utils.losses.recognition import make_loss
 from utils.losses.segmentation import SegmentationLoss
 from utils.model.ema import EMA
@@ -142,15 +145,18 @@ def small_model(script, **options):
 
 
 def batches_in_memory(script, count, size=8, pixels=64, pinned=False):
-    """As a loader's workers give them: images in uint8 and what to erase (recognition) or float32, labels or masks, and -1s."""
+    """As a loader's workers give them: images in uint8, what to erase (recognition) or to distort, labels or masks, and -1s."""
     torch.manual_seed(0)
     made = []
     for _ in range(count):
         replaced = torch.full((size,), -1)
-        if script == "segmentation":
-            made.append([torch.randn(size, 3, pixels, pixels), torch.randint(5, (size, pixels, pixels)), replaced])
-            continue
         images = torch.randint(256, (size, 3, pixels, pixels), dtype=torch.uint8)
+        if script == "segmentation":
+            rests = [
+                segmentation.Rest((pixels, pixels - 8 * (n % 2)), Distortion(0.1, None, 1.5, 0.1, 0.5)) for n in range(size)
+            ]
+            made.append([images, rests, pack_masks(torch.randint(5, (size, pixels, pixels)), 5), replaced])
+            continue
         boxes = [(number, 4, 6, 10, 12, 3 * 10 * 12) for number in range(0, size, 2)]
         noise = torch.randn(3 * 10 * 12 * len(boxes))
         made.append([images, (boxes, noise), torch.randint(5, (size,)), replaced])
@@ -159,8 +165,9 @@ def batches_in_memory(script, count, size=8, pixels=64, pinned=False):
 
 def loader_of(script, batches, device, update_freq=1, **options):
     """A Loader of these batches, which are those of an epoch."""
-    finish = (lambda images, erase: fast.finish(images, erase, (0.5,) * 3, (0.25,) * 3)) if script == "recognition" else None
-    return Loader(batches, TrainBatches(len(batches), 1, update_freq), device=device, finish=finish, **options)
+    module, labels = (fast, None) if script == "recognition" else (segmentation, unpack_masks)
+    options["finish"] = functools.partial(module.finish, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return Loader(batches, TrainBatches(len(batches), 1, update_freq), device=device, finish_labels=labels, **options)
 
 
 def train_in_memory(script, device, folder, batches, *words, precision="no", update_freq=1, ema=False, model=None, **options):

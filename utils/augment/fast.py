@@ -11,7 +11,6 @@ written anew (fast_operations.py); and a batch is normalised and erased at once,
     device:  images = finish(images, erase, mean, std)
 """
 
-import functools
 import io
 import random
 
@@ -24,6 +23,7 @@ from torchvision.transforms import Compose
 
 from utils.augment import timm as timm_transforms
 from utils.augment.fast_operations import speed_up
+from utils.augment.normalisation import as_tensors
 from utils.cli.recognition_flags import SMALL
 from utils.images import open_image, to_rgb
 
@@ -218,7 +218,7 @@ def finish(images, erase, mean, std):
     erase: from `collate`. The same operations in the same order as torchvision's ToTensor and Normalize, then
     timm's RandomErasing, so that the bits are the same. Nothing waits for a GPU.
     """
-    full, mean, std = _constants(tuple(mean), tuple(std), images.device)
+    full, mean, std = as_tensors(tuple(mean), tuple(std), images.device)
     finished = torch.empty_like(images, dtype=torch.float32)
     # On a CPU one by one, since an image stays in the cache for all three steps.
     parts = zip(images, finished, strict=True) if images.device.type == "cpu" else [(images, finished)]
@@ -232,9 +232,3 @@ def finish(images, erase, mean, std):
         finished[number, :, top : top + height, left : left + width] = values
         start += count
     return finished
-
-
-@functools.lru_cache
-def _constants(mean, std, device):
-    """255, mean and std on the device, copied there once. (Dividing by a plain 255, a GPU would multiply by its inverse.)"""
-    return [torch.tensor(values, device=device).view(-1, 1, 1) for values in ((255.0,), mean, std)]

@@ -1,5 +1,8 @@
 """The colours by which images are normalised: (value / 255 - mean) / std in each channel."""
 
+import functools
+
+import torch
 from timm.data import constants
 
 from utils.cli.errors import InputError
@@ -27,3 +30,9 @@ def _numbers(value, flag):
     if value not in NAMED:
         raise InputError(f"--{flag} {value}: nothing says what it is; expected three numbers, or {', '.join(NAMED)}")
     return tuple(getattr(constants, f"{NAMED[value]}_{flag.upper()}"))
+
+
+@functools.lru_cache
+def as_tensors(mean, std, device):
+    """255, mean and std on the device, copied there once. (Dividing by a plain 255, a GPU would multiply by its inverse.)"""
+    return [torch.tensor(values, device=device).view(-1, 1, 1) for values in ((255.0,), mean, std)]

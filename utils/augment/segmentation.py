@@ -1,34 +1,53 @@
-"""From (PIL image, mask (H, W) int64 array) to (image (3, H, W) float32, mask (H, W) int64), both moved together.
+"""From (PIL image, mask (H, W) int64 array) to (image (3, H, W) uint8, `Rest`, mask (H, W) int64), both moved together.
 
-Masks are never interpolated and are padded with IGNORE, never with class 0. Random numbers come from Python's generator,
-so seeding it makes a sample repeatable.
+What is left to do with the pixels, the rest, is done by `finish` for a whole batch on its device: a batch in uint8 is a quarter
+of one in float32 on its way there. Masks are never interpolated and are padded with IGNORE, never with class 0. Random
+numbers come from Python's generator, so seeding it makes a sample repeatable.
 Sources: PyTorch-Encoding, encoding/datasets/base.py; mmsegmentation 0.x, datasets/pipelines/transforms.py.
 """
 
 import functools
 import random
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+from torch.utils.data import default_collate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from utils.augment.normalisation import mean_and_std
-from utils.images import IGNORE
+from utils.augment.distortion import Distortion, distort, draw_distortion
+from utils.augment.normalisation import as_tensors, mean_and_std
+from utils.cli.errors import InputError
+from utils.images import IGNORE, unpack_masks
 
 MIRRORED = 0.5  # share of the training images that are mirrored
-# Of mmsegmentation's PhotoMetricDistortion, for values in 0..1: what is added, the factors, and what is added to the hue.
-BRIGHTNESS, CONTRAST, SATURATION, HUE = 32 / 255, (0.5, 1.5), (0.5, 1.5), range(-18, 18)
-HUES = 180  # steps of a full turn, as OpenCV counts them
 TRIES = 10  # of a crop in which one class fills too much
 
 
-def build_transforms(settings):
-    """(train, evaluate) of these settings (segmentation_flags.Augmentation): functions of a PIL image in RGB and its mask.
+class Rest(NamedTuple):
+    """What is left to do with the pixels of one image beside normalising them."""
 
-    Both can be pickled, for loader workers.
+    size: tuple  # pixels (H, W) at the top left that are no padding of 0 after normalisation
+    distortion: Distortion | None = None
+
+
+class Transforms(NamedTuple):
+    """train, evaluate: functions of a PIL image in RGB and its mask, which can be pickled for loader workers, see the top.
+    batches: options of loaders.build_loaders, by which it makes batches of what they give.
     """
-    train = {"encoding": encoding, "mmseg": mmseg, "none": plain}[settings.transforms]
-    return functools.partial(train, settings=settings), functools.partial(plain, settings=settings)
+
+    train: Callable
+    evaluate: Callable
+    batches: dict
+
+
+def build_transforms(settings):
+    """`Transforms` of these settings (segmentation_flags.Augmentation)."""
+    chosen = {"encoding": encoding, "mmseg": mmseg, "none": plain}[settings.transforms]
+    batches = {"collate": collate, "eval_collate": collate_sizes}
+    batches |= {"finish": functools.partial(finish, **colours(settings)), "finish_labels": unpack_masks}
+    return Transforms(functools.partial(chosen, settings=settings), plain, batches)
 
 
 def colours(settings):
@@ -36,10 +55,61 @@ def colours(settings):
     return dict(zip(("mean", "std"), mean_and_std(settings), strict=True))
 
 
-def plain(image, mask, settings):
-    """The image, normalised, and the mask, in the size that they have."""
-    image, mask = _to_tensors(image, mask)
-    return _normalize(image, settings), mask[0]
+def finish(images, rests, mean, std):
+    """uint8 (B, 3, H, W) on any device -> float32, distorted, normalised and padded, in the images' memory format.
+
+    rests: the `Rest` of each image. Nothing waits for a GPU.
+    """
+    _, mean, std = as_tensors(tuple(mean), tuple(std), images.device)
+    finished = torch.zeros_like(images, dtype=torch.float32)
+    for image, result, ((height, width), distortion) in zip(images, finished, rests, strict=True):
+        inside = image[:, :height, :width].float().mul_(1 / 255)  # as torchvision's to_dtype, to the last bit
+        if distortion is not None:
+            inside = distort(inside, distortion)
+        torch.sub(inside, mean, out=result[:, :height, :width]).div_(std)
+    return finished
+
+
+def collate(samples):
+    """[(image, Rest, mask, …)] -> [images (B, 3, H, W), Rests, masks (B, H, W), …]. InputError for images of several sizes."""
+    if len(sizes := {tuple(mask.shape) for _, _, mask, *_ in samples}) > 1:
+        (height, width), (other_height, other_width) = sorted(sizes)[:2]
+        raise InputError(
+            f"a batch with images of {width} x {height} and of {other_width} x {other_height} pixels: --transforms none keeps "
+            "sizes; use --transforms encoding or mmseg, which crop, or --batch_size 1"
+        )
+    images, rests, *others = zip(*samples, strict=True)
+    return [default_collate(images), rests, *map(default_collate, others)]
+
+
+def collate_sizes(samples):
+    """[(image, Rest, mask)] -> [images, Rests, masks, sizes]: as `collate`, of images of any sizes.
+
+    Smaller ones are padded to the right and below; sizes: (B, 2) int64, height and width of what is no padding.
+    """
+    sizes = torch.tensor([mask.shape for _, _, mask in samples])
+    height, width = sizes.amax(0).tolist()
+
+    def padded(tensor):
+        return torch.nn.functional.pad(tensor, (0, width - tensor.shape[-1], 0, height - tensor.shape[-2]))
+
+    images, rests, masks = zip(*samples, strict=True)
+    return [default_collate([*map(padded, images)]), rests, default_collate([*map(padded, masks)]), sizes]
+
+
+def of_one_size(images, masks, sizes, singly=False):
+    """Batches of images and masks without the padding of `collate_sizes`: one, or image by image where sizes differ.
+
+    singly: image by image in any case.
+    """
+    if (sizes == sizes[0]).all() and not singly:
+        return [(images, masks)]
+    return [(images[i : i + 1, :, :h, :w], masks[i : i + 1, :h, :w]) for i, (h, w) in enumerate(sizes.tolist())]
+
+
+def plain(image, mask, settings=None):
+    """The image and the mask, in the size that they have."""
+    return _sample(*_to_tensors(image, mask))
 
 
 def encoding(image, mask, settings):
@@ -52,8 +122,7 @@ def encoding(image, mask, settings):
     wanted = random.randint(*(int(settings.base_size * ratio) for ratio in settings.ratio_range))
     image, mask = _resize(image, mask, _scaled(mask, wanted / max(mask.shape)), antialias=True)  # as PIL
     image, mask = _pad(image, mask, settings.crop_size)
-    image, mask = _crop(image, mask, settings.crop_size, *_corner(mask, settings.crop_size))
-    return _normalize(image, settings), mask[0]
+    return _sample(*_crop(image, mask, settings.crop_size, *_corner(mask, settings.crop_size)))
 
 
 def mmseg(image, mask, settings):
@@ -74,9 +143,8 @@ def mmseg(image, mask, settings):
             break
         corner = _corner(mask, settings.crop_size)
     image, mask = _mirror(*_crop(image, mask, settings.crop_size, *corner))
-    image = _normalize(distort_colours(F.to_dtype(image, torch.float32, scale=True)), settings)
-    image, mask = _pad(image, mask, settings.crop_size)
-    return image, mask[0]
+    rest = Rest(tuple(mask.shape[1:]), draw_distortion())
+    return _sample(*_pad(image, mask, settings.crop_size), rest)
 
 
 # --- steps on an image (3, H, W) and a mask (1, H, W) int64 ---------------------------------------------------------
@@ -86,9 +154,8 @@ def _to_tensors(image, mask):
     return F.pil_to_tensor(image), torch.from_numpy(mask)[None]
 
 
-def _normalize(image, settings):
-    """uint8, or float32 in 0..1, to float32, normalised by --mean and --std."""
-    return F.normalize(F.to_dtype(image, torch.float32, scale=True), *mean_and_std(settings))
+def _sample(image, mask, rest=None):
+    return image, rest or Rest(tuple(mask.shape[1:])), mask[0]
 
 
 def _mirror(image, mask):
@@ -136,37 +203,3 @@ def _is_mixed(mask, cat_max_ratio):
     """Whether two classes at least are labelled, and none fills `cat_max_ratio` of the labelled pixels or more."""
     pixels = torch.bincount(mask[mask != IGNORE])
     return (pixels > 0).sum() > 1 and pixels.max() / pixels.sum() < cat_max_ratio
-
-
-def distort_colours(image):
-    """(3, H, W) float32 in 0..1, distorted: brightness, saturation and hue in this order, each half of the time, and
-    contrast, half of the time too, before saturation or after hue.
-
-    As in mmsegmentation's PhotoMetricDistortion, brightness is added, contrast multiplies the values and saturation the S
-    of HSV, and hue is turned by a whole number of OpenCV's 180 steps, -18 to 17, each of which is 2 degrees. Done in float:
-    the published code cuts to whole values after each step.
-    """
-    if random.random() < 0.5:
-        image = (image + random.uniform(-BRIGHTNESS, BRIGHTNESS)).clamp(0, 1)
-    early = random.random() < 0.5
-    if early:
-        image = _scale_contrast(image)
-    if random.random() < 0.5:
-        image = scale_saturation(image, random.uniform(*SATURATION))
-    if random.random() < 0.5:
-        image = F.adjust_hue(image, random.choice(HUE) / HUES)
-    return image if early else _scale_contrast(image)
-
-
-def _scale_contrast(image):
-    return (image * random.uniform(*CONTRAST)).clamp(0, 1) if random.random() < 0.5 else image
-
-
-def scale_saturation(image, factor):
-    """(3, H, W) float32 in 0..1 with the S of HSV times `factor`, up to 1; hue and V stay as they are.
-
-    With V = max and S = 1 - min / V, the distance of each channel from V grows by the same ratio as S.
-    """
-    low, value = image.aminmax(dim=0)
-    at_most = value / (value - low).clamp_min(1e-12)  # 1 / S
-    return value - (value - image) * at_most.clamp_max(factor)

@@ -10,7 +10,7 @@ import torch
 
 from utils.data.bad_samples import read_or_replace
 from utils.data.sampling import AUGMENT, Key, seed_everything, stream_seed
-from utils.images import IGNORE, naming
+from utils.images import IGNORE, naming, pack_masks
 
 
 class RecognitionDataset(torch.utils.data.Dataset):
@@ -72,10 +72,11 @@ def transformed(transform, image, name, seed):
 
 
 class SegmentationDataset(torch.utils.data.Dataset):
-    """Indexed by `Key`: (image (3, H, W) float32, mask (H, W) int64). The mask is all IGNORE if the key does not count.
+    """Indexed by `Key`: (what `transform` makes of the image, …, mask (H, W) as images.pack_masks has it). The mask is all
+    IGNORE if the key does not count.
 
-    source: as utils/sources/segmentation.py describes. transform: (PIL image, mask (H, W) int64 array) -> those two tensors.
-    seed: given for training; a third element is then the index of the sample whose broken image another sample replaces, or
+    source: as utils/sources/segmentation.py describes. transform: (PIL image, mask (H, W) int64 array) -> (…, mask tensor).
+    seed: given for training; the tuple then ends with the index of the sample whose broken image another sample replaces, or
     -1. Without a seed a broken image raises BadImage; a broken mask always raises InputError.
     """
 
@@ -90,15 +91,13 @@ class SegmentationDataset(torch.utils.data.Dataset):
         sample, index = read_or_replace(self.source.read, key, self.seed, len(self))
         if self.seed is not None:
             seed_everything(stream_seed(self.seed, AUGMENT, key.epoch, key.index))
-        image, mask = self.transform(*sample)
-        mask = mask if key.counts else torch.full_like(mask, IGNORE)
-        if self.seed is None:
-            return image, mask
-        return image, mask, -1 if index == key.index else key.index
+        *parts, mask = self.transform(*sample)
+        mask = pack_masks(mask if key.counts else torch.full_like(mask, IGNORE), len(self.source.classes))
+        return (*parts, mask) if self.seed is None else (*parts, mask, -1 if index == key.index else key.index)
 
 
 class SegmentationStream:
-    """Makes the samples of a `streaming.StreamLoader`: (example, number, epoch) -> (image, mask) as of SegmentationDataset.
+    """Makes the samples of a `streaming.StreamLoader`: (example, number, epoch) -> (…, packed mask) as of SegmentationDataset.
 
     source: a stream, such as utils.sources.tables.StreamOfMasks. transform: as of SegmentationDataset.
     """
@@ -112,4 +111,5 @@ class SegmentationStream:
     def __call__(self, example, number, epoch):
         sample = self.source.read(example, number)
         seed_everything(stream_seed(self.seed, AUGMENT, epoch, number))
-        return self.transform(*sample)
+        *parts, mask = self.transform(*sample)
+        return *parts, pack_masks(mask, len(self.source.classes))

@@ -16,19 +16,20 @@ LAST_BATCHES = 15  # seconds that a loader worker goes on after SIGTERM, for the
 
 def build_loaders(
     train_set, val_set, batch, *, device, seed, eval_batch_size=None, workers=0, pin_memory=True, dist_eval=True,
-    shuffle_buffer=None, collate=None, finish=None, channels_last=False, needs_updates=True,
+    shuffle_buffer=None, collate=None, eval_collate=None, finish=None, finish_labels=None, channels_last=False,
+    needs_updates=True,
 ):  # fmt: skip
     """(Loader to train on, Loader to evaluate on).
 
     train_set, val_set: of utils/data/datasets.py; batch: Batch. eval_batch_size: images per process, None: as in training.
     shuffle_buffer: samples that a stream shuffles at a time; None: `train_set` is no stream. collate: as of torch's
-    DataLoader; finish: what is left to do with the images of a batch on the device, see `Loader`.
+    DataLoader; eval_collate: another one for evaluation; finish, finish_labels: what is left to do on the device, see `Loader`.
     Raises InputError where the training images are fewer than one update needs, if `needs_updates`.
     """
     share = (batch.process, batch.processes)
     pinned = pin_memory and device.type == "cuda"
     options = {"num_workers": workers, "pin_memory": pinned, "worker_init_fn": in_worker}
-    on_device = {"device": device, "finish": finish, "channels_last": channels_last}
+    on_device = {"device": device, "finish": finish, "finish_labels": finish_labels, "channels_last": channels_last}
     if shuffle_buffer:
         order = batches = StreamLoader(
             train_set.source.table, train_set, len(train_set), batch.size, batch.update_freq, workers, *share, seed,
@@ -43,7 +44,7 @@ def build_loaders(
         raise InputError(f"{len(train_set)} training images are less than one update needs, {batch.total} ({batch})")
     eval_order = EvalBatches(len(val_set), eval_batch_size or batch.size, *(share if dist_eval else (0, 1)))
     eval_batches = torch.utils.data.DataLoader(
-        val_set, batch_sampler=eval_order, collate_fn=collate, persistent_workers=workers > 0, **options
+        val_set, batch_sampler=eval_order, collate_fn=eval_collate or collate, persistent_workers=workers > 0, **options
     )
     return Loader(batches, order, **on_device), Loader(eval_batches, eval_order, **on_device)
 
@@ -51,15 +52,17 @@ def build_loaders(
 class Loader:
     """Iterates over batches on the device: (images (B, 3, H, W) float32, labels or masks, …).
 
-    batches: gives (images, labels, …) or, where `finish` is needed, (images (B, 3, H, W) uint8, what to erase, labels, …).
-    order: TrainBatches, StreamLoader or EvalBatches, which say what comes when. finish: (uint8 images on the device, what to
-    erase) -> normalised images. What follows the labels (the numbers of replaced samples) stays on the CPU.
+    batches: gives (images, labels, …) or, where `finish` is needed, (images (B, 3, H, W) uint8, the rest, labels, …).
+    order: TrainBatches, StreamLoader or EvalBatches, which say what comes when. finish: (uint8 images on the device, the rest
+    that is to be done, such as what to erase) -> normalised images. finish_labels: labels or masks on the device -> int64;
+    None: they are. What follows the labels (numbers of replaced samples, sizes of images) stays on the CPU.
     lane: a second stream of the device, on which the next batch is copied and finished while one is in use; None: there is
     none, as on a CPU. It is one for the life of the loader, since memory that a stream freed is kept for that stream.
     """
 
-    def __init__(self, batches, order, *, device, finish=None, channels_last=False, lane=None):
-        self.batches, self.order, self.device, self.finish = batches, order, torch.device(device), finish
+    def __init__(self, batches, order, *, device, finish=None, finish_labels=None, channels_last=False, lane=None):
+        self.batches, self.order, self.device = batches, order, torch.device(device)
+        self.finish, self.finish_labels = finish, finish_labels
         self.layout = torch.channels_last if channels_last else torch.preserve_format
         self.lane = CudaLane(self.device) if lane is None and self.device.type == "cuda" else lane
         self.state = {}  # of a stream of data, after the batch that was given last
@@ -108,14 +111,15 @@ class Loader:
 
     def _prepare(self, batch):
         images, *rest = batch
-        erase = rest.pop(0) if self.finish is not None else None
+        left = rest.pop(0) if self.finish is not None else None
         # From memory that is not page-locked a copy to Apple's GPUs must not be awaited later: it would be damaged.
         moved = {"device": self.device, "non_blocking": self.device.type != "mps"}
         images = images.to(**moved, memory_format=self.layout)
         if self.finish is not None:
-            images = self.finish(images, erase)
+            images = self.finish(images, left)
         labels, *others = rest
-        return (images, labels.to(**moved), *others)
+        labels = labels.to(**moved)
+        return (images, labels if self.finish_labels is None else self.finish_labels(labels), *others)
 
 
 class CudaLane:
