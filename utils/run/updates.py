@@ -11,6 +11,7 @@ from utils import files
 from utils.model.sharding import whole
 from utils.run.state import NonFiniteLoss
 
+DEVICE = "computing on the device"  # a GPU, all that it was given: the host waits for its numbers
 MOST_UNSCALED = 30  # updates in a row: a loss scaler halves its scale at each, and begins at 2**16
 
 
@@ -48,7 +49,9 @@ class Updates:
         if not self.skip_nonfinite:
             return True
         loss = self.accelerator.reduce(torch.stack(self.losses[-self.micro_batches :]).float().mean(), "mean")
-        if math.isfinite(loss) and math.isfinite(whole(norm)):
+        finite = math.isfinite(loss) and math.isfinite(whole(norm))
+        self._lap_of_device()
+        if finite:
             self.counters.skipped_in_a_row = 0
             return True
         self.counters.skipped_in_a_row += 1
@@ -88,6 +91,7 @@ class Updates:
         means = torch.stack(self.losses).float().view(len(self.rates), -1).mean(1)
         found = len(self.bad_samples.pending) if self.bad_samples is not None else 0
         *losses, found = self.accelerator.reduce(torch.cat([means, means.new_tensor([found])]), "mean").tolist()
+        self._lap_of_device()
         first, epoch = self.counters.update - len(losses), self.counters.epoch
         records = [
             {"update": first + i, "epoch": epoch, "loss": loss, "lr": rate}
@@ -139,10 +143,18 @@ class Updates:
         self.first, self.seconds, self.since = self.counters.update, {}, time.perf_counter()
 
     def lap(self, part):
-        """The time since the last lap went into this part of the step; on a GPU, what the host waited for there."""
+        """The time since the last lap went into this part of the step, by the host's clock.
+
+        A GPU computes while the host goes on: the time of its forward and backward passes is that of DEVICE, where the host
+        waits for its losses.
+        """
         now = time.perf_counter()
         self.seconds[part] = self.seconds.get(part, 0.0) + now - self.since
         self.since = now
+
+    def _lap_of_device(self):
+        if self.accelerator.device.type != "cpu":
+            self.lap(DEVICE)
 
     def write_seconds(self):
         """The seconds of each part of an update of this epoch, in timing.json."""
