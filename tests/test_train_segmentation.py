@@ -103,6 +103,7 @@ def test_it_learns_and_evaluates_the_same_on_one_and_two_processes(main, data, t
     out = main(*words, "--eval_mode", "slide", "--eval_scales", 0.75, 1.0, "--eval_flip", "true")
     assert "result: mIoU" in out and "  green: " in out and "throughput: " in out
     assert "result: mIoU" in main(*words, "--eval_mode", "crop")
+    assert results[0] in main(*words, "--eval_batch_size", 3)  # images of several sizes, one by one
 
     words = ("--predict", data / "images" / "val", "--output_dir", tmp_path / "out", "--finetune", tmp_path / "run" / "last")
     train_segmentation.main(train_segmentation.parse_args(list(map(str, words))))  # no flag of the training is needed
