@@ -1,6 +1,7 @@
 """States of a model that FSDP2 shards over two processes: whole when saved, the same on any hardware when loaded."""
 
 import functools
+import re
 import shutil
 
 import pytest
@@ -8,8 +9,11 @@ import sharded_on_cpu
 import timm
 import torch
 from conftest import ROOT, TINY, forked, lines, run, train
+from faults import SCRIPTS
 from test_train_recognition import assert_same_run
 
+from utils.cli import segmentation_flags
+from utils.cli.first import parse
 from utils.model.sharding import blocks, gather, load_model, load_optimizer
 from utils.run.checkpoint import states
 
@@ -106,6 +110,34 @@ def test_a_sharded_state_is_that_of_one_process(tmp_path):
 def test_blocks_are_what_fsdp_gathers_at_once(name, expected):
     with torch.device("meta"):
         assert blocks(timm.create_model(name)) == expected
+
+
+# --- every optimizer
+
+
+def optimizers():
+    """Those of the recipes and the defaults of the scripts."""
+    texts = [path.read_text() for path in (ROOT / "recipes").rglob("*.args")]
+    named = set(re.findall(r"--opt[ =](\w+)", "\n".join(texts)))
+    defaults = {parse(f"{script}.py", "", []).opt for script in SCRIPTS} | {segmentation_flags.SGD["opt"]}
+    return sorted(named | defaults)
+
+
+@pytest.mark.slow
+def test_every_optimizer_trains_on_sharded_weights_as_on_whole_ones(tmp_path):
+    """Both scripts' loops, two updates on two processes."""
+    found = []
+    for name, prepare in (("whole", None), ("sharded", functools.partial(sharded_on_cpu.prepare, "no"))):
+        done = forked("every_optimizer", tmp_path / name, *optimizers(), processes=2, prepare=prepare)
+        assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+        found.append(torch.load(tmp_path / name))
+    whole, parts = found
+    assert {name for _, name in whole} >= {"adamw", "momentum"} and whole.keys() == parts.keys()
+    for case, (losses, weights) in whole.items():
+        assert losses.isfinite().all(), case
+        torch.testing.assert_close(
+            parts[case], (losses, weights), rtol=1e-3, atol=1e-5, msg=lambda text, case=case: f"{case}: {text}"
+        )
 
 
 # --- whole runs
