@@ -4,13 +4,17 @@ import json
 import shutil
 import sys
 
+import accelerate
 import pytest
 import timm
 import torch
+from conftest import Batches, begin_run
 from made_result import NORM, TINY, shaken, write_result
 
 from segmentation_networks.network import build_network
 from utils.cli.errors import InputError
+from utils.cli.recognition_flags import ModelOptions
+from utils.model.recognition import build_model, timm_config
 from utils.model.segmentation_weights import open_network
 from utils.result import export
 from utils.run.checkpoint import export_weights
@@ -179,3 +183,26 @@ def test_a_folder_without_a_whole_result(results, tmp_path, name, content):
     with pytest.raises(InputError, match=line):
         export.export_run(folder, "torchscript")
     assert not (folder / export.FORMATS["torchscript"].file).exists()
+
+
+def test_weights_open_as_the_model_that_they_are_of_and_what_does_not_is_said(tmp_path):
+    """timm gives fbnetc_100 another epsilon where it is to have pretrained weights, as it does when it opens a folder."""
+    model = shaken(build_model(ModelOptions(model="fbnetc_100"), ["a", "b"], input_size=32))
+    config = timm_config(model, "fbnetc_100", ["a", "b"], input_size=32, crop_pct=1.0, crop_mode="center", **NORM)
+    export_weights(tmp_path, model.train().state_dict(), config)
+    assert export.reopened_differs(model, tmp_path) is None and model.training
+    export_weights(tmp_path, model.state_dict(), config | {"model_args": {}})
+    assert "opened again, their logits differ from the model's by" in export.reopened_differs(model, tmp_path)
+    export_weights(tmp_path, model.state_dict(), config | {"num_classes": 3})
+    assert "they cannot be opened again (" in export.reopened_differs(model, tmp_path)
+
+
+def test_a_run_compares_its_first_weights(tmp_path):
+    accelerator = accelerate.Accelerator(cpu=True)
+    model = torch.nn.Linear(2, 2)
+    optimizer = accelerator.prepare_optimizer(torch.optim.SGD(model.parameters(), 0.1))
+    run = begin_run(accelerator, tmp_path / "run", model, optimizer, Batches([], 1))
+    for name in ("best", "last"):
+        run._export(name)
+    said = (tmp_path / "run" / "warnings.txt").read_text()
+    assert said.count("the weights in") == 1 and "run/best are not the model's: they cannot be opened again" in said

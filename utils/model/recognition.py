@@ -61,6 +61,14 @@ def lasting_kwargs(options):
     return dict(options.model_kwargs) | scale
 
 
+def _norms_of(model):
+    """{"bn_eps": that of the batch norms} of timm's EfficientNets and MobileNets, some of which, as fbnetc_100, timm makes with
+    another one where they are to have pretrained weights: as it does when it opens a folder."""
+    epsilons = {module.eps for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)}
+    family = type(model).__module__.rpartition(".")[2] in ("efficientnet", "mobilenetv3")
+    return {"bn_eps": epsilons.pop()} if family and len(epsilons) == 1 else {}
+
+
 def timm_config(
     model, name, classes, *, input_size, mean, std, crop_pct, crop_mode, interpolation="bicubic", model_kwargs=(), license=None,
     **beside,
@@ -71,7 +79,7 @@ def timm_config(
     license: of the weights, where it is known. beside: what else is kept, such as tta_flip, which timm passes over.
     """
     cfg = model.pretrained_cfg
-    kwargs = dict(model_kwargs)
+    kwargs = _norms_of(model) | dict(model_kwargs)
     if cfg.get("fixed_input_size"):
         kwargs.setdefault("img_size", input_size)
     return {

@@ -80,6 +80,29 @@ def open_result(folder):
 
 
 @torch.no_grad()
+def reopened_differs(model, folder):
+    """What is wrong, in words, with the weights in `folder` when they are opened as others will open them; or None.
+
+    model: which they were written from, on any device, not sharded. Its logits of one image of noise are compared in eval mode;
+    it is in its own mode afterwards.
+    """
+    mode, device = model.training, next(model.parameters()).device
+    only_logits = {"only_logits": True} if read_config(folder) is not None else {}
+    try:
+        reopened, facts = open_result(folder)
+        size = facts["input_size"]
+        images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+        # Its class's: an instance may have a forward in bfloat16 of Accelerate's, or a compiled one.
+        own = type(model).forward(model.eval(), images, **only_logits)
+        fault = _fault(own["logits"] if only_logits else own, reopened.to(device)(images), 1 if device.type == "cpu" else 100)
+        return fault and fault.replace("the file gives", "opened again, they give").replace("the file's", "opened again, their")
+    except Exception as error:  # libraries raise many kinds
+        return f"they cannot be opened again ({first_line(error)})"
+    finally:
+        model.train(mode)
+
+
+@torch.no_grad()
 def export_model(model, folder, kind, *, input_size, mean, std, classes):
     """Write `model` to `folder` in the format `kind`; returns the path of the file.
 
@@ -121,11 +144,11 @@ def _folder_aside(folder):
         raise InputError(f"export to {folder}: it cannot be written ({error.strerror})") from None
 
 
-def _fault(expected, found):
-    """What is wrong with the logits `found`, or None."""
+def _fault(expected, found, tolerances=1):
+    """What is wrong with the logits `found`, or None. tolerances: so many times TOLERANCE is allowed."""
     if found.shape != expected.shape:
         return f"the file gives logits {tuple(found.shape)}, expected {tuple(expected.shape)}"
-    difference, limit = (found - expected).abs().max().item(), TOLERANCE * expected.abs().max().item()
+    difference, limit = (found - expected).abs().max().item(), tolerances * TOLERANCE * expected.abs().max().item()
     if not difference <= limit:  # NaN is a fault too
         return f"the file's logits differ from the model's by {difference:.2g}, expected {limit:.2g} at most"
     return None

@@ -19,6 +19,7 @@ from utils.report.curves import lr_groups, lr_range
 from utils.report.gallery import Gallery
 from utils.report.scores import epoch_line, is_better, value_of
 from utils.result.card import Cards
+from utils.result.export import reopened_differs
 from utils.result.publish import publish
 from utils.run import folder, state, trackers
 from utils.run.log import RunLog, clock
@@ -37,6 +38,7 @@ class Run:
         self.accelerator, self.args, self.batch, self.script, self.metric = accelerator, args, batch, script, metric
         self.log = RunLog(accelerator.is_main_process and not args.dry_run)
         self.counters, self.record, self.improved, self.signals, self.fault = None, {}, [], None, None
+        self.compared = False  # whether the weights that were written are those of the model
         self.evaluated = args.disable_eval  # whether an evaluation has been reached
         # The norm that gradients are clipped to: inf where only their size is wanted, None where nothing is.
         self.max_norm = args.clip_grad or (math.inf if args.skip_nonfinite else None)
@@ -228,7 +230,13 @@ class Run:
         self.signals.saved(self.fault)
 
     def _export(self, name):
-        return state.export(self.accelerator, self.log, self.model, self.config, self.folder, name)
+        fault = state.export(self.accelerator, self.log, self.model, self.config, self.folder, name)
+        if not self.compared and fault is None and self.accelerator.is_main_process:
+            folder, self.compared = os.path.join(self.folder, name), True
+            sharded = self.accelerator.distributed_type == "FSDP"
+            if not sharded and (difference := reopened_differs(self.model, folder)):
+                self.log.warn(f"the weights in {folder} are not the model's: {difference}")
+        return fault
 
     # --- after the last epoch
 

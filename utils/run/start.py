@@ -71,6 +71,8 @@ def _refuse_other_model(args, start):
             named = named.get(flag) if isinstance(named, dict) and flag not in ("head_kwargs", "backbone_kwargs") else named
             found = getattr(args, flag)
             found = dict(found) if isinstance(named, dict) else found
+            if flag == "model_kwargs":  # the weights name more of them
+                named = [pair for pair in named if pair[0] in dict(found)]
             if _plain(found) != _plain(named):
                 raise InputError(f"--{flag} {_text(getattr(args, flag))}: the weights have {_text(named)}, which --predict "
                                  "takes; leave it out")  # fmt: skip
