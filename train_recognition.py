@@ -33,6 +33,7 @@ from utils.model.optimizer import build_optimizer, can_fuse
 from utils.model.processes import describe, fit_to_hardware, loader_workers, start_processes
 from utils.model.recognition import build_model, lasting_kwargs, timm_config
 from utils.model.sharding import load_model, prepare, prepare_to_evaluate
+from utils.model.sizes import check_batch_of_one
 from utils.model.weights import load_weights
 from utils.report.gallery import Answers
 from utils.report.scores import result_lines
@@ -89,6 +90,7 @@ def main(args):
         model = build_model(
             ModelOptions.of(args), classes, input_size=args.input_size, pretrained=args.pretrained and not args.dry_run
         )
+    check_batch_of_one(model, args.input_size, batch.size * (batch.processes if args.sync_bn else 1))
     origin = [args.resume or args.finetune or ("timm's pretrained weights" if args.pretrained else "from scratch")]
     if args.finetune and (os.path.exists(args.finetune) or not args.dry_run):
         with accelerator.local_main_process_first():  # one process of a machine downloads, the others find it in the cache
@@ -102,10 +104,8 @@ def main(args):
         crop_pct=transforms.crop_pct, crop_mode=transforms.crop_mode, interpolation=transforms.interpolation,
         transforms=args.transforms, tta_flip=args.tta_flip, **norm, **license_of(start, args.license),
     )  # fmt: skip
-    model = fit_to_hardware(
-        model, channels_last=args.channels_last, grad_checkpointing=args.grad_checkpointing,
-        sync_bn=args.sync_bn and batch.processes > 1,
-    )  # fmt: skip
+    sync = args.sync_bn and batch.processes > 1
+    model = fit_to_hardware(model, channels_last=args.channels_last, grad_checkpointing=args.grad_checkpointing, sync_bn=sync)
 
     # optimizer, schedule, loss
     args.lr = args.blr * batch.total / 256 if args.lr is None else args.lr

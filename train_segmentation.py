@@ -37,6 +37,7 @@ from utils.model.optimizer import build_optimizer, can_fuse
 from utils.model.processes import describe, fit_to_hardware, loader_workers, start_processes, without_kernel_search
 from utils.model.segmentation_weights import load_segmentation_weights, network_config, open_network
 from utils.model.sharding import load_model, prepare, prepare_to_evaluate
+from utils.model.sizes import check_batch_of_one, check_crop
 from utils.report.scores import result_lines
 from utils.result.dry_run import print_dry_run
 from utils.result.predict_segmentation import Segmenter, predict_folder, usual_size
@@ -95,6 +96,8 @@ def main(args):
         model = build_network(
             **options, input_size=args.crop_size, drop_path=args.drop_path, pretrained=args.pretrained and not args.dry_run
         )
+    args.eval_mode = check_crop(model, options, args.crop_size, args.eval_mode, run.say)
+    check_batch_of_one(model, args.crop_size, batch.size * (batch.processes if args.sync_bn else 1))
     origin = [args.resume or args.finetune or ("timm's pretrained weights" if args.pretrained else "from scratch")]
     if args.finetune and (os.path.exists(args.finetune) or not args.dry_run):
         with accelerator.local_main_process_first():  # one process of a machine downloads, the others find it in the cache
@@ -103,10 +106,8 @@ def main(args):
     run.say(*[f"weights: {line}" for line in origin + told])
     facts = {"image_size": usual_size(val_source), **norm, **license_of(start, args.license)}
     config = network_config(options, classes, palette, settings, View.of(args), **facts)
-    model = fit_to_hardware(
-        model, channels_last=args.channels_last, grad_checkpointing=args.grad_checkpointing,
-        sync_bn=args.sync_bn and batch.processes > 1,
-    )  # fmt: skip
+    sync = args.sync_bn and batch.processes > 1
+    model = fit_to_hardware(model, channels_last=args.channels_last, grad_checkpointing=args.grad_checkpointing, sync_bn=sync)
     view = view_options(settings, View.of(args), classes=len(classes), sharded=accelerator.distributed_type == "FSDP", **norm)
 
     # optimizer, schedule, loss
@@ -234,6 +235,7 @@ def evaluate_only(args, accelerator, batch, run, start, told):
     )  # fmt: skip
     run.say(f"data: {source.title}, {len(val_set)} validation images, {len(source.classes)} classes")
     model = build_network(**network, input_size=args.crop_size, pretrained=args.pretrained and not args.finetune)
+    args.eval_mode = check_crop(model, network, args.crop_size, args.eval_mode, run.say)
     origin = [args.resume]
     if args.finetune:
         with accelerator.local_main_process_first():
@@ -262,6 +264,7 @@ def predict_only(args, accelerator, batch, run, told):
     with accelerator.local_main_process_first():
         folder = fetch(args.finetune)
     model, config = open_network(folder)
+    args.eval_mode = check_crop(model, config["network"], args.crop_size, args.eval_mode, run.say)
     run.say(f"network: {config['network']['head']} on {config['network']['backbone']}, from {folder}")
     run.say(*[f"weights: {line}" for line in told])
     prepare_to_evaluate(accelerator, model)

@@ -67,6 +67,8 @@ def _refusal(name, error, output_stride):
         if output_stride not in (None, 32) and not str(error):
             return _no_output_stride(name, output_stride)
         return InputError(f"backbone {name} gives no four feature maps: {first_line(error)}")
+    if isinstance(error, IndexError):  # the model has fewer maps than are asked for
+        return InputError(f"backbone {name} gives no four feature maps; take another backbone")
     return InputError(f"backbone {name} cannot be made: {first_line(error)}")
 
 
