@@ -8,6 +8,7 @@
 
 from utils.cli.first import parse  # isort: skip  it answers --help and wrong flags before torch is imported
 
+import functools
 import os
 import time
 
@@ -40,6 +41,7 @@ from utils.report.scores import result_lines
 from utils.result.dry_run import print_dry_run
 from utils.result.predict_recognition import predict
 from utils.result.publish import check_result_flags
+from utils.run.plan import fit_minutes, take_plan
 from utils.run.run import Run
 from utils.run.start import license_of, refuse_new_head, take_start
 from utils.run.state import load_weights_of
@@ -74,6 +76,8 @@ def main(args):
         if accelerator.is_main_process:
             check_headers(val_source)
     classes = train_source.classes
+    network = functools.partial(build_model, ModelOptions.of(args), classes, input_size=args.input_size)
+    batch = run.batch = take_plan(args, batch, train_source, val_source, network, run.say)
     args.mean, args.std = colours_of(train_source, args.mean, args.std, seed=args.seed)
     transforms = build_transforms(Augmentation.of(args))
     train_set = (RecognitionStream if args.streaming else RecognitionDataset)(train_source, transforms.train, args.seed)
@@ -96,8 +100,7 @@ def main(args):
         with accelerator.local_main_process_first():  # one process of a machine downloads, the others find it in the cache
             origin = load_weights(model, args.finetune, model_key=args.model_key, model_prefix=args.model_prefix)
     run.say(f"model: {args.model}, {sum(p.numel() for p in model.parameters()):,} parameters, {args.input_size} pixels")
-    origin += told
-    run.say(*[f"weights: {line}" for line in origin])
+    run.say(*[f"weights: {line}" for line in origin + told])
     norm = {"mean": transforms.mean, "std": transforms.std}
     config = timm_config(
         model, args.model, classes, input_size=args.input_size, model_kwargs=lasting_kwargs(ModelOptions.of(args)),
@@ -108,7 +111,7 @@ def main(args):
     model = fit_to_hardware(model, channels_last=args.channels_last, grad_checkpointing=args.grad_checkpointing, sync_bn=sync)
 
     # optimizer, schedule, loss
-    args.lr = args.blr * batch.total / 256 if args.lr is None else args.lr
+    fit_minutes(args, model, args.input_size, batch, (train_set, val_set), train_loader.updates, accelerator.device)
     optimizer, groups = build_optimizer(model, args, fused=can_fuse(accelerator), say=run.say)
     with input_errors():
         schedule = make_schedule(
@@ -138,7 +141,7 @@ def main(args):
             run.start_epoch(args.epochs, train_loader.updates)
             mixing = mixup if epoch < (args.mixup_off_epoch or args.epochs) else None
             train_one_epoch(accelerator, network, criterion, train_loader, optimizer, schedule, run, mixing, ema)
-            if not args.disable_eval:
+            if not args.disable_eval and ((epoch + 1) % args.eval_freq == 0 or epoch + 1 == args.epochs):
                 scores, answers = evaluate(accelerator, network, val_loader, run, args.tta_flip)
                 run.score(scores)
                 run.gallery.put_answers(answers, val_source, args.input_size)

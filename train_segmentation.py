@@ -8,6 +8,7 @@
 
 from utils.cli.first import parse  # isort: skip  it answers --help and wrong flags before torch is imported
 
+import functools
 import math
 import os
 import time
@@ -42,6 +43,7 @@ from utils.report.scores import result_lines
 from utils.result.dry_run import print_dry_run
 from utils.result.predict_segmentation import Segmenter, predict_folder, usual_size
 from utils.result.publish import check_result_flags
+from utils.run.plan import fit_minutes, take_plan
 from utils.run.run import Run
 from utils.run.start import license_of, network_of, refuse_new_head, take_start
 from utils.run.state import load_weights_of
@@ -76,6 +78,9 @@ def main(args):
         if accelerator.is_main_process and not args.dry_run:
             check_sources(train_source, val_source, args.streaming)
     classes, palette = train_source.classes, train_source.palette
+    options = network_of(start, args, {**network_options(args), "classes": len(classes)})
+    network = functools.partial(build_network, **options, input_size=args.crop_size)
+    batch = run.batch = take_plan(args, batch, train_source, val_source, network, run.say)
     args.mean, args.std = colours_of(train_source, args.mean, args.std, seed=args.seed)
     settings = Augmentation.of(args)
     transforms, norm = build_transforms(settings), colours(settings)
@@ -87,15 +92,13 @@ def main(args):
         shuffle_buffer=args.streaming and args.shuffle_buffer, eval_batch_size=args.eval_batch_size,
         channels_last=args.channels_last, needs_updates=not args.eval,
     )  # fmt: skip
-    run.say(f"data: {train_source.title}, {len(train_set)} training and {len(val_set)} validation images, "
-            f"{len(classes)} classes")  # fmt: skip
+    run.say(
+        f"data: {train_source.title}, {len(train_set)} training and {len(val_set)} validation images, {len(classes)} classes"
+    )
 
     # network; which weights win: 1. --resume (below)  2. --finetune  3. --pretrained  4. from scratch
-    options = network_of(start, args, {**network_options(args), "classes": len(classes)})
     with torch.device("meta" if args.dry_run else "cpu"):
-        model = build_network(
-            **options, input_size=args.crop_size, drop_path=args.drop_path, pretrained=args.pretrained and not args.dry_run
-        )
+        model = network(input_size=args.crop_size, drop_path=args.drop_path, pretrained=args.pretrained and not args.dry_run)
     args.eval_mode = check_crop(model, options, args.crop_size, args.eval_mode, run.say)
     check_batch_of_one(model, args.crop_size, batch.size * (batch.processes if args.sync_bn else 1))
     origin = [args.resume or args.finetune or ("timm's pretrained weights" if args.pretrained else "from scratch")]
@@ -111,7 +114,7 @@ def main(args):
     view = view_options(settings, View.of(args), classes=len(classes), sharded=accelerator.distributed_type == "FSDP", **norm)
 
     # optimizer, schedule, loss
-    args.lr = args.blr * batch.total / 256 if args.lr is None else args.lr
+    fit_minutes(args, model, args.crop_size, batch, (train_set, val_set), train_loader.updates, accelerator.device)
     optimizer, groups = build_optimizer(model, args, head_lr_scale=args.head_lr_scale, fused=can_fuse(accelerator), say=run.say)
     per_epoch = train_loader.updates
     updates = args.max_updates or args.epochs * per_epoch
@@ -130,8 +133,7 @@ def main(args):
     run.say(f"updates: {updates} in {epochs} epochs, of {batch.total} images ({batch}); peak lr {args.lr:.3g}")
 
     # the run
-    shown = {"palette": palette, **norm}
-    run.open(train_source, val_source, config, weights=origin[0], shown=shown, groups=groups)
+    run.open(train_source, val_source, config, weights=origin[0], shown={"palette": palette, **norm}, groups=groups)
     network, optimizer = prepare(accelerator, model, optimizer)
     if args.torchcompile:
         model.compile()  # in place, so that parameters keep their names
@@ -146,7 +148,7 @@ def main(args):
             if not args.disable_eval and ((epoch + 1) % args.eval_freq == 0 or epoch + 1 == epochs):
                 found, examples = evaluate(accelerator, model, val_loader, view, run)
                 run.score(found)
-                run.gallery.put_examples(examples, classes=classes, size=args.crop_size, **shown)
+                run.gallery.put_examples(examples, size=args.crop_size, **run.shown)
                 if ema and args.model_ema_eval:
                     with ema.in_model():
                         run.score(evaluate(accelerator, model, val_loader, view, run)[0], "best_ema")

@@ -20,9 +20,9 @@ MAY_IMPORT = {
     "segmentation_networks": LEAVES,
     "model": LEAVES | {"segmentation_networks"},
     "sources": LEAVES | {"data"},
-    "report": LEAVES,
+    "report": LEAVES | {"metrics"},
     "result": LEAVES | {"augment", "data", "metrics", "model", "report"},
-    "run": LEAVES | {"data", "model", "report", "result"},
+    "run": LEAVES | {"data", "metrics", "model", "report", "result"},
     "optim_factory": set(),
     "lr_sched": set(),
 }

@@ -45,8 +45,9 @@ def test_answers_become_scores_by_class_confusions_and_the_most_confident_mistak
     gallery = Gallery(tmp_path, "test_acc1")
     gallery.put_answers(answers, source, input_size=20)
     assert json.loads((tmp_path / "classes.json").read_text()) == [
-        {"name": "cat", "accuracy": 25.0, "count": 20}, {"name": "dog", "accuracy": 100.0, "count": 20},
-        {"name": "emu", "accuracy": None, "count": 0},
+        {"name": "cat", "accuracy": 25.0, "count": 20, "predicted": 5},
+        {"name": "dog", "accuracy": 100.0, "count": 20, "predicted": 35},
+        {"name": "emu", "accuracy": None, "count": 0, "predicted": 0},
     ]  # fmt: skip
     gallery.finish()
     assert [path.name for path in gallery.files()] == ["confusion.png", "curves.png", "mistakes.png"]

@@ -46,6 +46,7 @@ class Parser(argparse.ArgumentParser):
             self.error(_explain_unknown(unknown, [flag for action in flags for flag in action.option_strings]))
         args.given = frozenset(name for name, value in vars(args).items() if value is not _UNSET)
         args.typed = args.given & {word.partition("=")[0].removeprefix("--") for word in line if word.startswith("--")}
+        args.planned = {}
         args.free = frozenset(action.dest for action in flags if getattr(action, "free", False))
         _fill(args, {action.dest: action.default for action in flags})
         if defaults_for is not None:
@@ -64,10 +65,11 @@ class Arguments(argparse.Namespace):
     """The flags of a run by name. Beside them, and not in vars(args):
 
     given: names of the flags that stand on the line or in a recipe; typed: of those that stand on the line itself, and
-    free: of those that may change between a run and its resumption, since the result stays the same.
+    free: of those that may change between a run and its resumption, since the result stays the same. planned: {flag: value}
+    of what the run set by itself, see utils/run/plan.py.
     """
 
-    __slots__ = ("free", "given", "typed")
+    __slots__ = ("free", "given", "planned", "typed")
 
     def decisive(self):
         """{flag: value} of what decides the result."""

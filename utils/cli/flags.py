@@ -20,6 +20,15 @@ def add_start_flags(parser):
     topic.add("--model_prefix", default="", help="this text is put before every name in the file, such as backbone.")
 
 
+def add_plan_flags(parser):
+    topic = parser.topic("plan: what the run sets by itself; flags that are given always win")
+    topic.add("--plan", choices=("auto", "published"), help="auto: epochs, rates and augmentation follow the data "
+              "(docs/PLAN.md); published: the papers' defaults; none: auto where own images meet trained weights without a "
+              "recipe")  # fmt: skip
+    topic.add("--minutes", type=number(above=0), help="as many epochs as fit into this time on this machine, evaluations "
+              "included, instead of --epochs")  # fmt: skip
+
+
 COLOURS = ("imagenet", "inception", "clip", "model", "data")
 
 
@@ -164,6 +173,7 @@ def add_evaluation_flags(parser, best_metrics):
     names = "; ".join(f"{name}, {what}" for name, what in best_metrics.items())
     topic.add("--best_metric", choices=tuple(best_metrics), default=next(iter(best_metrics)), help="the score that decides "
               f"which weights are kept in best/: {names}")  # fmt: skip
+    topic.add("--eval_freq", type=whole(1), default=1, help="epochs between two evaluations")
     topic.switch("--eval", False, "evaluate --resume, --finetune or --pretrained weights, and stop")
     topic.switch("--disable_eval", False, "train without evaluating")
     topic.switch("--dist_eval", True, "share the evaluation among the processes; each image counts once either way", free=True)
@@ -237,6 +247,7 @@ def check_common(args, error):
         ("save_ckpt_freq save_ckpt_updates save_ckpt_minutes save_ckpt_num", args.save_ckpt, "with --save_ckpt true"),
         ("tf32", not (args.deterministic and args.tf32), "without --deterministic true"),
         ("cudnn_benchmark", not (args.deterministic and args.cudnn_benchmark), "without --deterministic true"),
+        ("plan minutes", not (args.eval or args.predict), "in training"),
         ("hub_private", args.push_to_hub or not args.hub_private, "with --push_to_hub"),
     )  # fmt: skip
     if args.deterministic:

@@ -17,6 +17,7 @@ LARGE = 384  # pixels; from here on ConvNeXt's evaluation warps the whole image
 def add_flags(parser):
     add_model_flags(parser)
     flags.add_start_flags(parser)
+    flags.add_plan_flags(parser)
     add_data_flags(parser)
     add_augmentation_flags(parser)
     add_mixup_flags(parser)
@@ -174,6 +175,6 @@ def check(args, error):
         ("cutmix", not args.cutmix_minmax, "without --cutmix_minmax, which draws the box"),
         ("mixup_prob mixup_mode mixup_off_epoch", mixes, "with --mixup or --cutmix"),
         ("mixup_switch_prob", args.mixup and (args.cutmix or args.cutmix_minmax), "with both --mixup and --cutmix"),
-        ("best_metric", not args.disable_eval, "without --disable_eval"),
+        ("eval_freq best_metric", not args.disable_eval, "without --disable_eval"),
         ("topk", args.predict, "with --predict"),
     )  # fmt: skip

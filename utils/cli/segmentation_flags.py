@@ -18,6 +18,7 @@ SGD = {"opt": "momentum", "weight_decay": 1e-4, "weight_decay_filter": "none", "
 def add_flags(parser):
     add_network_flags(parser)
     flags.add_start_flags(parser)
+    flags.add_plan_flags(parser)
     add_data_flags(parser)
     add_augmentation_flags(parser)
     add_loss_flags(parser)
@@ -135,9 +136,8 @@ View = settings_of("View", add_view_flags)
 
 def add_evaluation_flags(parser):
     topic = flags.add_evaluation_flags(parser, {"miou": "mean IoU", "pixacc+miou": "the mean of it and pixel accuracy"})
-    topic.add("--eval_batch_size", free=True, type=whole(1), default=1, help="images per process; above 1 all must have "
-              "one size")  # fmt: skip
-    topic.add("--eval_freq", type=whole(1), default=1, help="epochs between two evaluations")
+    topic.add("--eval_batch_size", free=True, type=whole(1), default=1, help="images per process; those of several sizes are "
+              "evaluated one by one")  # fmt: skip
     topic.add("--predict", metavar="DIR", help="write masks and overlays of the images in DIR to --output_dir, by --finetune "
               "RUN/best, and stop")  # fmt: skip
 

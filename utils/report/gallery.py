@@ -139,11 +139,17 @@ class Gallery:
 
 
 def class_scores(label, predicted, classes):
-    """[{"name", "accuracy" in per cent or None without images, "count" of images}] of each class; label, predicted: (N,)."""
-    count = np.bincount(label, minlength=len(classes))
+    """[{"name", "accuracy" in per cent or None without images, "count" of images, "predicted": how many are taken for it}] of
+    each class; label, predicted: (N,)."""
+    count, said = (np.bincount(column, minlength=len(classes)) for column in (label, predicted))
     right = np.bincount(label[label == predicted], minlength=len(classes))
     return [
-        {"name": name, "accuracy": 100 * right[i] / count[i] if count[i] else None, "count": int(count[i])}
+        {
+            "name": name,
+            "accuracy": 100 * right[i] / count[i] if count[i] else None,
+            "count": int(count[i]),
+            "predicted": int(said[i]),
+        }
         for i, name in enumerate(classes)
     ]
 

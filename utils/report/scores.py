@@ -6,6 +6,10 @@ A score that is not in SCORES is told by its own name, as per cent. Standard lib
 import math
 from typing import NamedTuple
 
+from utils.metrics.interval import wilson
+
+FEW = 1000  # images; a score of fewer is told with how sure it is in each epoch
+
 
 class Score(NamedTuple):
     name: str
@@ -76,7 +80,11 @@ def epoch_line(record, epochs, best, metric):
     score = score_of(f"test_{metric}")
     for key, short in ((f"test_{metric}", score.short), (f"test_{metric}_ema", "EMA")):
         if key in record:
-            text += f", {short} {score.text(record[key])} (best {best.get(key, 0):.{2 if score.unit else 4}f})"
+            sure = ""
+            if metric == "acc1" and 0 < record.get("test_images", FEW) < FEW:
+                low, high = wilson(record[key], record["test_images"])
+                sure = f" ± {(high - low) / 2:.0f}"
+            text += f", {short} {score.text(record[key])}{sure} (best {best.get(key, 0):.{2 if score.unit else 4}f})"
     return text
 
 
@@ -92,6 +100,8 @@ def result_lines(title, scores, classes=()):
         parts[0] += f" of {scores['classes']} classes"
     if "images" in scores:
         parts.append(f"{scores['images']} images")
+        if "acc1" in scores and scores["images"]:
+            parts[-1] += " (top-1 {:.1f} to {:.1f} % with 95 % confidence)".format(*wilson(scores["acc1"], scores["images"]))
     ious = zip(classes, scores.get("iou", ()), strict=False)
     lines = [f"  {name}: " + ("does not occur" if math.isnan(iou) else f"{iou:.2f}") for name, iou in ious]
     return [f"{title}: {', '.join(parts)}", *lines]

@@ -23,6 +23,7 @@ from utils.result.export import reopened_differs
 from utils.result.publish import publish
 from utils.run import folder, state, trackers
 from utils.run.log import RunLog, clock
+from utils.run.remarks import Remarks
 from utils.run.signals import Signals
 from utils.run.updates import Updates
 
@@ -64,8 +65,8 @@ class Run:
         self.settings = args.decisive() | {"total_batch": self.batch.total} | facts
         self.sources, self.config, self.shown = (train_source, val_source), config, {"classes": classes, **shown}
         self.folder, self.state = folder.open_together(
-            self.accelerator, args.output_dir, self.script, self.settings, vars(args), resume=args.resume,
-            auto_resume=args.auto_resume, say=self.say,
+            self.accelerator, args.output_dir, self.script, self.settings, vars(args) | {"planned": args.planned},
+            resume=args.resume, auto_resume=args.auto_resume, say=self.say,
         )  # fmt: skip
         args.output_dir = self.folder
         self.log.open(self.folder)
@@ -97,7 +98,8 @@ class Run:
             check_data(accelerator, bad_samples, *self.sources, self.log)
             self.counters.bad_samples = bad_samples.indices
         self.updates = Updates(accelerator, self.counters, self.log, bad_samples, args.skip_nonfinite)
-        self.start = time.perf_counter()
+        self.remarks = Remarks(self.log, images=len(self.sources[0]), batch=batch.total, resumed=bool(self.state))
+        self.start, self.first_epoch = time.perf_counter(), self.counters.epoch
 
     def __enter__(self):
         """The epochs begin: signals are heard from here on."""
@@ -132,6 +134,7 @@ class Run:
         first = self.counters.update - self.loader.updates * self.counters.epoch
         self.loader.start(self.counters.epoch, first, updates)
         self.epochs = epochs
+        self.remarks.start_epoch(epochs, self.loader.updates, updates - first)
         self.log.start_epoch(self.counters.epoch, epochs, first, updates, self.batch.total)
         self.updates.restart_clock()
 
@@ -165,9 +168,10 @@ class Run:
         self.counters.update += 1
         log.advance()
         due, last = self.signals.due(self.counters.update), log.done == log.total
-        if due or last or len(updates) == self.args.log_every:
+        if self.remarks.wants_look(self.counters.update) or due or last or len(updates) == self.args.log_every:
             newest = updates.look()
             self.trackers.log({name: newest.get(name) for name in ("loss", "lr", "grad_norm")}, newest["update"])
+            self.remarks.after_look(self.counters.update)
         if due:
             self.signals.stop_if_agreed()
         # Before the first evaluation of a start too: a broken validation image would end the run with nothing saved.
@@ -211,10 +215,16 @@ class Run:
         self.trackers.log(record, counters.update - 1)
         for name in self.improved:
             self.cards.write(name, record, counters.best)
-        speed, passed = self.log.images_per_second(), clock(time.perf_counter() - self.start)
+        speed, passed = self.log.images_per_second(), time.perf_counter() - self.start
+        left = passed / (counters.epoch + 1 - self.first_epoch) * (self.epochs - counters.epoch - 1)
         line = epoch_line(record, self.epochs, counters.best, self.metric)
-        self.say(f"{line}, {speed:.{0 if speed >= 100 else 1}f} images/s, {peak_memory(self.accelerator.device)}, {passed}")
+        memory = peak_memory(self.accelerator.device)
+        self.say(
+            f"{line}, {speed:.{0 if speed >= 100 else 1}f} images/s, {memory}, {clock(passed)}"
+            + f", {clock(left)} left" * (left > 0)
+        )
         self.gallery.refresh()
+        self.remarks.after_epoch()
         counters.epoch, counters.loss_sum, counters.losses = counters.epoch + 1, 0.0, 0
         self.record, self.improved = {}, []
         if args.save_ckpt and (counters.epoch % args.save_ckpt_freq == 0 or counters.epoch == self.epochs):

@@ -1,0 +1,103 @@
+"""The plan: what a run on own images that starts from trained weights sets by itself, when, and what wins over it."""
+
+import json
+import re
+
+import pytest
+import timm
+from conftest import TINY, forked, lines, make_folder
+from safetensors.torch import save_file
+
+from utils.run.plan import Facts, images_per_update, plan
+
+NO_FLAGS = [*TINY[: TINY.index("--epochs")], "--report_to", "none", "--num_workers", "0"]  # the model and its size only
+
+
+def facts(images, **others):
+    usual = {"validation": images // 4, "total": images_per_update(images, 1, 16), "opt": "adamw", "parameters": 4_000_000}
+    return Facts(images, **{**usual, "batch_norm": True, **others})
+
+
+def test_few_images_are_looked_at_often_by_small_updates():
+    plans = {images: plan(facts(images)) for images in (36, 300, 5000, 100_000)}
+    assert [plans[images]["epochs"] for images in plans] == [100, 40, 10, 10]
+    assert [images_per_update(images, 1, 16) for images in (10, *plans)] == [10, 16, 16, 32, 64]
+    assert [images_per_update(300, processes, 16) for processes in (2, 8, 64)] == [32, 128, 256]
+    assert plans[300]["lr"] == pytest.approx(7.1e-4) and plans[300]["aa"] == "none" and plans[5000]["aa"] != "none"
+    updates = [plans[images]["epochs"] * images / images_per_update(images, 1, 16) for images in plans]
+    assert updates == sorted(updates) and updates[0] > 200
+    assert all(0.5 <= made["warmup_epochs"] <= made["epochs"] / 5 for made in plans.values())
+
+
+def test_the_rate_follows_the_optimizer_and_the_network():
+    assert plan(facts(300, opt="sgd"))["lr"] == pytest.approx(10 * plan(facts(300))["lr"], rel=0.02)
+    assert plan(facts(300, batch_norm=False))["lr"] < plan(facts(300))["lr"] / 2
+    assert "lr" not in plan(facts(300, opt="lion"))  # of which nothing is known
+    assert plan(facts(300, parameters=28_000_000))["drop_path"] > 0
+    assert plan(facts(300, epochs=3))["warmup_epochs"] == 0.3
+    made = plan(facts(80, side=160))
+    assert (made["opt"], made["crop_size"], made["base_size"]) == ("adamw", 160, 160)
+    assert plan(facts(80, side=3000))["crop_size"] == 480
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """Own images, and weights to start from."""
+    folder = tmp_path_factory.mktemp("own")
+    make_folder(folder / "images" / "train", per_class=20)
+    make_folder(folder / "images" / "val", per_class=4, seed=1)
+    model = timm.create_model("convnextv2_atto", depths=(1, 1, 2, 1), dims=(8, 8, 16, 16), num_classes=3)
+    save_file(model.state_dict(), folder / "weights.safetensors")
+    return folder
+
+
+def start(own, folder, *words, script="train_recognition", code=0):
+    words = ("--data_path", own / "images", "--finetune", own / "weights.safetensors", "--output_dir", folder, *words)
+    done = forked(script, *NO_FLAGS, *words)
+    assert done.returncode == code, done.stderr
+    return done.stderr if code else done.stdout
+
+
+def test_a_run_without_flags_plans_itself_and_goes_on_with_its_plan(own, tmp_path):
+    text = start(own, tmp_path / "run", "--epochs", 2, "--save_ckpt_updates", 1)
+    planned = re.search(r"planned for 40 images: (.*)", text)[1]
+    assert "--lr 0.00021" in planned and "--batch_size 16" in planned and "--epochs" not in planned  # which the line has
+    assert "loss 0.69" in text.replace("loss 0.70", "loss 0.69")  # the new head begins at ln 2
+    assert re.search(r"time: 2 epochs x 2 updates, about \d+:\d\d on this machine", text)
+    args = json.loads((tmp_path / "run" / "args.json").read_text())["args"]
+    assert args["lr"] == args["planned"]["lr"] == 2.1e-4 and args["aa"] == "none"
+    # The images that came since do not change the plan of a run that goes on.
+    (tmp_path / "run" / "finished.json").unlink()
+    record = json.loads((tmp_path / "run" / "args.json").read_text())
+    record["args"]["planned"]["smoothing"] = record["settings"]["smoothing"] = 0.2
+    (tmp_path / "run" / "args.json").write_text(json.dumps(record))
+    assert "--smoothing 0.2" in start(own, tmp_path / "run", "--epochs", 2, "--save_ckpt_updates", 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        (["--plan", "published"], {"lr": 6.25e-5, "layer_decay": 1.0, "reprob": 0.25, "head_init_scale": 1.0}),
+        (["--lr", "1e-4", "--reprob", "0.5"], {"lr": 1e-4, "reprob": 0.5, "layer_decay": 0.8}),
+        (["--blr", "8e-4", "--remode", "const"], {"reprob": 0.25, "lr": 5e-5}),
+        (["@RECIPE"], {"lr": 6.25e-5, "layer_decay": 0.9, "reprob": 0.25}),
+    ],
+)
+def test_what_is_given_wins(own, tmp_path, words, flags):
+    recipe = tmp_path / "own.args"
+    recipe.write_text("--layer_decay 0.9 --batch_size 32")
+    words = [word.replace("@RECIPE", f"@{recipe}") for word in words]
+    if "published" in words:
+        words += ["--batch_size", "32"]
+    text = start(own, tmp_path / "run", *words, "--epochs", 30, "--dry_run", "json")
+    args = json.loads(text[text.index("{") :])["args"]
+    assert {name: args[name] for name in flags} == pytest.approx(flags)
+
+
+def test_minutes(own, tmp_path):
+    text = start(own, tmp_path / "run", "--minutes", 0.05)
+    epochs = len(lines(tmp_path / "run" / "log.txt"))
+    assert epochs > 1 and f"updates: {epochs} epochs" in text
+    error = start(own, tmp_path / "none", "--minutes", 1e-6, code=1)
+    assert re.search(r"error: --minutes 1e-06: an epoch takes about 0.0 minutes here; give more", error)
+    assert not (tmp_path / "none").exists()

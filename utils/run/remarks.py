@@ -1,0 +1,64 @@
+"""What a run says about itself on the way: how long it will take, and what is doubtful, each once."""
+
+import time
+
+from utils.metrics.advice import first_tenth, never_predicted, not_moving, overfits, small_data
+from utils.report.run_files import read_json, read_records
+from utils.run.log import clock
+
+FIRST_LOOK = 10  # updates of this start, after which the time that is left can be told
+
+
+class Remarks:
+    """log: RunLog. What is doubtful goes into warnings.txt, which report.html shows."""
+
+    def __init__(self, log, *, images, batch, resumed):
+        """images: to train on; batch: images of an update; resumed: an earlier start has said what was doubtful then."""
+        self.log, self.done, self.start = log, 0, time.perf_counter()
+        self.said = set()
+        if resumed:
+            self.said |= {kind for kind, line in self._doubts().items() if line}
+        else:
+            self._warn({"small data": small_data(images, batch)})
+
+    def start_epoch(self, epochs, per_epoch, updates):
+        """An epoch begins. per_epoch: updates of a whole one; updates: of this one, as far as this start makes them."""
+        self.epochs, self.per_epoch = epochs, per_epoch
+        if self.done == 0:
+            self.first_look, self.begin = min(FIRST_LOOK, updates), time.perf_counter()
+
+    def wants_look(self, update):
+        """Whether the run is to read its losses after `update` updates, since something can be said then. Once an update."""
+        self.done += 1
+        if self.done == 1 < self.first_look:
+            self.begin = time.perf_counter()  # the first update makes the kernels ready, and does not count
+        return self.done == self.first_look or update == first_tenth(self.epochs * self.per_epoch)
+
+    def after_look(self, update):
+        """Say what can be said after so many updates, whose losses are in updates.txt."""
+        total = self.epochs * self.per_epoch
+        if self.done == self.first_look:
+            seconds = (time.perf_counter() - self.begin) / max(self.done - 1, 1)
+            self.log.say(
+                f"time: {self.epochs} epochs x {self.per_epoch} updates, about {clock(seconds * (total - update))} on this "
+                "machine, evaluations not counted"
+            )
+        if update == first_tenth(total) and self.log.folder:
+            self._warn({"still": not_moving(read_records(self.log.folder / "updates.txt", "update", "epoch"), total)})
+
+    def after_epoch(self):
+        self._warn(self._doubts())
+
+    def _doubts(self):
+        folder = self.log.folder
+        if not folder:
+            return {}
+        epochs = read_records(folder / "log.txt", "epoch")
+        classes = [row for row in read_json(folder / "classes.json", list) if isinstance(row, dict)]
+        return {"overfits": overfits(epochs), "never": never_predicted(classes, len(epochs))}
+
+    def _warn(self, lines):
+        for kind, line in lines.items():
+            if line and kind not in self.said:
+                self.said.add(kind)
+                self.log.warn(line)
