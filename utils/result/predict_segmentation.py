@@ -8,9 +8,10 @@ import pathlib
 from types import SimpleNamespace
 
 import torch
-from torchvision.transforms import functional as F
+from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
+from utils.augment.segmentation import Rest, finish
 from utils.cli.errors import InputError
 from utils.cli.segmentation_flags import View
 from utils.data.sampling import spread
@@ -41,7 +42,8 @@ class Segmenter:
     @torch.no_grad()
     def __call__(self, image):
         device = next(self.network.parameters()).device
-        image = F.normalize(F.to_tensor(image), self.view["mean"], self.view["std"]).unsqueeze(0).to(device)
+        rest = Rest((image.height, image.width))
+        image = finish(pil_to_tensor(image)[None].to(device), [rest], self.view["mean"], self.view["std"])
         scores = predict(
             lambda images: self.network(images, only_logits=True)["logits"], image, **self.view_of(*image.shape[2:])
         )
