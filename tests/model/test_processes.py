@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 from conftest import ROOT, run
-from tiny_networks import one_thread, tiny  # noqa: F401, the first is a fixture
+from tiny_networks import BACKBONES, one_thread, tiny  # noqa: F401, the first is a fixture
 
 from utils.cli.errors import InputError
 from utils.cli.first import parse
@@ -50,40 +50,92 @@ def test_what_the_user_chose_for_freed_memory_stays(monkeypatch):
     assert not keep_freed_memory()
 
 
-@pytest.mark.parametrize(
-    "name, option",
-    [
-        ("efficientnet_lite0", "sync_bn"),
-        ("regnetx_002", "sync_bn"),
-        ("resnetv2_18", "sync_bn"),
-        ("resnet18", "sync_bn"),
-        ("resnetv2_18", "channels_last"),
-        ("resnetv2_18", "grad_checkpointing"),
-        ("convnextv2_atto", "grad_checkpointing"),
-    ],
-)
-def test_a_fitted_model_evaluates_as_before(name, option):
+# --- what fits a model to the hardware leaves its outputs alone
+
+FAMILIES = {  # a model of each, and options that make it small
+    "convnext_atto": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)},
+    "convnextv2_atto": {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)},
+    "resnet18": {"channels": (8, 8, 16, 16)},
+    "resnet50": {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)},
+    "resnest14d": {"channels": (8, 8, 16, 16), "stem_width": 8},
+    "resnetv2_18": {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)},
+    "regnetx_002": {},
+    "efficientnet_lite0": {},
+    "mobilenetv3_small_050": {},
+    "vit_tiny_patch16_224": {"depth": 2, "embed_dim": 24, "img_size": 64},
+    "swin_tiny_patch4_window7_224": {"depths": (1, 1), "embed_dim": 8, "num_heads": (1, 1), "img_size": 64, "window_size": 4},
+    "hrnet_w18_small": {},
+    "dla46_c": {},
+}
+WITHOUT_CHECKPOINTING = {"hrnet_w18_small", "dla46_c"}
+BATCH_NORM = (torch.nn.BatchNorm2d, timm.layers.BatchNormAct2d)
+
+
+def shaken(model):
+    """The model in evaluation mode; its batch norms do something, as after a training."""
+    for module in model.modules():
+        if isinstance(module, BATCH_NORM):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            module.running_mean.uniform_(-0.5, 0.5)
+    return model.eval()
+
+
+def logits(model, images):
+    found = model(images)
+    return found["logits"] if isinstance(found, dict) else found
+
+
+def refused_while_fitting(model):
+    """The ways of fitting that the model has not; each other one is added to those before, and changes no logits."""
+    images, refused = torch.randn(2, 3, 64, 64), []
+    expected, with_batch_norm = logits(model, images), any(isinstance(module, BATCH_NORM) for module in model.modules())
+    limit = 1e-5 * expected.abs().max().item()
+    for option in ("channels_last", "grad_checkpointing", "sync_bn"):
+        try:
+            model = fit_to_hardware(model, **{option: True}).eval()
+        except InputError:
+            refused.append(option)
+        found = logits(model, images)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=limit, msg=lambda text, option=option: f"{option}: {text}")
+    kinds = {type(module) for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)}
+    assert bool(kinds) == with_batch_norm and all(issubclass(kind, torch.nn.SyncBatchNorm) for kind in kinds)
+    return refused
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_a_fitted_model_evaluates_as_before(name):
     """Many of timm's batch norms hold an activation, which torch's converter to SyncBatchNorm drops."""
     torch.manual_seed(0)
-    model, images = timm.create_model(name).eval(), torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.weight.uniform_(0.5, 1.5)
-                module.running_mean.uniform_(-0.5, 0.5)
-        expected = model(images)
-        fitted = fit_to_hardware(model, **{option: True}).eval()
-        torch.testing.assert_close(fitted(images), expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item())
-    if option == "sync_bn":
-        kinds = {type(module) for module in fitted.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)}
-        assert kinds and all(issubclass(kind, torch.nn.SyncBatchNorm) for kind in kinds)
+    refused = refused_while_fitting(shaken(timm.create_model(name, num_classes=5, **FAMILIES[name])))
+    assert refused == ["grad_checkpointing"] * (name in WITHOUT_CHECKPOINTING)
 
 
-def test_a_fitted_network_evaluates_as_before():
-    network, images = tiny("resnet18", "encnet", aux_kwargs={}).eval(), torch.randn(1, 3, 64, 64)
-    expected = network(images)["logits"]
-    fitted = fit_to_hardware(network, channels_last=True, sync_bn=True)
-    torch.testing.assert_close(fitted(images)["logits"], expected, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize(
+    ("backbone", "head"),
+    [*((backbone, "fcn") for backbone in BACKBONES), *(("resnet18", head) for head in ("encnet", "deeplab", "upernet"))],
+)
+@torch.no_grad()
+def test_a_fitted_network_evaluates_as_before(backbone, head):
+    torch.manual_seed(0)
+    network = tiny(backbone, head, aux_kwargs={"channels": 8}, head_kwargs={"channels": 8}, input_size=64)
+    assert refused_while_fitting(shaken(network)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["recognition", "segmentation"])
+@torch.no_grad()
+def test_a_compiled_model_evaluates_as_before(kind):
+    torch.manual_seed(0)
+    if kind == "recognition":
+        model = timm.create_model("convnextv2_atto", num_classes=5, **FAMILIES["convnextv2_atto"])
+    else:
+        model = tiny("resnet18", "fcn", head_kwargs={"channels": 8})
+    model, images = fit_to_hardware(shaken(model), channels_last=True), torch.randn(2, 3, 64, 64)
+    expected = logits(model, images)
+    model.compile()  # in place, as the scripts do
+    torch.testing.assert_close(logits(model, images), expected, rtol=1e-3, atol=1e-5)
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("model", [torch.nn.Linear(2, 2), timm.create_model("dla34", num_classes=2)])
