@@ -220,8 +220,9 @@ def _take_turns(
     def of_timm():
         model = copied()
         own = timm.optim.create_optimizer_v2(model, "adamw", lr=rate, weight_decay=0.05)
-        place = 1 if loader.finish is None else 2  # of the labels, after the images and what to erase
-        batches = PrefetchLoader(_Again([(part[0], part[place]) for part in kept], updates), device=device)
+        place = 1 if loader.finish is None else 2  # of the labels, after the images and the rest
+        widen = loader.finish_labels or (lambda labels: labels)  # masks travel in few bytes
+        batches = PrefetchLoader(_Again([(part[0], widen(part[place])) for part in kept], updates), device=device)
 
         def one_round():
             for images, targets in batches:
