@@ -62,6 +62,15 @@ def test_evaluation_sees_an_image_as_published(options, crop_pct, crop_mode):
     assert image[0, 0] == pytest.approx(left, abs=0.02) and image[0, -1] == pytest.approx(1 - left, abs=0.02)
 
 
+@pytest.mark.parametrize("name", ["fast", "timm", "encoding"])
+@pytest.mark.parametrize("crop_mode", [None, "center", "squash", "border"])
+def test_images_of_any_size_give_one_size(name, crop_mode):
+    """So a batch of an evaluation can hold any of them."""
+    transforms = build_transforms(Augmentation(transforms=name, crop_mode=crop_mode, crop_pct=0.5, input_size=40, aa="none"))
+    for size in ((500, 30), (20, 333), (40, 40), (1, 1)):
+        assert network_input(transforms, transforms.evaluate(Image.new("RGB", size))).shape == (1, 3, 40, 40)
+
+
 def test_images_are_normalised_as_inception_where_imagenet_is_switched_off():
     black = Image.new("RGB", (40, 40))
     for name in ("fast", "timm", "encoding"):
