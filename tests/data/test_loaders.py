@@ -15,6 +15,7 @@ from utils.cli.recognition_flags import MixupOptions
 from utils.data.loaders import Loader
 from utils.data.sampling import EvalBatches, TrainBatches
 from utils.data.streaming import StreamLoader
+from utils.images import IGNORE, unpack_masks
 
 SHARDS = (7, 31, 22)  # rows of the table, which are numbered
 BLOCK, CHUNK = 8, 4  # rows that are shuffled together, and that are read at a time
@@ -186,10 +187,13 @@ def test_what_is_left_to_do_is_done_on_the_lane_and_numbers_of_replaced_samples_
 
     lane, replaced = Lane(), torch.tensor([-1, 7])
     batch = [torch.full((2, 3, 4, 4), 255, dtype=torch.uint8), 0.25, torch.tensor([0, 1]), replaced]
-    loader = Loader([batch], EvalBatches(2, 2), device="cpu", finish=darken, channels_last=True, lane=lane)
-    ((images, labels, others),) = loader
+    order, ways = EvalBatches(2, 2), {"channels_last": True, "lane": lane}
+    ((images, labels, others),) = Loader([batch], order, device="cpu", finish=darken, **ways)
     assert images.dtype == torch.float32 and (images == 0.75).all() and images.is_contiguous(memory_format=torch.channels_last)
     assert labels.tolist() == [0, 1] and others is replaced
+    batch[2] = torch.tensor([0, 3], dtype=torch.uint8)
+    ((_, masks, _),) = Loader([batch], order, device="cpu", finish=darken, finish_labels=unpack_masks, **ways)
+    assert masks.dtype == torch.int64 and masks.tolist() == [IGNORE, 2]
 
 
 class Part:
