@@ -123,7 +123,7 @@ def main(args):
     if args.dry_run:
         return print_dry_run(
             args, model=model, sources=(train_source, val_source), batch=batch, updates_per_epoch=train_loader.updates,
-            weights=origin, groups=groups, schedule=schedule,
+            weights=origin + told, groups=groups, schedule=schedule,
         )  # fmt: skip
     run.say(f"updates: {args.epochs} epochs x {train_loader.updates}, of {batch.total} images ({batch}); peak lr {args.lr:.3g}")
 

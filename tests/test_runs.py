@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState, GradientState
 from conftest import TINY, lines, make_folder, train
 from faults import Job
 from PIL import Image
-from small_data import write_tar
+from small_sources import write_tar
 from test_hub import StandIn
 from test_torchvision_sets import make_cifar, make_pets
 from test_train_recognition import assert_same_run

@@ -21,7 +21,7 @@ def test_a_report_says_what_was_run_and_begins_with_the_result(tmp_path):
         "resnet18, data of cat", "91.26 %", "best top-1 accuracy, in epoch 2", "finished",
         "best of the EMA, in epoch 2 45.63 %",
         "11,000,000", "Pictures", "Classes", "cat 9.50 % 1,000", "Slowest part of an update", "data : 75% of an update",
-        "Warnings", "broken image, replaced: cat", "Use the weights", f"'local-dir:{tmp_path}/run/best'", "Repeat the run",
+        "Warnings", "broken image, replaced: cat", "Use the weights", f'"local-dir:{tmp_path}/run/best"', "Repeat the run",
         "accelerate launch train_recognition.py --data_path 'data of cat' --output_dir", "2 x 8 x 2", "abc123 and changes",
         "torch 2.15.0", "All 9 settings",
     ]  # fmt: skip

@@ -227,7 +227,7 @@ def test_the_lines_under_use_run_with_the_card_beside_the_weights(run_folder, tm
 
 
 @pytest.mark.parametrize("config, line", [
-    (RECOGNITION, "timm.create_model('hf-hub:me/pets', pretrained=True)"),
+    (RECOGNITION, 'timm.create_model("hf-hub:me/pets", pretrained=True)'),
     (SEGMENTATION, 'open_segmenter(huggingface_hub.snapshot_download("me/pets"))'),
 ])  # fmt: skip
 def test_use_names_the_repository(config, line):

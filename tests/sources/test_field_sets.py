@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from small_data import SIZE, ids, names, write_image, write_mask
+from small_sources import SIZE, ids, names, write_image, write_mask
 
 from utils.cli.errors import InputError
 from utils.data.masks import class_table

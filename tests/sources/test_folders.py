@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import make_folder
 from PIL import Image
-from small_data import SIZE, encoded, ids, names, write, write_image, write_mask
+from small_sources import SIZE, encoded, ids, names, write, write_image, write_mask
 
 from utils.cli.errors import InputError
 from utils.images import IGNORE, BadImage

@@ -7,7 +7,7 @@ import struct
 import zipfile
 
 import pytest
-from small_data import encoded, write_parquet
+from small_sources import encoded, write_parquet
 
 from utils.cli.errors import InputError
 from utils.sources.hub import load_splits

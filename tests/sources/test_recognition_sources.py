@@ -2,7 +2,7 @@
 
 import pytest
 from conftest import make_folder
-from small_data import encoded, write_parquet
+from small_sources import encoded, write_parquet
 
 from utils.cli.errors import InputError
 from utils.cli.recognition_flags import Data

@@ -1,7 +1,7 @@
 """What train_segmentation.py opens for its flags of data, and the look at a sample of the files before training."""
 
 import pytest
-from small_data import encoded, encoded_mask, write, write_image, write_mask, write_parquet
+from small_sources import encoded, encoded_mask, write, write_image, write_mask, write_parquet
 
 from utils.cli.errors import InputError
 from utils.cli.registry import load

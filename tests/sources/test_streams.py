@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 from conftest import make_folder
-from small_data import encoded, images, letter, shade, write_images, write_masks, write_tar
+from small_sources import encoded, images, letter, shade, write_images, write_masks, write_tar
 
 from utils.cli.errors import InputError
 from utils.data.datasets import RecognitionStream, SegmentationStream

@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from conftest import make_folder
-from small_data import SIZE, encoded, encoded_mask, images, letter, shade, write_images, write_masks, write_parquet
+from small_sources import SIZE, encoded, encoded_mask, images, letter, shade, write_images, write_masks, write_parquet
 
 from utils.cli.errors import InputError
 from utils.images import IGNORE, BadImage

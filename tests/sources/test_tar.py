@@ -6,7 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from small_data import encoded, encoded_mask, shade, write_tar
+from small_sources import encoded, encoded_mask, shade, write_tar
 
 from utils.cli.errors import InputError
 from utils.images import BadImage

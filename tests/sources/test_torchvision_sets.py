@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torchvision
 from scipy.io import savemat
-from small_data import SIZE, encoded, shade
+from small_sources import SIZE, encoded, shade
 
 from utils.cli.errors import InputError
 from utils.sources.torchvision_sets import cifar10, cifar100, flowers, pets, pets_masks

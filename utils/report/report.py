@@ -170,7 +170,7 @@ def recognition_code(where):
 import torch
 from PIL import Image, ImageOps
 
-model = timm.create_model({where!r}, pretrained=True).eval()
+model = timm.create_model({json.dumps(where)}, pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")  # upright, as the camera was held
 with torch.no_grad():
@@ -182,7 +182,7 @@ print(model.pretrained_cfg["label_names"][label], probabilities[label].item())
 
 def segmentation_code(folder, repo_id=None):
     """Code that prints the classes in an image. folder: with the weights, where there is no repo_id of the Hub."""
-    first, where = "", repr(folder)
+    first, where = "", json.dumps(folder)
     if repo_id:
         first, where = "import huggingface_hub\n\n", f'huggingface_hub.snapshot_download("{repo_id}")'
     return f"""{first}from utils.images import read_image  # of Strata

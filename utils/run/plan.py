@@ -1,8 +1,8 @@
 """The plan of a run on a user's own data that starts from trained weights: what it sets where its user says nothing.
 
 The published defaults are for a million images and hundreds of thousands of updates. On some hundred images they are a few
-dozen updates at a hundredth of a useful rate, and nothing is learned. `plan` holds the rules; benchmarks/plan.py measured
-them (docs/PLAN.md says on what, and what they gained). The rest of this file finds out when they hold, and says so.
+dozen updates at a hundredth of a useful rate, and nothing is learned. `plan` holds the rules;
+docs/PLAN.md says why, and what was measured. The rest of this file finds out when they hold, and says so.
 """
 
 import copy
