@@ -20,6 +20,8 @@ def build_optimizer(model, args, *, head_lr_scale=None, fused=True, say=print):
     """
     with input_errors(), warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
+        if args.layer_decay == 1:  # the ids are those of backbone and heads then
+            warnings.filterwarnings("ignore", "layer decay does nothing")
         kind = args.layer_decay_type
         if kind == "stage_wise" and args.layer_decay < 1 and not convnext_depths(name for name, _ in model.named_parameters()):
             warnings.warn("layer_decay_type stage_wise is for ConvNeXt: an id per block (single) instead", stacklevel=2)

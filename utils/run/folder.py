@@ -16,7 +16,7 @@ from utils.cli.errors import InputError, one_line
 from utils.run import checkpoint
 
 FINISHED = "finished.json"
-_locks = []  # open files, held until this process ends
+_locks = []  # descriptors of open files, held until this process ends
 
 
 def open_folder(folder, script, settings, args, *, resume="", auto_resume=True, say=print):
@@ -132,7 +132,7 @@ def _lock(folder):
     try:
         import fcntl  # not on Windows, where nothing is locked
 
-        file = open(folder / ".lock", "a")  # noqa: SIM115
+        file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         _locks.append(file)
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ImportError:
