@@ -34,7 +34,8 @@ def test_training_and_validation_part_company():
 
 
 def test_small_data_and_a_class_that_is_never_said():
-    assert "--batch_size 4" in small_data(36, 32) and small_data(64, 32) is None
+    assert "--total_batch_size 16" in small_data(36, 32) and small_data(64, 32) is None
+    assert small_data(16, 16) is None  # less than that is no help
     rows = [{"name": name, "count": 5, "predicted": said} for name, said in (("cat", 9), ("owl", 0), ("dog", 1))]
     assert "taken for owl:" in never_predicted(rows, 5)
     assert never_predicted(rows, 2) is None and never_predicted(rows[::2], 5) is None

@@ -1,4 +1,4 @@
-"""One model of each module of timm, as classifier and as backbone: it runs, or is refused in one line that says what to do."""
+"""One model of each module of timm, as classifier or as backbone: it runs, or is refused in one line that says what to do."""
 
 import pytest
 import timm

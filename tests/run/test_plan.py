@@ -101,3 +101,32 @@ def test_minutes(own, tmp_path):
     error = start(own, tmp_path / "none", "--minutes", 1e-6, code=1)
     assert re.search(r"error: --minutes 1e-06: an epoch takes about 0.0 minutes here; give more", error)
     assert not (tmp_path / "none").exists()
+
+
+def test_what_is_planned_for_nobody_is_refused_and_minutes_need_no_dry_run(own, tmp_path):
+    done = forked(
+        "train_recognition", *NO_FLAGS, "--plan", "auto", "--data_path", own / "images", "--output_dir", tmp_path / "a"
+    )
+    assert done.returncode == 1 and "--plan auto: nothing is planned without trained weights" in done.stderr
+    done = forked("train_recognition", *NO_FLAGS, "--minutes", 1, "--epochs", 3)
+    assert done.returncode == 2 and "--epochs 3 would do nothing: it takes effect without --minutes" in done.stderr
+    assert '"epochs": 100' in start(own, tmp_path / "b", "--minutes", 1, "--dry_run", "json")
+
+
+def test_the_rate_is_that_of_the_optimizer_that_the_run_has(own, tmp_path):
+    text = start(own, tmp_path / "run", "--opt", "momentum", "--dry_run", "json")
+    assert json.loads(text[text.index("{") :])["args"]["lr"] == pytest.approx(2.1e-3)
+
+
+@pytest.mark.parametrize(
+    "planned", [{"lr": "much", "batch_size": -3, "scale": [1]}, {"predict": "x"}, [1], None, {"lr": 1e400}]
+)
+def test_a_plan_that_no_run_wrote_is_not_followed(own, tmp_path, planned):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "args.json").write_text(json.dumps({"args": {"planned": planned}}))
+    assert "--lr 0.00021 --" in start(own, tmp_path / "run", "--dry_run")
+
+
+def test_every_second_epoch_is_evaluated_and_the_last(own, tmp_path):
+    start(own, tmp_path / "run", "--epochs", 3, "--eval_freq", 2, "--save_ckpt", "false")
+    assert ["test_acc1" in record for record in lines(tmp_path / "run" / "log.txt")] == [False, True, True]

@@ -248,6 +248,8 @@ def check_common(args, error):
         ("tf32", not (args.deterministic and args.tf32), "without --deterministic true"),
         ("cudnn_benchmark", not (args.deterministic and args.cudnn_benchmark), "without --deterministic true"),
         ("plan minutes", not (args.eval or args.predict), "in training"),
+        ("epochs", args.minutes is None, "without --minutes, which wins"),
+        ("minutes", not args.streaming, "without --streaming, of which no sample can be timed before"),
         ("hub_private", args.push_to_hub or not args.hub_private, "with --push_to_hub"),
     )  # fmt: skip
     if args.deterministic:

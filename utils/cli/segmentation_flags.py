@@ -169,6 +169,6 @@ def check(args, error):
         ("cat_max_ratio", args.transforms == "mmseg", "with --transforms mmseg"),
         ("ratio_range", args.transforms != "none", "with --transforms encoding or mmseg"),
         ("base_size", args.transforms != "none" or weights_decide, "with --transforms encoding or mmseg"),
-        ("epochs", args.max_updates is None, "without --max_updates, which wins"),
+        ("epochs minutes", args.max_updates is None, "without --max_updates, which wins"),
         ("eval_freq best_metric", not args.disable_eval, "without --disable_eval"),
     )  # fmt: skip

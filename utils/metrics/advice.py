@@ -5,14 +5,15 @@ numbers of log.txt, updates.txt or classes.json, and returns a line or None.
 """
 
 MOVED = 0.02  # the least fraction of itself that a training loss falls by in a tenth of a run that learns
+SMALLEST = 16  # images of an update, as batch norm needs them
 LOOKED_AT = 5  # updates or epochs whose mean is taken as the loss of a moment
 
 
 def small_data(images, batch):
-    """An update takes most of the data: an epoch is one update, or two."""
-    if batch * 2 <= images:
+    """An update takes most of the data: an epoch is a single update. Smaller ones than of SMALLEST images are noise."""
+    if batch * 2 <= images or batch <= SMALLEST:
         return None
-    return f"an update takes {batch} of the {images} training images: try --batch_size {max(1, images // 8)}, for more updates"
+    return f"an update takes {batch} of the {images} training images: try --total_batch_size {SMALLEST}, for more updates"
 
 
 def first_tenth(total_updates):

@@ -22,7 +22,7 @@ from utils.model.segmentation_weights import open_network
 from utils.report.mask_colours import legend, overlay, palette_image
 from utils.result.image_files import few, find_images, is_written, mark, png_names
 
-LOOKED_AT = 9  # training images, whose size is noted
+LOOKED_AT = 9  # images of a source, whose size is noted
 LARGER = 1.25  # times the training images' side: from there on a picture is looked at in windows
 
 

@@ -1,8 +1,8 @@
 """The plan of a run on a user's own data that starts from trained weights: what it sets where its user says nothing.
 
 The published defaults are for a million images and hundreds of thousands of updates. On some hundred images they are a few
-dozen updates at a hundredth of a useful rate, and nothing is learned. `plan` holds the rules;
-docs/PLAN.md says why, and what was measured. The rest of this file finds out when they hold, and says so.
+dozen updates at a hundredth of a useful rate, and nothing is learned. `plan` holds the rules; docs/PLAN.md says why, and what
+was measured. The rest of this file finds out when they hold, and how many epochs fit into --minutes.
 """
 
 import copy
@@ -16,7 +16,6 @@ from typing import NamedTuple
 import accelerate
 import torch
 
-from utils.cli.arguments import Batch
 from utils.cli.errors import InputError
 from utils.model.processes import loader_workers
 
@@ -55,7 +54,7 @@ def plan(facts):
         "epochs": epochs,
         "warmup_epochs": round(epochs / 10, 1),
         "drop_path": 0.1 if facts.parameters > 20e6 else 0.0,  # only large networks learn small data by heart at once
-        # an evaluation may look at as many images as training does in between, not more
+        # an evaluation looks at three times as many images as training does in between, at most
         "eval_freq": max(1, min(math.ceil(facts.validation / max(facts.images, 1) / 3), epochs)),
     }
     if facts.opt in ADAM + SGD:
@@ -91,46 +90,54 @@ def take_plan(args, batch, train_source, val_source, build, say):
     """The Batch of the run. Sets the flags in `args` that the plan names and the user left open, and says them; and --lr by
     --blr, as published, where neither names a rate.
 
-    build: makes the network. A run that goes on takes the plan of its args.json, whatever the data and
-    the processes are by now. Raises InputError for --plan auto with a recipe.
+    build: makes the network. A run that goes on takes the plan of its args.json, whatever the data is by now. Raises
+    InputError for --plan auto where nothing is planned.
     """
-    batch = _plan_batch(args, batch, train_source, val_source, build, say)
+    if (reason := _reason_for_none(args, train_source)) and args.plan == "auto":
+        raise InputError(f"--plan auto: nothing is planned {reason}; leave it out")
+    if not reason and args.plan != "published":
+        batch = _set_plan(args, batch, train_source, val_source, build)
+        say(f"planned for {len(train_source):,} images: {flags_text(args.planned)}")
+        say("a flag on the line wins over the plan; --plan published keeps the papers' defaults")
     args.lr = args.blr * batch.total / 256 if args.lr is None else args.lr
     return batch
 
 
-def _plan_batch(args, batch, train_source, val_source, build, say):
-    wanted = args.plan or ("auto" if (args.pretrained or args.finetune) and not args.eval else "published")
-    if wanted == "published":
-        return batch
-    recipe = args.given - args.typed
-    if args.plan == "auto" and recipe:
-        raise InputError("--plan auto and a recipe: found both, expected one; a recipe is a plan of its own")
-    if recipe or args.data_set or not (args.data_path or args.dataset) or args.streaming or len(train_source) > MOST_IMAGES:
-        return batch
-    known = _plan_of_the_run(args)
-    if known is None or "batch_size" not in known:
+def _reason_for_none(args, train_source):
+    """Why no plan holds for such a run, in words; "" where one does."""
+    reasons = {
+        "in an evaluation": args.eval,
+        "beside a recipe, which is a plan of its own": args.given - args.typed,
+        "for the built-in data": not (args.data_path or args.dataset),
+        "for a --data_set, which has published settings": args.data_set,
+        "for a stream": args.streaming,
+        "without trained weights (--pretrained true or --finetune)": not (args.pretrained or args.finetune),
+        f"for more than {MOST_IMAGES:,} training images": len(train_source) > MOST_IMAGES,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _set_plan(args, batch, train_source, val_source, build):
+    chosen = _chosen(args)
+    try:
         with torch.device("meta"):
             network = build()
+        parameters = sum(parameter.numel() for parameter in network.parameters())
         batch_norm = any("BatchNorm" in type(module).__name__ for module in network.modules())
-        if not {"batch_size", "update_freq", "total_batch_size"} & args.given:
-            least = 16 if hasattr(args, "input_size") else 8  # batch norm; of masks each pixel counts for its statistics
-            total = images_per_update(len(train_source), batch.processes, least)
-            batch = batch._replace(size=total // batch.processes)
-        known = plan(Facts(
-            len(train_source), len(val_source), batch.total, args.opt if "opt" in args.given else "adamw",
-            sum(parameter.numel() for parameter in network.parameters()), batch_norm,
-            None if hasattr(args, "input_size") else _usual_side(train_source), args.epochs if "epochs" in args.given else None,
-        ))  # fmt: skip
-        known["batch_size"] = batch.size
-    elif "batch_size" not in args.given:
-        batch = Batch(known["batch_size"], batch.update_freq, batch.processes, batch.process)
-    args.planned = {flag: value for flag, value in known.items() if flag not in _chosen(args)}
+    except InputError:  # which is said when it is built in earnest; some models cannot be on the meta device
+        parameters, batch_norm = 0, False
+    if "batch_size" not in chosen:
+        least = 16 if hasattr(args, "input_size") else 8  # batch norm; of masks each pixel counts for its statistics
+        batch = batch._replace(size=images_per_update(len(train_source), batch.processes, least) // batch.processes)
+    planned = {"batch_size": batch.size} | plan(Facts(
+        len(train_source), len(val_source), batch.total, args.opt if "opt" in chosen else "adamw", parameters, batch_norm,
+        None if hasattr(args, "input_size") else _usual_side(train_source), args.epochs if "epochs" in args.given else None,
+    ))  # fmt: skip
+    planned |= {flag: value for flag, value in _plan_of_the_run(args).items() if _is_alike(value, planned.get(flag))}
+    args.planned = {flag: value for flag, value in planned.items() if flag not in chosen}
     for flag, value in args.planned.items():
         setattr(args, flag, value)
-    say(f"planned for {len(train_source):,} images: {flags_text(args.planned)}")
-    say("a flag on the line wins over the plan; --plan published keeps the papers' defaults")
-    return batch
+    return batch._replace(size=args.planned.get("batch_size", batch.size))
 
 
 # A flag of the plan -> flags that say the same in other words, or that would do nothing beside it.
@@ -146,14 +153,22 @@ def _chosen(args):
 
 
 def _plan_of_the_run(args):
-    """What args.json of the run that this command goes on with had planned, or None."""
+    """What args.json of the run that this command goes on with had planned, {} where there is none."""
     folder = os.path.dirname(os.path.dirname(os.path.abspath(args.resume))) if args.resume else args.output_dir
     try:
         with open(os.path.join(folder or "", "args.json"), encoding="utf-8") as file:
-            planned = json.load(file)["args"].get("planned")
-        return planned or None if isinstance(planned, dict) else None
-    except (OSError, ValueError, AttributeError, TypeError, KeyError):
-        return None
+            return dict(json.load(file)["args"]["planned"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+
+
+def _is_alike(value, usual):
+    """Whether a value of args.json is of the kind of the usual one: text, numbers, or as many of them."""
+    if isinstance(usual, tuple):
+        return isinstance(value, list) and len(value) == len(usual) and all(map(_is_alike, value, usual))
+    if isinstance(usual, str):
+        return isinstance(value, str)
+    return type(value) in (int, float) and type(usual) in (int, float) and 0 <= value < math.inf and (value > 0 or usual == 0)
 
 
 def fit_minutes(args, model, size, batch, sets, updates, device):
@@ -161,12 +176,12 @@ def fit_minutes(args, model, size, batch, sets, updates, device):
 
     model: on the CPU, and left as it is; size: pixels of the side of its input; sets: datasets to train on, of which some
     samples are made, and to score; updates: of an epoch. All processes of the run call it together, and the slowest counts.
-    Raises InputError where not one epoch fits.
+    Raises InputError where not one epoch fits. A dry run measures nothing: its epochs are those without --minutes.
     """
-    if args.minutes is None:
+    if args.minutes is None or args.dry_run:
         return
     (train_set, val_set), workers = sets, loader_workers(args.num_workers)
-    known = _plan_of_the_run(args) or {}
+    known = {flag: value for flag, value in _plan_of_the_run(args).items() if _is_alike(value, 1)}
     if "epochs" not in known:
         sample = _seconds(lambda: [train_set[index] for index in range(min(8, len(train_set)))]) / min(8, len(train_set))
         trial = copy.deepcopy(model).to(device).train()

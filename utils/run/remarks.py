@@ -14,8 +14,7 @@ class Remarks:
 
     def __init__(self, log, *, images, batch, resumed):
         """images: to train on; batch: images of an update; resumed: an earlier start has said what was doubtful then."""
-        self.log, self.done, self.start = log, 0, time.perf_counter()
-        self.said = set()
+        self.log, self.done, self.said = log, 0, set()
         if resumed:
             self.said |= {kind for kind, line in self._doubts().items() if line}
         else:
