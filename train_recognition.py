@@ -76,8 +76,8 @@ def main(args):
         if accelerator.is_main_process:
             check_headers(val_source)
     classes = train_source.classes
-    network = functools.partial(build_model, ModelOptions.of(args), classes, input_size=args.input_size)
-    batch = run.batch = take_plan(args, batch, train_source, val_source, network, run.say)
+    build = functools.partial(build_model, ModelOptions.of(args), classes, input_size=args.input_size)
+    batch = run.batch = take_plan(args, batch, train_source, val_source, build, run.say)
     args.mean, args.std = colours_of(train_source, args.mean, args.std, seed=args.seed)
     transforms = build_transforms(Augmentation.of(args))
     train_set = (RecognitionStream if args.streaming else RecognitionDataset)(train_source, transforms.train, args.seed)
