@@ -36,7 +36,7 @@ from utils.model.recognition import build_model, lasting_kwargs, timm_config
 from utils.model.sharding import load_model, prepare, prepare_to_evaluate
 from utils.model.sizes import check_batch_of_one
 from utils.model.weights import load_weights
-from utils.report.gallery import Answers
+from utils.pictures.gallery import Answers
 from utils.report.scores import result_lines
 from utils.result.dry_run import print_dry_run
 from utils.result.predict_recognition import predict

@@ -16,7 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import train_recognition
 import utils.run.run
-from utils.report.gallery import Gallery
+from utils.pictures.gallery import Gallery
 
 
 class Timed(Gallery):

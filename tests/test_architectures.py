@@ -11,7 +11,7 @@ from utils.cli import segmentation_flags
 from utils.cli.arguments import settings_of
 from utils.cli.recognition_flags import ModelOptions
 from utils.model.segmentation_weights import open_network
-from utils.report.gallery import Gallery
+from utils.pictures.gallery import Gallery
 
 COMMON = "--opt momentum --lr 0.1 --warmup_epochs 0 --num_workers 0 --report_to none --save_ckpt false".split()
 RECOGNITION = "--epochs 1 --input_size 32 --batch_size 1438 --sched constant".split()

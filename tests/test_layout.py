@@ -21,8 +21,9 @@ MAY_IMPORT = {
     "model": LEAVES | {"segmentation_networks"},
     "sources": LEAVES | {"data"},
     "report": LEAVES | {"metrics"},
-    "result": LEAVES | {"augment", "data", "metrics", "model", "report"},
-    "run": LEAVES | {"data", "metrics", "model", "report", "result"},
+    "pictures": LEAVES | {"metrics", "report"},
+    "result": LEAVES | {"augment", "data", "metrics", "model", "pictures", "report"},
+    "run": LEAVES | {"data", "metrics", "model", "pictures", "report", "result"},
     "optim_factory": set(),
     "lr_sched": set(),
 }

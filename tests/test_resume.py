@@ -158,7 +158,7 @@ def killed_while_drawing(_rank):
     import os
     import signal
 
-    from utils.report.gallery import Gallery
+    from utils.pictures.gallery import Gallery
 
     Gallery.finish = lambda self: os.kill(os.getpid(), signal.SIGKILL)
 

@@ -29,7 +29,7 @@ from utils.images import pack_masks, unpack_masks
 from utils.losses.recognition import make_loss
 from utils.losses.segmentation import SegmentationLoss
 from utils.model.ema import EMA
-from utils.report.gallery import Gallery
+from utils.pictures.gallery import Gallery
 from utils.run.checkpoint import states
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for equal bits; cuBLAS reads it when it begins

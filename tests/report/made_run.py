@@ -4,8 +4,8 @@ import html
 import json
 import re
 
-from utils.report.confusion import confusion
-from utils.report.curves import curves
+from utils.pictures.confusion import confusion
+from utils.pictures.curves import curves
 
 EVIL = "<script>document.title='evil'</script><img src=http://127.0.0.1:1/a.png onerror=alert(1)>\"'&\x00\u202e"
 

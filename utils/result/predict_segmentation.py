@@ -19,7 +19,7 @@ from utils.images import IGNORE, read_image
 from utils.metrics.published_views import view_options
 from utils.metrics.windows import predict, resized_to
 from utils.model.segmentation_weights import open_network
-from utils.report.mask_colours import legend, overlay, palette_image
+from utils.pictures.mask_colours import legend, overlay, palette_image
 from utils.result.image_files import few, find_images, is_written, mark, png_names
 
 LOOKED_AT = 9  # images of a source, whose size is noted

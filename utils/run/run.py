@@ -15,8 +15,8 @@ from utils.data.bad_samples import BadSamples, check_data
 from utils.data.fingerprint import fingerprint
 from utils.data.sampling import stream_seed
 from utils.model.processes import peak_memory
-from utils.report.curves import lr_groups, lr_range
-from utils.report.gallery import Gallery
+from utils.pictures.curves import lr_groups, lr_range
+from utils.pictures.gallery import Gallery
 from utils.report.scores import epoch_line, is_better, value_of
 from utils.result.card import Cards
 from utils.result.export import reopened_differs

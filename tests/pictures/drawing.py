@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from utils.report.canvas import Canvas
+from utils.pictures.canvas import Canvas
 
 PALETTE = np.random.default_rng(0).integers(0, 256, (150, 3), np.uint8)
 NORM = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from utils.report.canvas import BLUE, FAINT, GREEN, MARGIN, ORANGE, RED, SMALL, TITLE, png, short
+from utils.pictures.canvas import BLUE, FAINT, GREEN, MARGIN, ORANGE, RED, SMALL, TITLE, png, short
 from utils.report.run_files import number
 from utils.report.scores import score_of
 

@@ -10,8 +10,8 @@ import torch
 from drawing import NORM, PALETTE, images, look, names, texts
 from PIL import Image
 
-from utils.report import gallery as gallery_file
-from utils.report.gallery import Answers, Gallery
+from utils.pictures import gallery as gallery_file
+from utils.pictures.gallery import Answers, Gallery
 
 
 @pytest.fixture

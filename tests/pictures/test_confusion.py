@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from drawing import assert_apart, look, names, texts
 
-from utils.report.confusion import confusion
+from utils.pictures.confusion import confusion
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -13,10 +13,10 @@ import torch
 from PIL import ImageOps
 
 from utils.files import write_json
+from utils.pictures.confusion import confusion
+from utils.pictures.curves import curves
+from utils.pictures.images import SHOWN_PREDICTIONS, SHOWN_SAMPLES, mistakes, predictions, samples
 from utils.report import report
-from utils.report.confusion import confusion
-from utils.report.curves import curves
-from utils.report.pictures import SHOWN_PREDICTIONS, SHOWN_SAMPLES, mistakes, predictions, samples
 from utils.report.run_files import read_records
 
 BUDGET = 0.01  # fraction of the training time that may go into drawing

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from utils.report.mask_colours import legend, overlay, palette_image
+from utils.pictures.mask_colours import legend, overlay, palette_image
 
 PALETTE = np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255]], np.uint8)
 

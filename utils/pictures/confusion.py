@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from utils.report.canvas import FAINT, INK, LINE, MARGIN, NOTHING, SMALL, TEXT, TITLE, png, points, printable, short
+from utils.pictures.canvas import FAINT, INK, LINE, MARGIN, NOTHING, SMALL, TEXT, TITLE, png, points, printable, short
 
 COUNTED, NAMED, MAPPED = 20, 40, 1000  # classes up to which a map has counts, names, and all of its cells
 LISTED = 30  # rows of the list of confusions

@@ -6,7 +6,7 @@ import pytest
 from drawing import assert_apart, look, texts
 
 from optim_factory import get_parameter_groups, group_table, layer_decay_assigner
-from utils.report.curves import curves, lr_groups
+from utils.pictures.curves import curves, lr_groups
 
 pytestmark = pytest.mark.filterwarnings("error")
 

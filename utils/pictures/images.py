@@ -5,8 +5,8 @@ Each function replaces the PNG at `path` in one step.
 
 import numpy as np
 
-from utils.report.canvas import FAINT, GAP, INK, LINE, MARGIN, RED, TITLE, png
-from utils.report.mask_colours import coloured, mixed
+from utils.pictures.canvas import FAINT, GAP, INK, LINE, MARGIN, RED, TITLE, png
+from utils.pictures.mask_colours import coloured, mixed
 
 SHOWN_SAMPLES, SHOWN_MASKS, SHOWN_PREDICTIONS, SHOWN_CLASSES = 32, 16, 6, 40  # most that one picture holds
 TOP = 60  # pixels above the first row of images

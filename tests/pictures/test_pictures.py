@@ -7,8 +7,8 @@ import pytest
 import torch
 from drawing import HOSTILE, NORM, PALETTE, assert_apart, images, look, names, texts
 
-from utils.report.confusion import confusion
-from utils.report.pictures import mistakes, predictions, samples
+from utils.pictures.confusion import confusion
+from utils.pictures.images import mistakes, predictions, samples
 
 pytestmark = pytest.mark.filterwarnings("error")
 
