@@ -28,7 +28,7 @@ from utils.data.loaders import build_loaders
 from utils.data.sampling import MIX, MODEL, image_numbers
 from utils.losses.recognition import make_loss
 from utils.metrics.recognition import recognition_scores
-from utils.model.download import fetch
+from utils.model.download import fetch_folder
 from utils.model.ema import EMA
 from utils.model.optimizer import build_optimizer, can_fuse
 from utils.model.processes import describe, fit_to_hardware, loader_workers, start_processes
@@ -43,7 +43,7 @@ from utils.result.predict_recognition import predict
 from utils.result.publish import check_result_flags
 from utils.run.plan import fit_minutes, take_plan
 from utils.run.run import Run
-from utils.run.start import license_of, refuse_new_head, take_start
+from utils.run.start import license_of, load_start, take_start
 from utils.run.state import load_weights_of
 from utils.sources.recognition import check_headers, open_recognition_data
 
@@ -65,13 +65,13 @@ def main(args):
     start, told = take_start(args, args.model, defaults_for(args))
     if args.predict:
         return predict_only(args, accelerator, batch, run, start, told)
-    if args.eval and not args.dry_run:
+    if args.eval:
         return evaluate_only(args, accelerator, batch, run, start, told)
 
     # data
     with accelerator.local_main_process_first():  # which downloads or indexes, where there is something to
         train_source, val_source = open_recognition_data(
-            Data.of(args), seed=args.seed, need_val=args.eval or not args.disable_eval, dry_run=args.dry_run
+            Data.of(args), seed=args.seed, need_val=not args.disable_eval, dry_run=args.dry_run
         )
         if accelerator.is_main_process:
             check_headers(val_source)
@@ -85,7 +85,7 @@ def main(args):
     train_loader, val_loader = build_loaders(
         train_set, val_set, batch, device=accelerator.device, seed=args.seed, workers=loader_workers(args.num_workers),
         pin_memory=args.pin_mem, dist_eval=args.dist_eval, shuffle_buffer=args.streaming and args.shuffle_buffer,
-        collate=transforms.collate, finish=transforms.finish, channels_last=args.channels_last, needs_updates=not args.eval,
+        collate=transforms.collate, finish=transforms.finish, channels_last=args.channels_last,
     )  # fmt: skip
     run.say(f"data: {len(train_set)} training and {len(val_set)} validation images, {len(classes)} classes")
 
@@ -95,10 +95,7 @@ def main(args):
             ModelOptions.of(args), classes, input_size=args.input_size, pretrained=args.pretrained and not args.dry_run
         )
     check_batch_of_one(model, args.input_size, batch.size * (batch.processes if args.sync_bn else 1))
-    origin = [args.resume or args.finetune or ("timm's pretrained weights" if args.pretrained else "from scratch")]
-    if args.finetune and (os.path.exists(args.finetune) or not args.dry_run):
-        with accelerator.local_main_process_first():  # one process of a machine downloads, the others find it in the cache
-            origin = load_weights(model, args.finetune, model_key=args.model_key, model_prefix=args.model_prefix)
+    origin = load_start(accelerator, model, args, load_weights)
     run.say(f"model: {args.model}, {sum(p.numel() for p in model.parameters()):,} parameters, {args.input_size} pixels")
     run.say(*[f"weights: {line}" for line in origin + told])
     norm = {"mean": transforms.mean, "std": transforms.std}
@@ -122,8 +119,8 @@ def main(args):
     mixup = make_mixup(MixupOptions.of(args), len(classes), args.smoothing)
     if args.dry_run:
         return print_dry_run(
-            args, model=model, sources=(train_source, val_source), batch=batch, updates_per_epoch=train_loader.updates,
-            weights=origin + told, groups=groups, schedule=schedule,
+            args, model=model, sources=(train_source, val_source), batch=batch, weights=origin + told,
+            training=(train_loader.updates, groups, schedule),
         )  # fmt: skip
     run.say(f"updates: {args.epochs} epochs x {train_loader.updates}, of {batch.total} images ({batch}); peak lr {args.lr:.3g}")
 
@@ -218,7 +215,7 @@ def evaluate_only(args, accelerator, batch, run, start, told):
     """Evaluate the start weights or those of the state --resume, and its average, if it has one."""
     with accelerator.local_main_process_first():
         need_train = False if start and start.classes else None
-        _, source = open_recognition_data(Data.of(args), seed=args.seed, need_train=need_train)
+        _, source = open_recognition_data(Data.of(args), seed=args.seed, need_train=need_train, dry_run=args.dry_run)
         if accelerator.is_main_process:
             check_headers(source)
     classes = classes_of(start, source)
@@ -231,12 +228,13 @@ def evaluate_only(args, accelerator, batch, run, start, told):
         channels_last=args.channels_last, needs_updates=False,
     )  # fmt: skip
     run.say(f"data: {len(val_set)} validation images, {len(classes)} classes")
-    model = build_model(ModelOptions.of(args), classes, input_size=args.input_size, pretrained=args.pretrained)
-    origin = [args.resume or "timm's pretrained weights"]
-    if args.finetune:
-        with accelerator.local_main_process_first():
-            origin = load_weights(model, args.finetune, model_key=args.model_key, model_prefix=args.model_prefix)
-        refuse_new_head(args.finetune, origin)
+    with torch.device("meta" if args.dry_run else "cpu"):
+        model = build_model(
+            ModelOptions.of(args), classes, input_size=args.input_size, pretrained=args.pretrained and not args.dry_run
+        )
+    origin = load_start(accelerator, model, args, load_weights)
+    if args.dry_run:
+        return print_dry_run(args, model=model, sources=(None, source), batch=batch, weights=origin + told)
     averaged = load_weights_of(args.resume, model) if args.resume else None
     run.say(f"model: {args.model}, {sum(p.numel() for p in model.parameters()):,} parameters, {args.input_size} pixels")
     run.say(*[f"weights: {line}" for line in origin + told])
@@ -254,7 +252,7 @@ def evaluate_only(args, accelerator, batch, run, start, told):
 def predict_only(args, accelerator, batch, run, start, told):
     """Write the classes of the images in --predict, by the model in the folder --finetune."""
     with accelerator.local_main_process_first():
-        folder = fetch(args.finetune)
+        folder = fetch_folder(args.finetune)
     run.say(*[f"weights: {line}" for line in told])
     predict(
         folder, args.predict, os.path.join(args.output_dir or ".", "predictions.csv"), topk=args.topk, batch_size=batch.size,

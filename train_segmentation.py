@@ -10,7 +10,6 @@ from utils.cli.first import parse  # isort: skip  it answers --help and wrong fl
 
 import functools
 import math
-import os
 import time
 
 import accelerate
@@ -32,7 +31,7 @@ from utils.losses.segmentation import make_segmentation_loss
 from utils.metrics.published_views import view_options
 from utils.metrics.segmentation import ConfusionMatrix, scores
 from utils.metrics.windows import evaluated_region, predict
-from utils.model.download import fetch
+from utils.model.download import fetch_folder
 from utils.model.ema import EMA
 from utils.model.optimizer import build_optimizer, can_fuse
 from utils.model.processes import describe, fit_to_hardware, loader_workers, start_processes, without_kernel_search
@@ -45,7 +44,7 @@ from utils.result.predict_segmentation import Segmenter, predict_folder, usual_s
 from utils.result.publish import check_result_flags
 from utils.run.plan import fit_minutes, take_plan
 from utils.run.run import Run
-from utils.run.start import license_of, network_of, refuse_new_head, take_start
+from utils.run.start import license_of, load_start, network_of, take_start
 from utils.run.state import load_weights_of
 from utils.sources.segmentation import check_files, check_sources, open_segmentation_data
 
@@ -67,7 +66,7 @@ def main(args):
     start, told = take_start(args, args.backbone, defaults_for(args))
     if args.predict:
         return predict_only(args, accelerator, batch, run, told)
-    if args.eval and not args.dry_run:
+    if args.eval:
         return evaluate_only(args, accelerator, batch, run, start, told)
 
     # data
@@ -90,7 +89,7 @@ def main(args):
         train_set, val_set, batch, device=accelerator.device, seed=args.seed, **transforms.batches,
         workers=loader_workers(args.num_workers), pin_memory=args.pin_mem, dist_eval=args.dist_eval,
         shuffle_buffer=args.streaming and args.shuffle_buffer, eval_batch_size=args.eval_batch_size,
-        channels_last=args.channels_last, needs_updates=not args.eval,
+        channels_last=args.channels_last,
     )  # fmt: skip
     run.say(
         f"data: {train_source.title}, {len(train_set)} training and {len(val_set)} validation images, {len(classes)} classes"
@@ -101,10 +100,7 @@ def main(args):
         model = build(input_size=args.crop_size, drop_path=args.drop_path, pretrained=args.pretrained and not args.dry_run)
     args.eval_mode = check_crop(model, options, args.crop_size, args.eval_mode, run.say)
     check_batch_of_one(model, args.crop_size, batch.size * (batch.processes if args.sync_bn else 1))
-    origin = [args.resume or args.finetune or ("timm's pretrained weights" if args.pretrained else "from scratch")]
-    if args.finetune and (os.path.exists(args.finetune) or not args.dry_run):
-        with accelerator.local_main_process_first():  # one process of a machine downloads, the others find it in the cache
-            origin = load_segmentation_weights(model, args.finetune, model_key=args.model_key, model_prefix=args.model_prefix)
+    origin = load_start(accelerator, model, args, load_segmentation_weights)
     run.say(f"network: {options['head']} on {options['backbone']}, {sum(p.numel() for p in model.parameters()):,} parameters")
     run.say(*[f"weights: {line}" for line in origin + told])
     facts = {"image_size": usual_size(val_source), **norm, **license_of(start, args.license)}
@@ -127,8 +123,8 @@ def main(args):
     criterion = make_segmentation_loss(LossOptions.of(args), len(classes), aux=args.aux)
     if args.dry_run:
         return print_dry_run(
-            args, model=model, sources=(train_source, val_source), batch=batch, updates_per_epoch=per_epoch,
-            weights=origin + told, groups=groups, schedule=schedule,
+            args, model=model, sources=(train_source, val_source), batch=batch, weights=origin + told,
+            training=(per_epoch, groups, schedule),
         )  # fmt: skip
     run.say(f"updates: {updates} in {epochs} epochs, of {batch.total} images ({batch}); peak lr {args.lr:.3g}")
 
@@ -221,8 +217,10 @@ def evaluate_only(args, accelerator, batch, run, start, told):
     """Evaluate the start weights or those of the state --resume, and its average, if it has one."""
     with accelerator.local_main_process_first():
         need_train = False if start and start.classes else None
-        _, source = open_segmentation_data(Data.of(args), crop_size=args.crop_size, seed=args.seed, need_train=need_train)
-        if accelerator.is_main_process:
+        _, source = open_segmentation_data(
+            Data.of(args), crop_size=args.crop_size, seed=args.seed, need_train=need_train, dry_run=args.dry_run
+        )
+        if accelerator.is_main_process and not args.dry_run:
             check_files(source)
     network = network_of(start, args, {**network_options(args), "classes": len(source.classes)})
     if start and start.network:
@@ -236,13 +234,12 @@ def evaluate_only(args, accelerator, batch, run, start, told):
         channels_last=args.channels_last, needs_updates=False, **transforms.batches,
     )  # fmt: skip
     run.say(f"data: {source.title}, {len(val_set)} validation images, {len(source.classes)} classes")
-    model = build_network(**network, input_size=args.crop_size, pretrained=args.pretrained and not args.finetune)
+    with torch.device("meta" if args.dry_run else "cpu"):
+        model = build_network(**network, input_size=args.crop_size)
     args.eval_mode = check_crop(model, network, args.crop_size, args.eval_mode, run.say)
-    origin = [args.resume]
-    if args.finetune:
-        with accelerator.local_main_process_first():
-            origin = load_segmentation_weights(model, args.finetune, model_key=args.model_key, model_prefix=args.model_prefix)
-        refuse_new_head(args.finetune, origin)
+    origin = load_start(accelerator, model, args, load_segmentation_weights)
+    if args.dry_run:
+        return print_dry_run(args, model=model, sources=(None, source), batch=batch, weights=origin + told)
     averaged = load_weights_of(args.resume, model) if args.resume else None
     run.say(f"network: {network['head']} on {network['backbone']}, {sum(p.numel() for p in model.parameters()):,} parameters")
     run.say(*[f"weights: {line}" for line in origin + told])
@@ -264,7 +261,7 @@ def evaluate_only(args, accelerator, batch, run, start, told):
 def predict_only(args, accelerator, batch, run, told):
     """Write masks and overlays of the images in --predict, by the network in the folder --finetune."""
     with accelerator.local_main_process_first():
-        folder = fetch(args.finetune)
+        folder = fetch_folder(args.finetune)
     model, config = open_network(folder)
     args.eval_mode = check_crop(model, config["network"], args.crop_size, args.eval_mode, run.say)
     run.say(f"network: {config['network']['head']} on {config['network']['backbone']}, from {folder}")

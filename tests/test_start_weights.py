@@ -137,7 +137,22 @@ def test_a_head_that_was_not_trained_is_not_scored(trained, tmp_path):
         line = refused(name, "--eval", "true", "--finetune", file, "--data_path", tmp_path / "two", *words)
     assert "a new one would be scored" in line
     line = refused(name, "--eval", "true", "--data_path", data, *words)
-    assert "--eval true needs weights" in line
+    assert "--eval true needs" in line
+
+
+def test_a_dry_run_of_an_evaluation_says_what_is_scored_and_by_what(trained, tmp_path):
+    name, data, run = trained
+    kinds = [""] if name == "train_recognition" else ["images", "masks"]
+    for kind in kinds:
+        (tmp_path / "own" / kind).mkdir(parents=True)
+        (tmp_path / "own" / kind / "val").symlink_to(data / kind / "val")
+    if len(kinds) > 1:
+        (tmp_path / "own" / "classes.txt").write_text("\n".join(NAMES))
+    words = ("--eval", "true", "--finetune", run / "last", "--data_path", tmp_path / "own")
+    found = json.loads(script(name, *words, "--dry_run", "json"))
+    assert found["val_images"] > 0 and found["train_images"] == 0 and "updates" not in found
+    text = script(name, *words, "--dry_run")
+    assert "dry run: nothing is evaluated" in text and "result" not in text and "as the weights were trained" in text
 
 
 def test_the_licence_of_the_start_weights_stands_where_people_look(trained, tmp_path):

@@ -1,6 +1,7 @@
 """Weights from a URL and from the Hub, served by this machine."""
 
 import argparse
+import csv
 import hashlib
 import http.server
 import json
@@ -8,9 +9,11 @@ import threading
 
 import pytest
 import torch
-from conftest import train
+from conftest import ROOT, run, train
+from PIL import Image
 from published_convnext import noisy, timm_model
 from safetensors.torch import save_file
+from timm.data import ImageNetInfo
 
 from utils.cli.errors import InputError
 from utils.model.download import cached_path, fetch
@@ -106,3 +109,15 @@ def test_a_hub_id_is_fetched_from_the_hub(server, tmp_path):
     assert absent.returncode == 1 and len(absent.stderr.splitlines()) == 1
     assert "Hub id timm/none: not in the cache" in absent.stderr
     assert not (tmp_path / "output").exists()
+    # a prediction needs no other flag; config.json is fetched too, and the classes are ImageNet's where it names none
+    save_file(noisy(timm_model(1000)).state_dict(), server.root / "model.safetensors")
+    shape = {"depths": [1, 1, 2, 1], "dims": [8, 8, 16, 16]}
+    config = {"architecture": "convnextv2_atto", "num_classes": 1000, "model_args": shape}
+    config["pretrained_cfg"] = {"input_size": [3, 32, 32], "num_classes": 1000, "first_conv": "stem.0", "classifier": "head.fc"}
+    (server.root / "config.json").write_text(json.dumps(config))
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    words = ("--predict", "red.png", "--finetune", "hf-hub:someone/photos")
+    done = run(ROOT / "train_recognition.py", *words, env=env | {"HF_HUB_OFFLINE": "0"}, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
+    assert rows[0]["label_1"] in [ImageNetInfo().index_to_description(label) for label in range(1000)]

@@ -111,6 +111,11 @@ def test_image_folders_and_saved_tables(tmp_path):
     datasets.load_dataset(str(tmp_path / "images")).save_to_disk(tmp_path / "arrow")
     saved, _ = tables_of_images(str(tmp_path / "arrow"))
     assert saved.labels.tolist() == train.labels.tolist() and saved.read(0).size == (40, 30)
+    (tmp_path / "images" / "train").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="found the splits test; expected one named train"):
+        tables_of_images(str(tmp_path / "images"))
+    alone = tables_of_images(str(tmp_path / "images"), need_train=False)[1]  # an evaluation needs no training split
+    assert alone.labels.tolist() == val.labels.tolist() and alone.classes == ["a", "b"]
     stream, _ = stream_of_images(str(tmp_path / "arrow"))
     assert len(stream) == 6 and [stream.label(row, i) for i, row in enumerate(stream.table)] == train.labels.tolist()
     with pytest.raises(InputError, match="the library datasets cannot load it"):

@@ -138,8 +138,8 @@ def add_evaluation_flags(parser):
     topic = flags.add_evaluation_flags(parser, {"miou": "mean IoU", "pixacc+miou": "the mean of it and pixel accuracy"})
     topic.add("--eval_batch_size", free=True, type=whole(1), default=1, help="images per process; those of several sizes are "
               "evaluated one by one")  # fmt: skip
-    topic.add("--predict", metavar="DIR", help="write masks and overlays of the images in DIR to --output_dir, by --finetune "
-              "RUN/best, and stop")  # fmt: skip
+    topic.add("--predict", metavar="DIR_OR_FILE", help="write masks and overlays of these images to --output_dir, by "
+              "--finetune RUN/best, and stop")  # fmt: skip
 
 
 def defaults_for(args):
@@ -158,6 +158,8 @@ def check(args, error):
             error(f"--{name} needs --{other} too")
     if args.se_loss and args.model != "encnet":
         error(f"--se_loss is for --model encnet; found {args.model}")
+    if args.eval and not (args.finetune or args.resume):
+        error("--eval true needs a trained network: --finetune RUN/best or --resume STATE; --pretrained has a backbone only")
     if args.predict and not (args.output_dir and args.finetune):
         error("--predict needs --finetune RUN/best, and --output_dir, where masks and overlays go")
     flags.check_order(args, error, "ratio_range")

@@ -62,20 +62,27 @@ def classes_of(start, source):
     """
     if start is None or start.classes:
         return source.classes if start is None else start.classes
-    from timm.data import ImageNetInfo, infer_imagenet_subset
-
     if not start.number:
         raise InputError("the weights have no classifier, so that there is nothing to evaluate; train first")
     own = set(map(str, source.classes))
-    if subset := infer_imagenet_subset({"num_classes": start.number}):
-        info = ImageNetInfo(subset)
-        for names in (info.label_names(), [info.index_to_description(i) for i in range(start.number)]):
-            if own <= set(names):
-                return names
+    if names := next((names for names in imagenet_names(start.number) if own <= set(names)), None):
+        return names
     if start.number != len(own):
         raise InputError(f"{source.title} has {len(own)} classes ({_few(source.classes)}), the weights {start.number}; a new "
                          "classifier would be scored: train it first")  # fmt: skip
     return source.classes
+
+
+def imagenet_names(number):
+    """The names of ImageNet's classes in the order of timm's weights with this `number` of them: as synsets, such as
+    n01440764, and in words; () where no ImageNet has that number."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": number})
+    if not subset:
+        return ()
+    info = ImageNetInfo(subset)
+    return info.label_names(), [info.index_to_description(label) for label in range(number)]
 
 
 def _few(names):

@@ -29,8 +29,23 @@ def fetch(source):
     if re.match(r"https?://", source):
         return _download(source)
     if re.match(r"hf[-_]hub:", source) or (source.startswith("timm/") and not os.path.exists(source)):
-        return _from_hub(re.sub(r"^hf[-_]hub:", "", source))
+        return _from_hub(source)
     return pathlib.Path(source)
+
+
+def fetch_folder(source):
+    """Local folder with config.json and model.safetensors of `source`: such a folder, or a model of the Hub.
+
+    Raises InputError where the Hub does not have both.
+    """
+    path = fetch(source)
+    hub = re.match(r"hf[-_]hub:|timm/", str(source)) and not os.path.exists(source)
+    if not hub:
+        return path
+    if path.name != "model.safetensors":
+        raise InputError(f"Hub id {source}: found no model.safetensors there; expected one, which holds no code")
+    _file_of_hub(str(source), "config.json")  # beside the weights
+    return path.parent
 
 
 def cached_path(url):
@@ -83,11 +98,20 @@ def _download(url):
 
 
 def _from_hub(name):
+    path = _file_of_hub(name, "model.safetensors", "pytorch_model.bin")
+    if path is None:
+        raise InputError(f"Hub id {name}: found neither model.safetensors nor pytorch_model.bin there")
+    return path
+
+
+def _file_of_hub(name, *files):
+    """Local path of the first of these `files` that a repository of the Hub has, or None. name: USER/NAME[@REVISION]."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    name = re.sub(r"^hf[-_]hub:", "", name)
     repo, _, revision = name.partition("@")
-    for file in ("model.safetensors", "pytorch_model.bin"):
+    for file in files:
         try:
             return pathlib.Path(hf_hub_download(repo, file, revision=revision or None))
         except LocalEntryNotFoundError:
@@ -96,4 +120,4 @@ def _from_hub(name):
             continue
         except Exception as error:  # the library and its HTTP client raise many kinds
             raise InputError(f"Hub id {name}: {first_line(error)}") from None
-    raise InputError(f"Hub id {name}: found neither model.safetensors nor pytorch_model.bin there")
+    return None

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from utils.augment.recognition import eval_transform
 from utils.cli.errors import InputError, first_line, one_line
+from utils.data.classes import imagenet_names
 from utils.data.loaders import in_worker
 from utils.files import replace
 from utils.images import naming, read_image
@@ -66,10 +67,12 @@ def predict(
 
 def open_classifier(folder):
     """(timm model in evaluation mode on the CPU, its transform of a PIL image to (3, H, W) float32, its class names)."""
-    model, facts = open_result(folder)
+    model, _ = open_result(folder)
     if isinstance(model, OnlyLogits):
         raise InputError(f"{folder}: holds a segmentation network; expected a classifier, use train_segmentation.py")
     names = model.pretrained_cfg.get("label_names")
+    if names is None and (of_imagenet := imagenet_names(model.num_classes)):
+        names = of_imagenet[1]  # timm's own weights do not name them
     if not isinstance(names, list) or len(names) != model.num_classes or not all(isinstance(name, str) for name in names):
         there = f"{len(names)} label_names" if isinstance(names, list | dict) else "no label_names"
         raise InputError(
@@ -79,7 +82,7 @@ def open_classifier(folder):
         transform = create_transform(**resolve_model_data_config(model))
     except Exception as error:  # timm takes the values of config.json as they are
         raise InputError(f"{folder}: config.json describes no input ({first_line(error)}); expected one of training") from None
-    return model, transform, facts["classes"]
+    return model, transform, names
 
 
 class _Images(torch.utils.data.Dataset):

@@ -100,6 +100,21 @@ def license_of(start, stated):
     return {name: value for name, value in found.items() if value}
 
 
+def load_start(accelerator, model, args, load):
+    """Put the weights of --finetune into `model`; returns lines that say what the run starts from.
+
+    load: `load_weights` of the model's kind. A dry run loads only what lies on the disk. Raises InputError where they do not
+    fit, and in an evaluation where they leave the classifier as it was made.
+    """
+    if not args.finetune or (args.dry_run and not os.path.exists(args.finetune)):
+        return [args.resume or args.finetune or ("timm's pretrained weights" if args.pretrained else "from scratch")]
+    with accelerator.local_main_process_first():  # one process of a machine downloads, the others find it in the cache
+        lines = load(model, args.finetune, model_key=args.model_key, model_prefix=args.model_prefix)
+    if args.eval:
+        refuse_new_head(args.finetune, lines)
+    return lines
+
+
 def refuse_new_head(source, origin):
     """Raise InputError if loading, of which `origin` tells, left a classifier as it was made: noise would be scored."""
     if re.search(r"\bhead new\b|\bnew: [^;]*decode_head", origin[1]):

@@ -16,15 +16,20 @@ from utils.images import is_image
 from utils.sources import tar
 from utils.sources.hub_files import check_card, check_files, check_saved
 
+HELD_OUT = ("validation", "val", "valid", "test")  # names of the split to validate on, the first that there is
 
-def load_splits(name, val_split=None):
+
+def load_splits(name, val_split=None, need_train=True):
     """({split: datasets.Dataset}, name of the validation split or None) of the data set `name`.
 
     Raises InputError if it cannot be loaded or has no split train, and if there are both a validation split and a
-    `val_split`, the fraction of train to hold out, or neither of the two.
+    `val_split`, the fraction of train to hold out, or neither of the two. need_train: otherwise the validation split stands
+    for a training split that is missing.
     """
     with _loading(name):
         splits = _load(name)
+    if not need_train and (held_out := next((split for split in HELD_OUT if split in splits), None)):
+        splits.setdefault("train", splits[held_out])
     held_out = _validation_split(name, splits)
     if val_split is not None and held_out:
         raise InputError(f"--val_split {val_split}: the data set has a split '{held_out}' already; leave it out")
@@ -92,7 +97,7 @@ def _validation_split(name, splits):
     """The split to validate on, or None if there is only train. Raises InputError if there is no split train."""
     if "train" not in splits:
         raise InputError(f"--dataset {name}: found the splits {', '.join(splits)}; expected one named train")
-    return next((split for split in ("validation", "val", "valid", "test") if split in splits), None)
+    return next((split for split in HELD_OUT if split in splits), None)
 
 
 # --- streams --------------------------------------------------------------------------------------------------------

@@ -27,9 +27,9 @@ def open_recognition_data(data, *, seed, need_val=True, need_train=True, dry_run
     """(training source, validation source); the training source is a stream if `data.streaming`.
 
     data: utils.cli.recognition_flags.Data. seed: decides what --val_split holds out. need_val: class folders without a
-    validation set are refused. need_train: of class folders, see `class_folders`. dry_run: nothing is downloaded, and missing
-    images are counted as published. Raises InputError, which says what was found, if there is no such data, or if it has
-    another number of classes than --nb_classes.
+    validation set are refused. need_train: of class folders, see `class_folders`; of a data set, see
+    `load_splits`. dry_run: nothing is downloaded, and missing images are counted as published. Raises InputError, which says
+    what was found, if there is no such data, or if it has another number of classes than --nb_classes.
     """
     if data.data_set in RECOGNITION_SETS:
         train, val = open_published(RECOGNITION_SETS[data.data_set], data.data_path, dry_run=dry_run)
@@ -40,7 +40,9 @@ def open_recognition_data(data, *, seed, need_val=True, need_train=True, dry_run
     elif data.streaming:
         train, val = stream_of_images(data.dataset, data.image_column, data.label_column, data.train_images)
     elif data.dataset:
-        train, val = tables_of_images(data.dataset, data.image_column, data.label_column, data.val_split, seed)
+        train, val = tables_of_images(
+            data.dataset, data.image_column, data.label_column, data.val_split, seed, need_train is True
+        )
     else:
         train, val = digits()
     check_number(data.nb_classes, train.classes)

@@ -22,9 +22,9 @@ def open_segmentation_data(data, *, crop_size, seed, need_train=True, dry_run=Fa
     """(training source, validation source); the training source is a stream if `data.streaming`.
 
     data: utils.cli.segmentation_flags.Data. crop_size: side of the built-in scenes in pixels. seed: decides what --val_split
-    holds out. need_train: of folders, see `mask_folders`. dry_run: nothing is downloaded, and missing images are counted as
-    published. Raises InputError, which says what was found, if there is no such data, or if it has another number of classes
-    than --nb_classes.
+    holds out. need_train: of folders, see `mask_folders`; of a data set, see `load_splits`. dry_run: nothing is downloaded,
+    and missing images are counted as published. Raises InputError, which says what was found, if there is no such data, or if
+    it has another number of classes than --nb_classes.
     """
     if data.data_set:
         known, train_split = SEGMENTATION_SETS[data.data_set], data.train_split or "train"
@@ -34,7 +34,9 @@ def open_segmentation_data(data, *, crop_size, seed, need_train=True, dry_run=Fa
     elif data.streaming:
         train, val = stream_of_masks(data.dataset, data.image_column, data.mask_column, data.train_images)
     elif data.dataset:
-        train, val = tables_of_masks(data.dataset, data.image_column, data.mask_column, data.val_split, seed)
+        train, val = tables_of_masks(
+            data.dataset, data.image_column, data.mask_column, data.val_split, seed, need_train is True
+        )
     else:
         train, val = scenes(crop_size)
     check_number(data.nb_classes, train.classes)

@@ -115,13 +115,14 @@ class StreamOfImages(_Stream):
         return label
 
 
-def tables_of_images(name, image_column=None, label_column=None, val_split=None, seed=0):
+def tables_of_images(name, image_column=None, label_column=None, val_split=None, seed=0, need_train=True):
     """(training, validation) `TableOfImages` of the data set `name`.
 
     Columns are found by their types and usual names if they are not given. val_split: the fraction of each class that is held
-    out, keyed by `seed`, if there is no validation split. Raises InputError, which says what was found.
+    out, keyed by `seed`, if there is no validation split. need_train: as of `load_splits`. Raises InputError, which says what
+    was found.
     """
-    splits, held_out = load_splits(name, val_split)
+    splits, held_out = load_splits(name, val_split, need_train)
     table, root, listed = splits["train"], _root(name), listed_classes(name)
     columns = _columns_of_images(table, image_column, label_column)
     labels, classes = _labels(table, columns[1], listed=listed)
@@ -241,13 +242,13 @@ class StreamOfMasks(_Masks, _Stream):
         return self._read(example, number)
 
 
-def tables_of_masks(name, image_column=None, mask_column=None, val_split=None, seed=0):
+def tables_of_masks(name, image_column=None, mask_column=None, val_split=None, seed=0, need_train=True):
     """(training, validation) `TableOfMasks` of the data set `name`; masks are as of `folders.mask_folders`.
 
     Columns are found by their types and usual names if they are not given. val_split: the fraction of the rows that is held
-    out, keyed by `seed`, if there is no validation split.
+    out, keyed by `seed`, if there is no validation split. need_train: as of `load_splits`.
     """
-    splits, held_out = load_splits(name, val_split)
+    splits, held_out = load_splits(name, val_split, need_train)
     table = splits["train"]
     columns = _columns_of_masks(table, image_column, mask_column)
     if held_out:
