@@ -27,7 +27,7 @@ from utils.data.datasets import RecognitionDataset, RecognitionStream
 from utils.data.loaders import build_loaders
 from utils.data.sampling import MIX, MODEL, image_numbers
 from utils.losses.recognition import make_loss
-from utils.metrics.recognition import recognition_scores
+from utils.metrics.recognition import Answers, recognition_scores
 from utils.model.download import fetch_folder
 from utils.model.ema import EMA
 from utils.model.optimizer import build_optimizer, can_fuse
@@ -36,12 +36,12 @@ from utils.model.recognition import build_model, lasting_kwargs, timm_config
 from utils.model.sharding import load_model, prepare, prepare_to_evaluate
 from utils.model.sizes import check_batch_of_one
 from utils.model.weights import load_weights
-from utils.pictures.gallery import Answers
+from utils.plan.minutes import fit_minutes
+from utils.plan.take import take_plan
 from utils.report.scores import result_lines
 from utils.result.dry_run import print_dry_run
 from utils.result.predict_recognition import predict
 from utils.result.publish import check_result_flags
-from utils.run.plan import fit_minutes, take_plan
 from utils.run.run import Run
 from utils.run.start import license_of, load_start, take_start
 from utils.run.state import load_weights_of
@@ -104,11 +104,13 @@ def main(args):
         crop_pct=transforms.crop_pct, crop_mode=transforms.crop_mode, interpolation=transforms.interpolation,
         transforms=args.transforms, tta_flip=args.tta_flip, **norm, **license_of(start, args.license),
     )  # fmt: skip
-    sync = args.sync_bn and batch.processes > 1
-    model = fit_to_hardware(model, channels_last=args.channels_last, grad_checkpointing=args.grad_checkpointing, sync_bn=sync)
+    model = fit_to_hardware(
+        model, channels_last=args.channels_last, grad_checkpointing=args.grad_checkpointing, freeze_bn=args.freeze_bn,
+        sync_bn=args.sync_bn and batch.processes > 1,
+    )  # fmt: skip
 
     # optimizer, schedule, loss
-    fit_minutes(args, model, args.input_size, batch, (train_set, val_set), train_loader.updates, accelerator.device)
+    fit_minutes(args, model, args.input_size, batch, (train_set, val_set), train_loader.updates, accelerator)
     optimizer, groups = build_optimizer(model, args, fused=can_fuse(accelerator), say=run.say)
     with input_errors():
         schedule = make_schedule(
@@ -134,18 +136,14 @@ def main(args):
 
     # epochs
     with run:
-        for epoch in range(run.counters.epoch, args.epochs):
-            run.start_epoch(args.epochs, train_loader.updates)
+        for epoch in run.epochs(args.epochs * train_loader.updates):
             mixing = mixup if epoch < (args.mixup_off_epoch or args.epochs) else None
             train_one_epoch(accelerator, network, criterion, train_loader, optimizer, schedule, run, mixing, ema)
-            if not args.disable_eval and ((epoch + 1) % args.eval_freq == 0 or epoch + 1 == args.epochs):
-                scores, answers = evaluate(accelerator, network, val_loader, run, args.tta_flip)
-                run.score(scores)
-                run.gallery.put_answers(answers, val_source, args.input_size)
+            if run.evaluates:
+                run.score(*evaluate(accelerator, network, val_loader, run, args.tta_flip))
                 if ema and args.model_ema_eval:
                     with ema.in_model():
-                        scores, _ = evaluate(accelerator, network, val_loader, run, args.tta_flip)
-                        run.score(scores, "best_ema")
+                        run.score(*evaluate(accelerator, network, val_loader, run, args.tta_flip), "best_ema")
             run.end_epoch(train_lr=schedule(run.counters.update - 1))
         run.finish()
     accelerator.end_training()
@@ -202,12 +200,11 @@ def evaluate(accelerator, model, loader, run, flip=False):
         columns = [right[:, 0], right.any(1), loss, labels, best[:, 0], logits.softmax(1).amax(1)]
         rows.append(torch.stack([column.float() for column in columns], dim=1))
         run.stop_if_asked()
-    rows = torch.cat(rows)
+    rows, numbers = torch.cat(rows), torch.tensor(image_numbers(loader.order))
     rows = (accelerator.gather(rows) if loader.order.processes > 1 else rows).cpu()
     counted = rows[:, 3] >= 0
-    numbers = torch.tensor(image_numbers(loader.order))[counted]
-    rows = rows[counted].double()
-    answers = Answers(numbers, rows[:, 3].long(), rows[:, 4].long(), rows[:, 5])
+    rows, numbers = rows[counted].double(), numbers[counted]
+    answers = Answers.of_rows(numbers, *rows[:, 3:].T, logits.shape[1])
     return recognition_scores(rows[:, :3], answers), answers
 
 

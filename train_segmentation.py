@@ -26,10 +26,10 @@ from utils.data.classes import in_classes
 from utils.data.colours import colours_of
 from utils.data.datasets import SegmentationDataset, SegmentationStream
 from utils.data.loaders import build_loaders
-from utils.data.sampling import MODEL
+from utils.data.sampling import MODEL, image_numbers
 from utils.losses.segmentation import make_segmentation_loss
 from utils.metrics.published_views import view_options
-from utils.metrics.segmentation import ConfusionMatrix, scores
+from utils.metrics.segmentation import ConfusionMatrix, MaskAnswers, scores
 from utils.metrics.windows import evaluated_region, predict
 from utils.model.download import fetch_folder
 from utils.model.ema import EMA
@@ -38,11 +38,12 @@ from utils.model.processes import describe, fit_to_hardware, loader_workers, sta
 from utils.model.segmentation_weights import load_segmentation_weights, network_config, open_network
 from utils.model.sharding import load_model, prepare, prepare_to_evaluate
 from utils.model.sizes import check_batch_of_one, check_crop
+from utils.plan.minutes import fit_minutes
+from utils.plan.take import take_plan
 from utils.report.scores import result_lines
 from utils.result.dry_run import print_dry_run
 from utils.result.predict_segmentation import Segmenter, predict_folder, usual_size
 from utils.result.publish import check_result_flags
-from utils.run.plan import fit_minutes, take_plan
 from utils.run.run import Run
 from utils.run.start import license_of, load_start, network_of, take_start
 from utils.run.state import load_weights_of
@@ -105,12 +106,14 @@ def main(args):
     run.say(*[f"weights: {line}" for line in origin + told])
     facts = {"image_size": usual_size(val_source), **norm, **license_of(start, args.license)}
     config = network_config(options, classes, palette, settings, View.of(args), **facts)
-    sync = args.sync_bn and batch.processes > 1
-    model = fit_to_hardware(model, channels_last=args.channels_last, grad_checkpointing=args.grad_checkpointing, sync_bn=sync)
+    model = fit_to_hardware(
+        model, channels_last=args.channels_last, grad_checkpointing=args.grad_checkpointing, freeze_bn=args.freeze_bn,
+        sync_bn=args.sync_bn and batch.processes > 1,
+    )  # fmt: skip
     view = view_options(settings, View.of(args), classes=len(classes), sharded=accelerator.distributed_type == "FSDP", **norm)
 
     # optimizer, schedule, loss
-    fit_minutes(args, model, args.crop_size, batch, (train_set, val_set), train_loader.updates, accelerator.device)
+    fit_minutes(args, model, args.crop_size, batch, (train_set, val_set), train_loader.updates, accelerator)
     optimizer, groups = build_optimizer(model, args, head_lr_scale=args.head_lr_scale, fused=can_fuse(accelerator), say=run.say)
     per_epoch = train_loader.updates
     updates = args.max_updates or args.epochs * per_epoch
@@ -138,16 +141,13 @@ def main(args):
 
     # epochs
     with run:
-        for epoch in range(run.counters.epoch, epochs):
-            run.start_epoch(epochs, min(per_epoch, updates - epoch * per_epoch))
+        for _ in run.epochs(updates):
             train_one_epoch(accelerator, network, criterion, train_loader, optimizer, schedule, run, ema)
-            if not args.disable_eval and ((epoch + 1) % args.eval_freq == 0 or epoch + 1 == epochs):
-                found, examples = evaluate(accelerator, model, val_loader, view, run)
-                run.score(found)
-                run.gallery.put_examples(examples, size=args.crop_size, **run.shown)
+            if run.evaluates:
+                run.score(*evaluate(accelerator, model, val_loader, view, run))
                 if ema and args.model_ema_eval:
                     with ema.in_model():
-                        run.score(evaluate(accelerator, model, val_loader, view, run)[0], "best_ema")
+                        run.score(*evaluate(accelerator, model, val_loader, view, run), "best_ema")
             run.end_epoch(train_lr=schedule(run.counters.update - 1))
         run.finish()
     accelerator.end_training()
@@ -183,8 +183,8 @@ def train_one_epoch(accelerator, model, criterion, loader, optimizer, schedule, 
 @torch.no_grad()
 @without_kernel_search()  # whole images come in many sizes
 def evaluate(accelerator, model, loader, view, run):
-    """(scores, examples): pixel accuracy, mean accuracy and mean IoU in per cent and IoU per class over the masks' own pixels;
-    and, on the main process, [(image, mask, predicted mask)] of six images on the CPU, for a picture.
+    """(scores, MaskAnswers): pixel accuracy, mean IoU and the like in per cent over the masks' own pixels; and what they come
+    from: pixels by class, of each image too, and on the main process six images to show.
 
     model: not wrapped, for the processes may need different numbers of windows, which a collective would wait for.
     view: options of windows.predict. What fills up the last batch has no labels.
@@ -192,7 +192,7 @@ def evaluate(accelerator, model, loader, view, run):
     model.eval()
     accelerate.utils.broadcast([*model.buffers()])  # batch norm's, which each process has averaged over its own batches
     matrix = ConfusionMatrix(view["classes"], accelerator.device)
-    examples, chosen = [], set(np.linspace(0, len(loader) - 1, 6).astype(int).tolist())
+    order, examples, chosen = loader.order, [], set(np.linspace(0, len(loader) - 1, 6).astype(int).tolist())
     singly = accelerator.distributed_type == "FSDP"  # its processes call the network together, whatever sizes they have
     for number, batch in enumerate(loader):
         for images, masks in of_one_size(*batch, singly):
@@ -200,12 +200,13 @@ def evaluate(accelerator, model, loader, view, run):
             rows, columns = evaluated_region(*masks.shape[1:], view["mode"], view["crop_size"])
             matrix.update(found[:, :, rows, columns], masks[:, rows, columns])
         if number in chosen and accelerator.is_main_process:
-            examples.append((images[0].cpu(), masks[0].cpu(), found[0].argmax(0).cpu()))
+            index = (number * order.processes + order.process) * order.batch_size
+            examples.append((index, images[0].cpu(), masks[0].cpu(), found[0].argmax(0).cpu()))
         run.stop_if_asked()
-    total = matrix.matrix
-    if loader.order.processes > 1:
-        total = accelerator.reduce(total, "sum")
-    return scores(total), examples
+    total, pixels = matrix.matrix, torch.cat(matrix.images)
+    if order.processes > 1:
+        total, pixels = accelerator.reduce(total, "sum"), accelerator.gather(pixels)
+    return scores(total), MaskAnswers.of(total, pixels, image_numbers(order), order.samples, examples, view["crop_size"])
 
 
 def logits_of(model):

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "sources": LEAVES | {"data"},
     "report": LEAVES | {"metrics"},
     "pictures": LEAVES | {"metrics", "report"},
+    "plan": LEAVES | {"model"},
     "result": LEAVES | {"augment", "data", "metrics", "model", "pictures", "report"},
     "run": LEAVES | {"data", "metrics", "model", "pictures", "report", "result"},
     "optim_factory": set(),

@@ -232,6 +232,7 @@ def test_a_flag_that_would_do_nothing_is_refused_on_the_line_but_not_in_a_recipe
         (128, None, 4096, 8, (128, 4)),
         (None, None, 512, 64, (8, 1)),  # a small total on many processes
         (None, 4, 512, 8, (16, 4)),
+        (None, 1, 512, 1, (512, 1)),  # the user says how many micro-batches
         (32, 4, 1024, 8, (32, 4)),
     ],
 )

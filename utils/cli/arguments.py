@@ -66,7 +66,7 @@ class Arguments(argparse.Namespace):
 
     given: names of the flags that stand on the line or in a recipe; typed: of those that stand on the line itself, and
     free: of those that may change between a run and its resumption, since the result stays the same. planned: {flag: value}
-    of what the run set by itself, see utils/run/plan.py.
+    of what the run set by itself, see utils/plan/.
     """
 
     __slots__ = ("free", "given", "planned", "typed")
@@ -281,14 +281,16 @@ class Batch(NamedTuple):
 def derive_batch(batch_size, update_freq, total_batch_size, processes, default_batch_size, process=0):
     """The Batch whose total is `total_batch_size`, if that is given.
 
-    batch_size and update_freq are None where the user left them open; the default batch is made smaller where the
-    total asks for less per process. Raises InputError where the numbers do not divide.
+    batch_size and update_freq are None where the user left them open. Then the default batch is made smaller where the total
+    asks for less per process; with an update_freq the batch is what the total asks for. Raises InputError where the numbers do
+    not divide.
     """
     if total_batch_size is None:
         return Batch(batch_size or default_batch_size, update_freq or 1, processes, process)
     per_update, rest = divmod(total_batch_size, processes * (update_freq or 1))
     if batch_size is None:
-        batch_size = per_update if rest == 0 and per_update <= default_batch_size else default_batch_size
+        fits = per_update and (update_freq is not None or per_update <= default_batch_size)
+        batch_size = per_update if rest == 0 and fits else default_batch_size
     freq, rest = divmod(total_batch_size, processes * batch_size)
     if rest or not freq or update_freq not in (None, freq):
         asked = f" x --update_freq {update_freq}" if update_freq is not None else ""

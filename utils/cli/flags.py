@@ -15,6 +15,8 @@ def add_start_flags(parser):
     topic.switch("--pretrained", False, "start from the weights that timm offers for this model")
     topic.add("--finetune", default="", metavar="WEIGHTS", help="start from these weights: a file, a folder such as RUN/best, "
               "https://…, hf-hub:USER/NAME, or timm/NAME")  # fmt: skip
+    topic.switch("--freeze_bn", False, "batch norm keeps the statistics and weights that it starts with (of the backbone, in "
+                 "segmentation): for batches of few images")  # fmt: skip
     topic.add("--model_key", default="model|module", help="the names, tried in turn, under which a .pth holds its weights; "
               "model_ema takes the averaged ones")  # fmt: skip
     topic.add("--model_prefix", default="", help="this text is put before every name in the file, such as backbone.")
@@ -174,6 +176,8 @@ def add_evaluation_flags(parser, best_metrics):
     topic.add("--best_metric", choices=tuple(best_metrics), default=next(iter(best_metrics)), help="the score that decides "
               f"which weights are kept in best/: {names}")  # fmt: skip
     topic.add("--eval_freq", type=whole(1), default=1, help="epochs between two evaluations")
+    topic.add("--patience", type=whole(1), help="the run ends when so many evaluations in a row brought no better --best_metric; "
+              "none: after all epochs")  # fmt: skip
     topic.switch("--eval", False, "evaluate --resume, --finetune or --pretrained weights, and stop")
     topic.switch("--disable_eval", False, "train without evaluating")
     topic.switch("--dist_eval", True, "share the evaluation among the processes; each image counts once either way", free=True)
@@ -225,6 +229,8 @@ def check_common(args, error):
         args.finetune, args.resume = args.resume, ""  # as published: --eval true --resume WEIGHTS
     if args.eval and not (args.finetune or args.resume or args.pretrained):
         error("--eval true needs weights: --finetune RUN/best, --resume STATE, or --pretrained true")
+    if args.freeze_bn and not (args.finetune or args.resume or args.pretrained):
+        error("--freeze_bn true needs weights to start from: --finetune, --resume, or --pretrained true")
     if args.data_path and args.dataset:
         error("--data_path and --dataset: found both, expected one; leave the other out")
     if args.streaming and (not args.dataset or args.val_split or args.check_data):
@@ -245,6 +251,7 @@ def check_common(args, error):
         ("step_epochs step_rate", args.sched == "step", "with --sched step"),
         ("decay_epochs", args.sched == "wsd", "with --sched wsd"),
         ("save_ckpt_freq save_ckpt_updates save_ckpt_minutes save_ckpt_num", args.save_ckpt, "with --save_ckpt true"),
+        ("sync_bn", not (args.freeze_bn and args.sync_bn), "without --freeze_bn true"),
         ("tf32", not (args.deterministic and args.tf32), "without --deterministic true"),
         ("cudnn_benchmark", not (args.deterministic and args.cudnn_benchmark), "without --deterministic true"),
         ("plan minutes", not (args.eval or args.predict), "in training"),

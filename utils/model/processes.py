@@ -137,12 +137,19 @@ def _meet_again(world):
     torch.distributed.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=world)
 
 
-def fit_to_hardware(model, *, channels_last=False, grad_checkpointing=False, sync_bn=False):
+def fit_to_hardware(model, *, channels_last=False, grad_checkpointing=False, sync_bn=False, freeze_bn=False):
     """The model as the device and the processes want it. In evaluation it computes what it did before.
 
     channels_last: weights are in memory order NHWC. grad_checkpointing: activations are computed again in the backward
     pass; InputError where timm cannot do it for this model. sync_bn: batch norm takes its statistics over all processes.
+    freeze_bn: it keeps the statistics and weights that it has, that of the backbone where there are heads beside it.
     """
+    if freeze_bn:
+        part = getattr(model, "backbone", model)
+        if not any(isinstance(module, torch.nn.BatchNorm2d) for module in part.modules()):
+            raise InputError("--freeze_bn: there is no batch norm in this model; leave the flag out")
+        frozen = timm.layers.freeze_batch_norm_2d(part)
+        model = frozen if part is model else model
     if grad_checkpointing:
         try:
             model.set_grad_checkpointing(True)

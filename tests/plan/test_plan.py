@@ -8,14 +8,14 @@ import timm
 from conftest import TINY, forked, lines, make_folder
 from safetensors.torch import save_file
 
-from utils.run.plan import Facts, images_per_update, plan
+from utils.plan.rules import Facts, images_per_update, plan
 
 NO_FLAGS = [*TINY[: TINY.index("--epochs")], "--report_to", "none", "--num_workers", "0"]  # the model and its size only
 
 
 def facts(images, **others):
-    usual = {"validation": images // 4, "total": images_per_update(images, 1, 16), "opt": "adamw", "parameters": 4_000_000}
-    return Facts(images, **{**usual, "batch_norm": True, **others})
+    usual = {"validation": images // 4, "total": images_per_update(images, 1, 16), "processes": 1}
+    return Facts(images, **{**usual, "opt": "adamw", "parameters": 4_000_000, "batch_norm": True, **others})
 
 
 def test_few_images_are_looked_at_often_by_small_updates():
@@ -32,6 +32,8 @@ def test_few_images_are_looked_at_often_by_small_updates():
 def test_the_rate_follows_the_optimizer_and_the_network():
     assert plan(facts(300, opt="sgd"))["lr"] == pytest.approx(10 * plan(facts(300))["lr"], rel=0.02)
     assert plan(facts(300, batch_norm=False))["lr"] < plan(facts(300))["lr"] / 2
+    assert plan(facts(10))["freeze_bn"] and not plan(facts(300))["freeze_bn"]  # statistics of 10 images are noise
+    assert plan(facts(300, processes=8, total=64))["freeze_bn"] and not plan(facts(10, batch_norm=False))["freeze_bn"]
     assert "lr" not in plan(facts(300, opt="lion"))  # of which nothing is known
     assert plan(facts(300, parameters=28_000_000))["drop_path"] > 0
     assert plan(facts(300, epochs=3))["warmup_epochs"] == 0.3
@@ -61,7 +63,9 @@ def start(own, folder, *words, script="train_recognition", code=0):
 def test_a_run_without_flags_plans_itself_and_goes_on_with_its_plan(own, tmp_path):
     text = start(own, tmp_path / "run", "--epochs", 2, "--save_ckpt_updates", 1)
     planned = re.search(r"planned for 40 images: (.*)", text)[1]
-    assert "--lr 0.00021" in planned and "--batch_size 16" in planned and "--epochs" not in planned  # which the line has
+    assert (
+        "--lr 0.00021" in planned and "--total_batch_size 16 --update_freq 1" in planned and "--epochs" not in planned
+    )  # which the line has
     assert "loss 0.69" in text.replace("loss 0.70", "loss 0.69")  # the new head begins at ln 2
     assert re.search(r"time: 2 epochs x 2 updates, about \d+:\d\d on this machine", text)
     args = json.loads((tmp_path / "run" / "args.json").read_text())["args"]
@@ -119,7 +123,7 @@ def test_the_rate_is_that_of_the_optimizer_that_the_run_has(own, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "planned", [{"lr": "much", "batch_size": -3, "scale": [1]}, {"predict": "x"}, [1], None, {"lr": 1e400}]
+    "planned", [{"lr": "much", "total_batch_size": -3, "scale": [1]}, {"predict": "x"}, [1], None, {"lr": 1e400}]
 )
 def test_a_plan_that_no_run_wrote_is_not_followed(own, tmp_path, planned):
     (tmp_path / "run").mkdir()
@@ -130,3 +134,25 @@ def test_a_plan_that_no_run_wrote_is_not_followed(own, tmp_path, planned):
 def test_every_second_epoch_is_evaluated_and_the_last(own, tmp_path):
     start(own, tmp_path / "run", "--epochs", 3, "--eval_freq", 2, "--save_ckpt", "false")
     assert ["test_acc1" in record for record in lines(tmp_path / "run" / "log.txt")] == [False, True, True]
+
+
+def test_fewer_images_than_batch_norm_needs_leave_its_statistics_as_they_were(tmp_path):
+    make_folder(tmp_path / "images" / "train", per_class=4)
+    make_folder(tmp_path / "images" / "val", per_class=2, seed=1)
+    model = timm.create_model("test_resnet", num_classes=3)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    words = ["--model", "test_resnet", "--input_size", "32", "--report_to", "none", "--num_workers", "0", "--epochs", 2]
+    words += ["--data_path", tmp_path / "images", "--finetune", tmp_path / "weights.safetensors"]
+    done = forked("train_recognition", *words, "--output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "--total_batch_size 8 --update_freq 1" in done.stdout and "--freeze_bn true" in done.stdout
+    after = timm.create_model(f"local-dir:{tmp_path / 'run' / 'last'}", pretrained=True).state_dict()
+    same = {name for name, tensor in model.state_dict().items() if after[name].equal(tensor)}
+    assert {name for name in same if "bn" in name} == {name for name in after if "bn" in name}
+    assert "conv1.0.weight" in after and "conv1.0.weight" not in same  # the rest learns
+    scores = [re.search(r"top-1 [\d.]+ %|loss [\d.]+", line)[0] for line in done.stdout.splitlines() if "epoch 2/2" in line]
+    done = forked("train_recognition", "--eval", "true", "--finetune", tmp_path / "run" / "last", "--data_path",
+                  tmp_path / "images", "--num_workers", "0")  # fmt: skip
+    assert done.returncode == 0 and scores, done.stderr
+    done = forked("train_recognition", *words, "--freeze_bn", "true", "--model", "convnextv2_atto", "--finetune", "")
+    assert done.returncode == 2 and "--freeze_bn true needs weights to start from" in done.stderr

@@ -1,0 +1,118 @@
+"""When a run plans itself, and how the plan becomes its flags. The rules themselves are in rules.py."""
+
+import json
+import math
+import os
+import statistics
+
+import torch
+
+from utils.cli.arguments import derive_batch
+from utils.cli.errors import InputError
+from utils.plan.rules import LEAST_FOR_BATCH_NORM, Facts, images_per_update, plan
+
+MOST_IMAGES = 100_000  # to plan for: with more the published defaults are at home
+SAMPLED = 32  # images whose size is looked at
+
+
+def take_plan(args, batch, train_source, val_source, build, say):
+    """The Batch of the run. Sets the flags in `args` that the plan names and the user left open, and says them; and --lr by
+    --blr, as published, where neither names a rate.
+
+    build: makes the network. A run that goes on takes the plan of its args.json, whatever the data is by now. Raises
+    InputError for --plan auto where nothing is planned.
+    """
+    if (reason := _reason_for_none(args, train_source)) and args.plan == "auto":
+        raise InputError(f"--plan auto: nothing is planned {reason}; leave it out")
+    if not reason and args.plan != "published":
+        batch = _set_plan(args, batch, train_source, val_source, build)
+        say(f"planned for {len(train_source):,} images: {flags_text(args.planned)}")
+        say("a flag on the line wins over the plan; --plan published keeps the papers' defaults")
+    args.lr = args.blr * batch.total / 256 if args.lr is None else args.lr
+    return batch
+
+
+def _reason_for_none(args, train_source):
+    """Why no plan holds for such a run, in words; "" where one does."""
+    reasons = {
+        "in an evaluation": args.eval,
+        "beside a recipe, which is a plan of its own": args.given - args.typed,
+        "for the built-in data": not (args.data_path or args.dataset),
+        "for a --data_set, which has published settings": args.data_set,
+        "for a stream": args.streaming,
+        "without trained weights (--pretrained true or --finetune)": not (args.pretrained or args.finetune),
+        f"for more than {MOST_IMAGES:,} training images": len(train_source) > MOST_IMAGES,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _set_plan(args, batch, train_source, val_source, build):
+    """The Batch, after the plan has set the flags that the user left open."""
+    chosen, before = chosen_flags(args), plan_of_the_run(args)
+    try:
+        with torch.device("meta"):
+            network = build()
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        batch_norm = any("BatchNorm" in type(module).__name__ for module in network.modules())
+    except InputError:  # which is said when it is built in earnest; some models cannot be on the meta device
+        parameters, batch_norm = 0, False
+    total, processes = batch.total, batch.processes
+    if "total_batch_size" not in chosen:
+        least = LEAST_FOR_BATCH_NORM if hasattr(args, "input_size") else 8  # of masks each pixel counts for the statistics
+        known = before.get("total_batch_size")
+        total = known if is_alike(known, 1) else images_per_update(len(train_source), processes, least)
+    planned = {"total_batch_size": total, "update_freq": 1} | plan(Facts(
+        len(train_source), len(val_source), total, processes, args.opt if "opt" in chosen else "adamw", parameters, batch_norm,
+        None if hasattr(args, "input_size") else _usual_side(train_source), args.epochs if "epochs" in args.given else None,
+    ))  # fmt: skip
+    planned |= {flag: value for flag, value in before.items() if is_alike(value, planned.get(flag))}
+    args.planned = {flag: value for flag, value in planned.items() if flag not in chosen}
+    for flag, value in args.planned.items():
+        setattr(args, flag, value)
+    if "total_batch_size" in chosen:
+        return batch
+    return derive_batch(None, 1, total, processes, default_batch_size=total, process=batch.process)
+
+
+# A flag of the plan -> flags that say the same in other words, or that would do nothing beside it.
+INSTEAD = {
+    "lr": "blr", "total_batch_size": "batch_size update_freq", "update_freq": "batch_size total_batch_size",
+    "warmup_epochs": "warmup_steps", "epochs": "minutes max_updates", "reprob": "remode recount", "sched": "power",
+    "opt": "momentum",
+}  # fmt: skip
+
+
+def chosen_flags(args):
+    """The flags that the user has set, in these words or in others."""
+    return args.given | {flag for flag, others in INSTEAD.items() if args.given & set(others.split())}
+
+
+def plan_of_the_run(args):
+    """What args.json of the run that this command goes on with had planned, {} where there is none."""
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(args.resume))) if args.resume else args.output_dir
+    try:
+        with open(os.path.join(folder or "", "args.json"), encoding="utf-8") as file:
+            return dict(json.load(file)["args"]["planned"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+
+
+def is_alike(value, usual):
+    """Whether a value of args.json is of the kind of the usual one: text, numbers, or as many of them."""
+    if isinstance(usual, tuple):
+        return isinstance(value, list) and len(value) == len(usual) and all(map(is_alike, value, usual))
+    if isinstance(usual, str | bool):
+        return type(value) is type(usual)
+    return type(value) in (int, float) and type(usual) in (int, float) and 0 <= value < math.inf and (value > 0 or usual == 0)
+
+
+def _usual_side(source):
+    """The median of the long side over some images."""
+    step = max(1, len(source) // SAMPLED)
+    return int(statistics.median(max(source.read(index)[0].size) for index in range(0, len(source), step)))
+
+
+def flags_text(flags):
+    """{flag: value} as a line of flags."""
+    values = {flag: value if isinstance(value, list | tuple) else [value] for flag, value in flags.items()}
+    return " ".join(f"--{flag} {' '.join(map(str, values[flag])).lower()}" for flag in flags)
