@@ -1,0 +1,76 @@
+"""The plan of a run on a user's own data that starts from trained weights: what it sets where its user says nothing.
+
+The published defaults are for a million images and hundreds of thousands of updates. On some hundred images they are a few
+dozen updates at a hundredth of a useful rate, and nothing is learned. docs/PLAN.md says why each rule is as it is, and what was
+measured.
+"""
+
+import math
+from typing import NamedTuple
+
+ADAM, SGD = ("adam", "adamw", "nadamw", "radam"), ("sgd", "momentum", "nesterov")  # whose rates are known
+LEAST_FOR_BATCH_NORM = 16  # images of a process, of which batch norm takes its statistics
+
+
+class Facts(NamedTuple):
+    """What a plan is made from. images: to train on; validation: to score; total: images per update; processes: that share
+    them; opt: name of the optimizer; parameters: of the network; batch_norm: it has batch norm; side: of segmentation, the
+    usual long side of an image in pixels, else None; epochs: that the user set, else None.
+    """
+
+    images: int
+    validation: int
+    total: int
+    processes: int
+    opt: str
+    parameters: int
+    batch_norm: bool
+    side: int | None = None
+    epochs: int | None = None
+
+
+def images_per_update(images, processes, least):
+    """Images of an update: small data has small batches, for the number of updates counts.
+
+    least: images on each process, where there are enough. The number divides by the processes.
+    """
+    wanted = least if images < 2000 else 32 if images < 20_000 else 64
+    on_each = max(wanted // processes, least)
+    return max(1, min(on_each, images // processes)) * processes
+
+
+def plan(facts):
+    """{flag: value} for these Facts; a pure function."""
+    epochs = facts.epochs or min(max(round(700 / math.sqrt(facts.images)), 10), 100)  # 100 of 36 images, 40 of 300, 10 of 5,000
+    planned = {
+        "epochs": epochs,
+        "warmup_epochs": round(epochs / 10, 1),
+        "drop_path": 0.1 if facts.parameters > 20e6 else 0.0,  # only large networks learn small data by heart at once
+        # an evaluation looks at three times as many images as training does in between, at most
+        "eval_freq": max(1, min(math.ceil(facts.validation / max(facts.images, 1) / 3), epochs)),
+    }
+    if facts.opt in ADAM + SGD:
+        rate = 1e-3 if facts.batch_norm else 3e-4  # of 32 images: networks with batch norm bear more
+        rate *= math.sqrt(facts.total / 32) * (1 if facts.opt in ADAM else 10)
+        planned |= {"lr": float(f"{rate:.2g}"), "weight_decay": 0.05 if facts.opt in ADAM else 1e-4}
+    return planned | (_recognition(facts) if facts.side is None else _segmentation(facts))
+
+
+def _recognition(facts):
+    return {
+        "freeze_bn": facts.batch_norm and facts.total // facts.processes < LEAST_FOR_BATCH_NORM,
+        "layer_decay": 0.8,  # the first layers have learned what edges are; the last ones have to change
+        "head_init_scale": 0.01,  # the first loss is near ln(classes): a new head of full size would shake all layers
+        "scale": (0.35, 1.0),  # crops of 8 % of an image often show no object, and few images bear few of them
+        "aa": "rand-m9-mstd0.5-inc1" if facts.images >= 5000 else "none",  # strong changes cost epochs that small data lacks
+        "reprob": 0.25 if facts.images >= 5000 else 0.0,
+        "smoothing": 0.1,
+    }
+
+
+def _segmentation(facts):
+    base = min(max(facts.side, 64), 800)
+    return {
+        "opt": facts.opt, "weight_decay_filter": "norm_bias", "sched": "cosine", "head_lr_scale": 1.0,
+        "base_size": base, "crop_size": min(480, max(64, base // 32 * 32)),
+    }  # fmt: skip
