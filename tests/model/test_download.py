@@ -5,8 +5,10 @@ import csv
 import hashlib
 import http.server
 import json
+import socket
 import threading
 
+import huggingface_hub
 import pytest
 import torch
 from conftest import ROOT, run, train
@@ -16,7 +18,7 @@ from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
 from utils.cli.errors import InputError
-from utils.model.download import cached_path, fetch
+from utils.model.download import cached_path, check_reachable, fetch
 from utils.model.weights import load_weights
 
 
@@ -121,3 +123,23 @@ def test_a_hub_id_is_fetched_from_the_hub(server, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
     assert rows[0]["label_1"] in [ImageNetInfo().index_to_description(label) for label in range(1000)]
+
+
+def test_a_hub_that_does_not_answer_is_said_at_once(server, tmp_path, monkeypatch):
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "ENDPOINT", f"{server.address}/none")
+    check_reachable("resnet18")  # it answers 404, and so it is there
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for address, fault in ("127.0.0.1:9", "refused"), (f"127.0.0.1:{silent.getsockname()[1]}", "no answer|timed out"):
+            monkeypatch.setattr(constants, "ENDPOINT", f"http://{address}")
+            with pytest.raises(InputError, match=rf"timm/resnet18.* are not in the cache.*({fault}).*--finetune"):
+                check_reachable("resnet18", seconds=0.3)
+    check_reachable("local-dir:somewhere")
+    cached = tmp_path / "models--timm--resnet18.a1_in1k"
+    (cached / "snapshots" / "abc").mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    (cached / "snapshots" / "abc" / "model.safetensors").touch()
+    check_reachable("resnet18")

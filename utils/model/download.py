@@ -5,16 +5,22 @@ import http.client
 import os
 import pathlib
 import re
+import ssl
 import tempfile
+import threading
+import urllib.error
 import urllib.parse
 import urllib.request
 
+import huggingface_hub
+import timm
 import torch
 from tqdm import tqdm
 
 from utils.cli.errors import InputError, first_line
 
 CHUNK = 1 << 20  # bytes
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # files of a repository of the Hub, the better one first
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.[\w.]+$")
 _DATE = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])$")
 
@@ -31,6 +37,41 @@ def fetch(source):
     if re.match(r"hf[-_]hub:", source) or (source.startswith("timm/") and not os.path.exists(source)):
         return _from_hub(source)
     return pathlib.Path(source)
+
+
+def check_reachable(name, seconds=5):
+    """Raise InputError where timm's weights `name` are not in the cache, and the Hub does not answer within so many seconds.
+
+    The Hub's client itself tries for about a minute. A Hub that answers with an error is reachable, and so is one whose
+    certificate only that client may know.
+    """
+    cfg = timm.get_pretrained_cfg(name) if ":" not in name else None
+    repo = re.sub(r"^hf[-_]hub:", "", name) if cfg is None else getattr(cfg, "hf_hub_id", None)
+    if not repo or name.startswith("local-dir:") or huggingface_hub.constants.HF_HUB_OFFLINE:  # then it answers at once
+        return
+    repo = f"{repo}{cfg.architecture}.{cfg.tag}" if cfg is not None and repo.endswith("/") else repo
+    if any(isinstance(huggingface_hub.try_to_load_from_cache(repo, file), str) for file in WEIGHTS):
+        return
+    found = []
+
+    def ask():
+        try:
+            request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
+            urllib.request.urlopen(request, timeout=seconds).close()
+            found.append("")
+        except urllib.error.HTTPError:
+            found.append("")
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+            found.append("" if isinstance(reason, ssl.SSLError) else first_line(reason))
+
+    asking = threading.Thread(target=ask, daemon=True)  # a name server may take longer than any timeout
+    asking.start()
+    asking.join(seconds)
+    fault = found[0] if found else f"no answer within {seconds} seconds"
+    if fault:
+        raise InputError(f"--pretrained: the weights {repo} are not in the cache, and the Hub cannot be reached ({fault}); "
+                         "download them elsewhere, and give the file with --finetune")  # fmt: skip
 
 
 def fetch_folder(source):
@@ -98,7 +139,7 @@ def _download(url):
 
 
 def _from_hub(name):
-    path = _file_of_hub(name, "model.safetensors", "pytorch_model.bin")
+    path = _file_of_hub(name, *WEIGHTS)
     if path is None:
         raise InputError(f"Hub id {name}: found neither model.safetensors nor pytorch_model.bin there")
     return path

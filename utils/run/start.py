@@ -7,6 +7,7 @@ import re
 
 from utils.cli.errors import InputError
 from utils.model.as_trained import as_trained
+from utils.model.download import check_reachable
 
 OF_NETWORK = {  # flag of train_segmentation.py -> argument of build_network
     "model": "head", "backbone": "backbone", "output_stride": "output_stride", "backbone_kwargs": "backbone_kwargs",
@@ -22,6 +23,8 @@ def take_start(args, name, data_defaults):
     name: timm's, of the model or the backbone. data_defaults: names of the flags that the data sets: they stay in training. In
     an evaluation and a prediction only the flags that stand on the line itself stay.
     """
+    if args.pretrained and not args.dry_run:
+        check_reachable(name)
     looks_only = args.eval or args.predict
     source = args.finetune or (_folder_of(args.resume) if args.eval else "")
     start = as_trained(source, name if args.pretrained else None) if source or args.pretrained else None
