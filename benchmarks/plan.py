@@ -1,0 +1,151 @@
+"""The plan of a run on small data against the published defaults, a grid of settings, and other programs.
+
+    python benchmarks/plan.py DATA WEIGHTS                                        # the plan and --plan published, each set
+    python benchmarks/plan.py DATA WEIGHTS --sets letters faces --seeds 0 1 2
+    python benchmarks/plan.py DATA WEIGHTS --others fastai timm=TRAIN.PY          # fastai and timm's train.py, installed
+    python benchmarks/plan.py DATA WEIGHTS --grid --sets cracks                   # 24 settings of one set
+
+DATA is what small_data.py built, WEIGHTS a folder with config.json and model.safetensors of a timm model. All see each image
+as often, at the same size, from the same weights, so that what they cost is alike on any machine, busy or not. The score is the
+best top-1 accuracy (mean IoU of sets named seg_…) over the epochs, as each program reports it. Each run is appended to OUT as a
+line of JSON, and is not made again.
+"""
+
+import argparse
+import csv
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import torch
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+GRID = itertools.product((1e-4, 3e-4, 1e-3, 3e-3), (0.5, 1, 2), (("none", 0.0), ("rand-m9-mstd0.5-inc1", 0.25)))
+
+
+def architecture(weights):
+    return json.loads((weights / "config.json").read_text())["architecture"]
+
+
+def ours(data, weights, size, epochs, seed, folder, *words):
+    """Best score in per cent of a run of train_recognition.py or, of sets named seg_…, train_segmentation.py."""
+    seg = data.name.startswith("seg_")
+    script, name = ("train_segmentation.py", "--backbone") if seg else ("train_recognition.py", "--model")
+    words = [name, architecture(weights), "--finetune", weights, "--data_path", data, "--output_dir", folder, "--seed", seed,
+             "--report_to", "none", "--save_ckpt", "false", *(() if seg else ("--input_size", size)), "--epochs", epochs,
+             *words]  # fmt: skip
+    run(sys.executable, ROOT / script, *words)
+    key = "test_miou" if seg else "test_acc1"
+    return max(record.get(key, 0) for record in map(json.loads, (folder / "log.txt").read_text().splitlines()))
+
+
+def of_timm(data, weights, size, epochs, seed, folder, script):
+    """timm's train.py with its own defaults."""
+    classes = len(list((data / "train").iterdir()))
+    run(sys.executable, script, "--data-dir", data, "--train-split", "train", "--val-split", "val", "--seed", seed, "--model",
+        architecture(weights), "--pretrained", "--pretrained-path", weights / "model.safetensors", "--num-classes", classes,
+        "--input-size", 3, size, size, "--epochs", epochs, "--output", folder, "--experiment", "run", "-j", 1,
+        "--device", "cuda" if torch.cuda.is_available() else "cpu")  # fmt: skip
+    with open(folder / "run" / "summary.csv") as file:
+        return max(float(row["eval_top1"]) for row in csv.DictReader(file))
+
+
+def of_fastai(data, weights, size, epochs, seed, folder):
+    """fastai's fine_tune with its own defaults, as its first lesson does it: the first epoch with a frozen body."""
+    from fastai.vision.all import (
+        ImageDataLoaders,
+        Normalize,
+        RandomResizedCrop,
+        accuracy,
+        aug_transforms,
+        set_seed,
+        vision_learner,
+    )
+    from safetensors.torch import load_file
+
+    set_seed(seed)
+    config = json.loads((weights / "config.json").read_text())["pretrained_cfg"]
+    normalize = Normalize.from_stats(config["mean"], config["std"])
+    dls = ImageDataLoaders.from_folder(
+        data, train="train", valid="val", bs=16, item_tfms=RandomResizedCrop(size, min_scale=0.5),
+        batch_tfms=[*aug_transforms(), normalize],
+    )  # fmt: skip
+    learner = vision_learner(dls, architecture(weights), metrics=accuracy, pretrained=False, path=folder)
+    body = learner.model[0].model
+    tensors = load_file(weights / "model.safetensors")
+    missing = body.load_state_dict({name: tensor for name, tensor in tensors.items() if name in body.state_dict()}).missing_keys
+    assert not missing, missing
+    scores = []
+    with learner.no_bar(), learner.no_logging():
+        learner.fine_tune(epochs - 1)
+        scores += [100 * float(values[-1]) for values in learner.recorder.values]
+    return max(scores)
+
+
+def run(*words):
+    words = list(map(str, words))
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}\n{done.stdout[-500:]}{done.stderr[-1500:]}")
+
+
+def contenders(args):
+    """{name: function of (data, weights, size, epochs, seed, folder)}"""
+    if args.grid:
+        return {
+            f"lr {rate:g}, epochs x {times:g}, aug {aug}": lambda data, weights, size, epochs, seed, folder, rate=rate,
+            times=times, aug=aug, erase=erase: ours(
+                data, weights, size, max(1, round(epochs * times)), seed, folder, "--lr", rate, "--aa", aug, "--reprob", erase
+            )
+            for rate, times, (aug, erase) in GRID
+        }  # fmt: skip
+    published = ("--plan", "published", "--warmup_epochs", args.epochs / 10)  # whose 20 are more than such a run has
+    found = {"plan": ours, "published": lambda *words: ours(*words, *published)}
+    for other in args.others:
+        name, _, script = other.partition("=")
+        found[name] = of_fastai if name == "fastai" else lambda *words, script=script: of_timm(*words, script)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=pathlib.Path)
+    parser.add_argument("weights", type=pathlib.Path)
+    parser.add_argument("--sets", nargs="+", help="folders of DATA; none: all")
+    parser.add_argument("--others", nargs="+", default=(), metavar="fastai|timm=TRAIN.PY")
+    parser.add_argument("--grid", action="store_true")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--size", type=int, default=112, help="pixels of recognition's images")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("plan.jsonl"))
+    args = parser.parse_args()
+    known = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    for name, seed, (contender, score) in itertools.product(
+        args.sets or sorted(path.name for path in args.data.iterdir()), args.seeds, contenders(args).items()
+    ):
+        if any((row["set"], row["seed"], row["contender"]) == (name, seed, contender) for row in known):
+            continue
+        if name.startswith("seg_") and contender not in ("plan", "published"):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            words = (
+                (args.data / name).resolve(),
+                args.weights.resolve(),
+                args.size,
+                args.epochs,
+                seed,
+                pathlib.Path(folder, "run"),
+            )
+            row = {"set": name, "seed": seed, "contender": contender, "epochs": args.epochs, "score": round(score(*words), 2)}
+        with open(args.out, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        known.append(row)
+        print(f"{name:16} seed {seed}  {contender:48} {row['score']:6.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
