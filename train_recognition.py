@@ -71,7 +71,7 @@ def main(args):
     # data
     with accelerator.local_main_process_first():  # which downloads or indexes, where there is something to
         train_source, val_source = open_recognition_data(
-            Data.of(args), seed=args.seed, need_val=not args.disable_eval, dry_run=args.dry_run
+            Data.of(args), seed=args.seed, need_val=not args.disable_eval, dry_run=args.dry_run, say=run.say
         )
         if accelerator.is_main_process:
             check_headers(val_source)

@@ -73,7 +73,7 @@ def main(args):
     # data
     with accelerator.local_main_process_first():  # which downloads, where there is something to
         train_source, val_source = open_segmentation_data(
-            Data.of(args), crop_size=args.crop_size, seed=args.seed, dry_run=args.dry_run
+            Data.of(args), crop_size=args.crop_size, seed=args.seed, dry_run=args.dry_run, say=run.say
         )
         if accelerator.is_main_process and not args.dry_run:
             check_sources(train_source, val_source, args.streaming)

@@ -21,7 +21,7 @@ import torch
 from utils.data.datasets import RecognitionDataset
 from utils.data.loaders import in_worker
 from utils.data.sampling import TrainBatches
-from utils.sources.folders import Folder
+from utils.folders.class_folders import Folder
 
 
 class Names(Folder):

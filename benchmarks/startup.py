@@ -75,7 +75,7 @@ def lay_out(root, files, classes=1000):
 def measure_index(files, folder):
     """Seconds of the first and of the second index of a large folder, both on a warm disk."""
     os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
-    from utils.sources.folders import scan_folder
+    from utils.folders.class_folders import scan_folder
 
     tree = lay_out(pathlib.Path(folder), files)
     for time_of in ("first", "second"):

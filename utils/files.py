@@ -1,9 +1,11 @@
-"""Files that are whole or absent: written aside, flushed to the disk, then renamed."""
+"""Files that are whole or absent: written aside, flushed to the disk, then renamed; and text of other people's."""
 
 import contextlib
 import json
 import os
 import pathlib
+
+from utils.cli.errors import InputError, first_line
 
 
 @contextlib.contextmanager
@@ -21,6 +23,24 @@ def replace(path):
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
+
+
+def read_text(path, expected):
+    """The text of a file in UTF-8, with or without a byte order mark, its lines ended by \\n.
+
+    Raises InputError, which says what was `expected`, for a file that cannot be read and for another encoding.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return file.read()
+    except UnicodeDecodeError:
+        with open(path, "rb") as file:
+            head = file.read(4)
+        coded = "it is UTF-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "perhaps it is Windows-1252"
+        raise InputError(f"{path} cannot be read as text in UTF-8 ({coded}); expected {expected}: save it as UTF-8") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{path} cannot be read as text ({reason}); expected {expected}") from None
 
 
 def write_text(path, text):

@@ -33,7 +33,13 @@ def test_rows_that_are_held_out(tmp_path):
     for source in (train, val):
         assert all(shade(source.read(i)) % 2 == source.labels[i] for i in range(len(source)))
     write_parquet(tmp_path / "test.parquet", image=images(2), label=[0, 1])
-    with pytest.raises(InputError, match="--val_split 0.2: the data set has a split 'test' already"):
+    assert len(tables_of_images(str(tmp_path), val_split=0.2)[1]) == 4  # a test split does not choose the best
+    assert "--val_split 0.1 holds out a part of train" in tables_of_images(str(tmp_path))[0].notes[0]
+    write_parquet(tmp_path / "val.parquet", image=images(2), label=[-1, -1])
+    assert "validation has no labels" in tables_of_images(str(tmp_path))[0].notes[0]
+    write_parquet(tmp_path / "val.parquet", image=images(2), label=[0, 1])
+    assert not tables_of_images(str(tmp_path))[0].notes
+    with pytest.raises(InputError, match="--val_split 0.2: the data set has a split 'validation' already"):
         tables_of_images(str(tmp_path), val_split=0.2)
 
 
@@ -89,9 +95,10 @@ def test_labels_follow_the_training_set(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([-1, 0, 1, 0], "row 0 has the label -1; expected 0..1"),
+        ([-1, 0, 1, -1], "2 of 4 rows have no label .None or -1., the first is row 0"),
+        ([-2, 0, 1, 0], "row 0 has the label -2; expected 0..1"),
         ([0, 10**12, 1, 0], "row 1 has the label 1000000000000; expected 0..999999"),
-        ([0, None, 1, 0], "row 1 has no label"),
+        ([0, None, 1, 0], "1 of 4 rows have no label .None or -1., the first is row 1"),
         ([0.5] * 4, "found 4 rows of .*float64.*; expected names or whole numbers"),
         ([b"x"] * 4, "found 4 rows of .*binary.*; expected names or whole numbers"),
         ([[1]] * 4, "found 4 rows of .*; expected names or whole numbers"),

@@ -159,7 +159,7 @@ def _recipe_words(path, error):
             error(f"recipe {path}: no file; expected a text file of flags")
         if path.stat().st_size > RECIPE_BYTES:
             error(f"recipe {path}: {path.stat().st_size:,} bytes; expected a text file of flags, {RECIPE_BYTES:,} at most")
-        return shlex.split(path.read_text(encoding="utf-8"), comments=True)
+        return shlex.split(path.read_text(encoding="utf-8-sig"), comments=True)
     except (OSError, UnicodeDecodeError) as failure:
         reason = getattr(failure, "strerror", None) or "no text file"
         error(f"recipe {path}: {reason}{did_you_mean(path.name, [p.name for p in path.parent.glob('*.args')])}")
@@ -232,6 +232,14 @@ def key_value(text):
         return key, ast.literal_eval(value)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # the last two: deep nesting
         return key, value
+
+
+def value_name(text):
+    """`255=crack` -> (255, "crack")"""
+    value, _, name = text.partition("=")
+    if not name.strip() or not value.isdigit() or int(value) > 65535:
+        raise argparse.ArgumentTypeError(f"expected value=name, such as 255=crack, found '{text}'")
+    return int(value), name.strip()
 
 
 # What makes timm.create_model read a file or the network, or is asked for by other flags.

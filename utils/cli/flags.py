@@ -7,7 +7,7 @@ of a topic on as one NamedTuple. `free=True`: the flag may change between a run 
 import os
 
 from lr_sched import SCHEDULES
-from utils.cli.arguments import number, refuse_idle, settings_of, whole
+from utils.cli.arguments import boolean, number, refuse_idle, settings_of, whole
 
 
 def add_start_flags(parser):
@@ -65,7 +65,19 @@ def check_colours(args, error):
 def add_bad_sample_flags(topic):
     topic.add("--max_bad_samples", free=True, type=number(0, 1), default=0.01, help="the run stops when more than this share "
               "of the training images cannot be read; until then others take their place")  # fmt: skip
-    topic.switch("--check_data", False, "read every sample before training, and list what cannot be read", free=True)
+    topic.add("--check_data", free=True, nargs="?", type=_boolean_or_only, const=True, default=False, metavar="BOOL",
+              help="read every sample before training, and list what cannot be read; only: report on the data, and "
+              "stop")  # fmt: skip
+
+
+def _boolean_or_only(text):
+    return text if text == "only" else boolean(text)
+
+
+def add_image_flags(topic):
+    """What is taken of own data, and how deep images are read."""
+    topic.add("--value_range", nargs=2, type=number(), metavar=("BLACK", "WHITE"), help="values that become black and white in "
+              "greys of more than 8 bits, such as 0 4095 of 12 bits; none: as a sample of the data has them")  # fmt: skip
 
 
 def add_stream_flags(topic):

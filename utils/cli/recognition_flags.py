@@ -26,7 +26,8 @@ def add_flags(parser):
     flags.add_optimizer_flags(parser, layer_decay_types=("single", "group"))
     flags.add_schedule_flags(parser)
     flags.add_ema_flags(parser)
-    topic = flags.add_evaluation_flags(parser, {"acc1": "top-1 accuracy", "loss": "the least cross-entropy"})
+    metrics = {"acc1": "top-1 accuracy", "balanced_acc": "mean of the classes' recalls", "f1": "mean of their F1"}
+    topic = flags.add_evaluation_flags(parser, metrics | {"loss": "the least cross-entropy"})
     topic.switch("--tta_flip", False, "average the logits of each image and its mirror image")
     topic.add("--predict", metavar="DIR_OR_FILE", help="classify these images with --finetune RUN/best into predictions.csv, "
               "and stop")  # fmt: skip
@@ -66,6 +67,7 @@ def add_data_flags(parser):
     topic.add("--val_split", type=number(above=0, maximum=0.9), help="share of each class that is held out for validation, "
               "chosen by --seed")  # fmt: skip
     topic.add("--nb_classes", type=whole(1), help="number of classes, to be compared with the data; none: as the data has")
+    flags.add_image_flags(topic)
     flags.add_bad_sample_flags(topic)
     flags.add_stream_flags(topic)
 
@@ -175,6 +177,6 @@ def check(args, error):
         ("cutmix", not args.cutmix_minmax, "without --cutmix_minmax, which draws the box"),
         ("mixup_prob mixup_mode mixup_off_epoch", mixes, "with --mixup or --cutmix"),
         ("mixup_switch_prob", args.mixup and (args.cutmix or args.cutmix_minmax), "with both --mixup and --cutmix"),
-        ("eval_freq best_metric", not args.disable_eval, "without --disable_eval"),
+        ("eval_freq best_metric patience", not args.disable_eval, "without --disable_eval"),
         ("topk", args.predict, "with --predict"),
     )  # fmt: skip

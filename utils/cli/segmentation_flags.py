@@ -2,7 +2,7 @@
 
 from segmentation_networks import HEADS
 from utils.cli import flags
-from utils.cli.arguments import key_value, number, refuse_idle, settings_of, whole
+from utils.cli.arguments import key_value, number, refuse_idle, settings_of, value_name, whole
 from utils.sources import SEGMENTATION_SETS
 
 # What suits the built-in scenes of digits. Holds where neither --data_path nor --dataset is given; a flag on the line wins.
@@ -80,9 +80,16 @@ def add_data_flags(parser):
               "folder of Parquet or Arrow files")  # fmt: skip
     topic.add("--image_column", help="column of --dataset with the images; none: found by type and name")
     topic.add("--mask_column", help="column of --dataset with the masks; none: found by type and name")
-    topic.add("--val_split", type=number(above=0, maximum=0.9), help="share of --dataset that is held out for validation, "
+    topic.add("--val_split", type=number(above=0, maximum=0.9), help="share of the images that is held out for validation, "
               "chosen by --seed")  # fmt: skip
+    topic.add("--mask_suffix", default="", help="what a mask's name has behind that of its image, before the ending: _mask")
+    topic.add("--mask_values", nargs="+", type=value_name, metavar="VALUE=NAME", help="which value in a mask is which class, "
+              "such as 0=background 255=crack; several values of one name are one class")  # fmt: skip
+    topic.add("--mask_colors", metavar="FILE", help="masks are pictures in colours: name,red,green,blue on each line; the name "
+              "ignore is no class")  # fmt: skip
+    topic.switch("--reduce_zero_label", False, "0 in a mask is no class, and 1 is the first one")
     topic.add("--nb_classes", type=whole(2), help="number of classes, to be compared with the data; none: as the data has")
+    flags.add_image_flags(topic)
     flags.add_bad_sample_flags(topic)
     flags.add_stream_flags(topic)
 
@@ -135,7 +142,8 @@ View = settings_of("View", add_view_flags)
 
 
 def add_evaluation_flags(parser):
-    topic = flags.add_evaluation_flags(parser, {"miou": "mean IoU", "pixacc+miou": "the mean of it and pixel accuracy"})
+    metrics = {"miou": "mean IoU", "pixacc+miou": "the mean of it and pixel accuracy", "dice": "mean Dice"}
+    topic = flags.add_evaluation_flags(parser, metrics)
     topic.add("--eval_batch_size", free=True, type=whole(1), default=1, help="images per process; those of several sizes are "
               "evaluated one by one")  # fmt: skip
     topic.add("--predict", metavar="DIR_OR_FILE", help="write masks and overlays of these images to --output_dir, by "
@@ -153,9 +161,17 @@ def check(args, error):
     """error(message) for flags that contradict each other, or that would do nothing."""
     flags.check_common(args, error)
     for name, other, needs in (("data_set", "data_path", args.data_path), ("train_split", "data_set", args.data_set),
-                               ("mask_column", "dataset", args.dataset), ("val_split", "dataset", args.dataset)):  # fmt: skip
+                               ("mask_column", "dataset", args.dataset),
+                               ("val_split", "data_path", args.data_path or args.dataset)):  # fmt: skip
         if getattr(args, name) is not None and not needs:
             error(f"--{name} needs --{other} too")
+    ways = [name for name in ("mask_values", "mask_colors", "reduce_zero_label") if getattr(args, name)]
+    own = (args.data_path and not args.data_set) or args.dataset
+    if ways and (len(ways) > 1 or not own or (args.dataset and args.mask_colors)):
+        found = " and ".join(f"--{name}" for name in ways) + f" with --data_set {args.data_set}" * bool(args.data_set)
+        error(f"found {found}; expected one of them, beside masks of yours")
+    if args.mask_suffix and (args.data_set or not args.data_path):
+        error("--mask_suffix needs --data_path, with masks of yours")
     if args.se_loss and args.model != "encnet":
         error(f"--se_loss is for --model encnet; found {args.model}")
     if args.eval and not (args.finetune or args.resume):
@@ -172,5 +188,5 @@ def check(args, error):
         ("ratio_range", args.transforms != "none", "with --transforms encoding or mmseg"),
         ("base_size", args.transforms != "none" or weights_decide, "with --transforms encoding or mmseg"),
         ("epochs minutes", args.max_updates is None, "without --max_updates, which wins"),
-        ("eval_freq best_metric", not args.disable_eval, "without --disable_eval"),
+        ("eval_freq best_metric patience", not args.disable_eval, "without --disable_eval"),
     )  # fmt: skip

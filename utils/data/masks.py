@@ -3,17 +3,19 @@
 They are read from mask files of 1, 8 and 16 bits and SBD's .mat files, or drawn from the polygons and run lengths of COCO.
 """
 
+import functools
 import io
 import os
 
 import numpy as np
-from PIL import UnidentifiedImageError
+from PIL import ImageOps, UnidentifiedImageError
 
 from utils.cli.errors import InputError, first_line
 from utils.images import IGNORE, open_image
 
 _MOST_PIXELS = 2**28  # more than Pillow opens
 _NO_CLASS = -2  # class id of a value that must not occur
+LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF", "HEIF")  # formats that change the values of pixels
 
 
 def class_table(values, ignored):
@@ -29,15 +31,20 @@ def own_tables(classes):
     return tuple(class_table(range(classes), (ignored,)) for ignored in (255, 65535))
 
 
-def to_classes(values, tables, name):
+def to_classes(values, tables, name, unknown=None):
     """Mask (H, W) int64 from the values of a mask file, uint8 or uint16, by the `class_table` of each of the two kinds.
 
-    Raises InputError, which begins with `name`, for values that are no class.
+    Values that are no class are marked in `unknown`, (65536,) uint8, and count as no class there; without it they raise
+    InputError, which begins with `name`.
     """
     table = tables[values.dtype != np.uint8]
     mask = table[values]
     if mask.size and mask.min() == _NO_CLASS:
         wrong = np.unique(values[mask == _NO_CLASS]).tolist()
+        if unknown is not None:
+            unknown[wrong] = 1
+            mask[mask == _NO_CLASS] = IGNORE
+            return mask
         known = np.flatnonzero(table[: np.iinfo(values.dtype).max + 1] != _NO_CLASS)
         some = f"{', '.join(map(str, wrong[:5]))}{', …' if len(wrong) > 5 else ''}"
         raise InputError(f"{name}: the mask holds {some}, which is no class; expected {_ranges(known)}")
@@ -50,16 +57,20 @@ def _ranges(values):
     return ", ".join(f"{run[0]}..{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
-def read_values(path):
-    """The values (H, W), uint8 or uint16, of the mask file at `path`, an image or SBD's .mat. Raises InputError naming it."""
+def read_values(path, upright=True):
+    """The values (H, W), uint8 or uint16, of the mask file at `path`, an image or SBD's .mat.
+
+    upright: turned by an EXIF orientation of its own. Raises InputError, which names the file, for one that cannot be read
+    and for a lossy format, which changes values.
+    """
     if not os.path.isfile(path):  # opening a pipe would block for ever
         raise InputError(f"{path} is no file: expected a mask; replace it")
-    return _values(_read_mat if path.endswith(".mat") else _read_image, path, path)
+    return _values(_read_mat if path.endswith(".mat") else functools.partial(_read_image, upright=upright), path, path)
 
 
-def decode_values(data, name):
+def decode_values(data, name, upright=True):
     """As `read_values`, from the bytes of an image file; an error calls it `name`."""
-    return _values(_read_image, io.BytesIO(data), name)
+    return _values(functools.partial(_read_image, upright=upright), io.BytesIO(data), name)
 
 
 def _values(read, file, name):
@@ -73,10 +84,22 @@ def _values(read, file, name):
         raise InputError(f"{name} cannot be read as a mask ({first_line(error)}); replace it") from None
 
 
-def _read_image(file, name):
+def _read_image(file, name, upright):
     with open_image(file) as image:
+        if image.format in LOSSY or (image.format == "WEBP" and is_lossy_webp(image.fp)):
+            raise InputError(
+                f"{name} is a {image.format} file, which changes the values of a mask; export the masks again as PNG: a copy "
+                "of this file would keep the wrong values"
+            )
         image.load()
-        return mask_values(image, name)
+        return mask_values(ImageOps.exif_transpose(image) if upright else image, name)
+
+
+def is_lossy_webp(file):
+    """Whether an open WebP file holds a lossy picture: a chunk "VP8 ", and not "VP8L"."""
+    file.seek(0)
+    head = file.read(4096)
+    return b"VP8L" not in head and b"VP8 " in head
 
 
 def _read_mat(path, _name):
@@ -105,18 +128,19 @@ def mask_values(image, name):
     return values.astype(np.uint8)
 
 
-def fit_image(read, shape, name, mask_name):
+def fit_image(read, shape, name, mask_name, upright=True):
     """The image of the same size as its mask, (H, W) `shape`. read: upright -> PIL image, as `read_image` has it.
 
-    An image whose EXIF orientation turns it is taken as it is stored if only that fits: some tools that masks are drawn with
-    ignore the orientation. Raises InputError, which begins with `name`, if neither fits.
+    upright: whether the masks of the data set are those of images that their EXIF orientation turned. An image that is turned
+    by a quarter is taken the other way if only that fits: some tools that masks are drawn with ignore the orientation. Raises
+    InputError, which begins with `name`, if neither fits.
     """
-    image = read(True)
+    image = read(upright)
     if image.size[::-1] == shape:
         return image
-    stored = read(False)
-    if stored.size != image.size and stored.size[::-1] == shape:
-        return stored
+    other = read(not upright)
+    if other.size != image.size and other.size[::-1] == shape:
+        return other
     found = f"the image has {image.width} x {image.height} pixels, its mask {shape[1]} x {shape[0]}"
     raise InputError(f"{name}: {found}; expected the same size ({mask_name})")
 

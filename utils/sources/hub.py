@@ -19,23 +19,36 @@ from utils.sources.hub_files import check_card, check_files, check_saved
 HELD_OUT = ("validation", "val", "valid", "test")  # names of the split to validate on, the first that there is
 
 
-def load_splits(name, val_split=None, need_train=True):
-    """({split: datasets.Dataset}, name of the validation split or None) of the data set `name`.
+def load_splits(name, val_split=None, need_train=True, labelled=None):
+    """({split: datasets.Dataset}, name of the validation split or None, lines to say) of the data set `name`.
 
     Raises InputError if it cannot be loaded or has no split train, and if there are both a validation split and a
     `val_split`, the fraction of train to hold out, or neither of the two. need_train: otherwise the validation split stands
-    for a training split that is missing.
+    for a training split that is missing. labelled: table -> whether it has labels; a split without them is not validated on.
     """
     with _loading(name):
         splits = _load(name)
+    notes = []
+    if labelled and need_train and "train" in splits:
+        for split in [split for split in HELD_OUT if split in splits]:
+            if not len(splits[split]) or not labelled(splits[split]):
+                notes.append(f"data: the split {split} has no labels, so that it is left out")
+                del splits[split]
     if not need_train and (held_out := next((split for split in HELD_OUT if split in splits), None)):
         splits.setdefault("train", splits[held_out])
     held_out = _validation_split(name, splits)
+    if val_split is not None and held_out == "test":
+        held_out = None
     if val_split is not None and held_out:
         raise InputError(f"--val_split {val_split}: the data set has a split '{held_out}' already; leave it out")
     if val_split is None and held_out is None:
         raise InputError(f"--dataset {name}: found only the split train; give --val_split 0.1 to hold out a part of it")
-    return splits, held_out
+    if held_out == "test" and need_train:
+        notes.append(
+            "note: the split test is validated on, so that it chooses the best weights, and its score is no test any more; "
+            "--val_split 0.1 holds out a part of train instead, and leaves it alone"
+        )
+    return splits, held_out, tuple(notes)
 
 
 def _load(name):

@@ -2,41 +2,45 @@
 
 A source of recognition has `len(source)`; `read(index)` -> PIL image in RGB; `encoded(index)` -> the bytes of its file, or None
 if there is no file; `labels`, (N,) int64; `classes`, a list of names; `name(index)` for messages; and `title`, which says what
-it is. Both reading methods raise BadImage.
+it is. Both reading methods raise BadImage. Own data have `file(index)`, a path or an open file, too, `part(indices)`, the
+source of these samples only, `notes`, lines to say, and `left_out`, {kind: number} of what lies beside the images.
 """
 
 import os
 
 from utils.cli.errors import InputError
+from utils.data.look import see
 from utils.data.sampling import spread
+from utils.folders.class_folders import Folder, class_folders, refuse_one_class
+from utils.folders.class_names import check_number
 from utils.images import check_header
 from utils.sources import RECOGNITION_SETS, DataSet
 from utils.sources.built_in import digits
-from utils.sources.folders import Folder, check_number, class_folders
 from utils.sources.published import count_published, open_published
 from utils.sources.tables import stream_of_images, tables_of_images
 
 # For a dry run without the images. 22K is the release of fall 2011, on all of which ConvNeXt trains.
 IMAGENET = (
-    DataSet("utils.sources.folders:class_folders", "ImageNet-1K", 1000, 1_281_167, 50_000),
-    DataSet("utils.sources.folders:class_folders", "ImageNet-22K", 21_841, 14_197_122, 0),
+    DataSet("utils.folders.class_folders:class_folders", "ImageNet-1K", 1000, 1_281_167, 50_000),
+    DataSet("utils.folders.class_folders:class_folders", "ImageNet-22K", 21_841, 14_197_122, 0),
 )
 
 
-def open_recognition_data(data, *, seed, need_val=True, need_train=True, dry_run=False):
+def open_recognition_data(data, *, seed, need_val=True, need_train=True, dry_run=False, say=print):
     """(training source, validation source); the training source is a stream if `data.streaming`.
 
     data: utils.cli.recognition_flags.Data. seed: decides what --val_split holds out. need_val: class folders without a
     validation set are refused. need_train: of class folders, see `class_folders`; of a data set, see
-    `load_splits`. dry_run: nothing is downloaded, and missing images are counted as published. Raises InputError, which says
-    what was found, if there is no such data, or if it has another number of classes than --nb_classes.
+    `load_splits`. dry_run: nothing is downloaded, and missing images are counted as published. say: told which folders are
+    read. Raises InputError, which says what was found, if there is no such data, if it has one class to train on, or another
+    number of classes than --nb_classes.
     """
     if data.data_set in RECOGNITION_SETS:
         train, val = open_published(RECOGNITION_SETS[data.data_set], data.data_path, dry_run=dry_run)
     elif data.data_path and dry_run and not os.path.isdir(data.data_path):
         train, val = _imagenet(data.data_path, data.nb_classes)
     elif data.data_path:
-        train, val = class_folders(data.data_path, data.eval_data_path, data.val_split, seed, need_val, need_train)
+        train, val = class_folders(data.data_path, data.eval_data_path, data.val_split, seed, need_val, need_train, say)
     elif data.streaming:
         train, val = stream_of_images(data.dataset, data.image_column, data.label_column, data.train_images)
     elif data.dataset:
@@ -45,7 +49,10 @@ def open_recognition_data(data, *, seed, need_val=True, need_train=True, dry_run
         )
     else:
         train, val = digits()
+    if need_train is True:
+        refuse_one_class(train, data.data_path)
     check_number(data.nb_classes, train.classes)
+    see(train, val, data.value_range)
     return train, val
 
 

@@ -9,37 +9,44 @@ import numpy as np
 
 from utils.cli.errors import InputError
 from utils.data.bad_samples import in_threads
+from utils.data.look import see
 from utils.data.sampling import spread
+from utils.folders.class_names import SAMPLE, check_number
+from utils.folders.mask_folders import mask_folders
+from utils.folders.mask_options import mask_options
+from utils.folders.names import few
 from utils.images import IGNORE, BadImage
 from utils.sources import SEGMENTATION_SETS
 from utils.sources.built_in import scenes
-from utils.sources.folders import SAMPLE, check_number, few, mask_folders
 from utils.sources.published import open_published
 from utils.sources.tables import stream_of_masks, tables_of_masks
 
 
-def open_segmentation_data(data, *, crop_size, seed, need_train=True, dry_run=False):
+def open_segmentation_data(data, *, crop_size, seed, need_train=True, dry_run=False, say=print):
     """(training source, validation source); the training source is a stream if `data.streaming`.
 
     data: utils.cli.segmentation_flags.Data. crop_size: side of the built-in scenes in pixels. seed: decides what --val_split
     holds out. need_train: of folders, see `mask_folders`; of a data set, see `load_splits`. dry_run: nothing is downloaded,
-    and missing images are counted as published. Raises InputError, which says what was found, if there is no such data, or if
-    it has another number of classes than --nb_classes.
+    and missing images are counted as published. say: told which folders are read. Raises InputError, which says what was found,
+    if there is no such data, or if it has another number of classes than --nb_classes.
     """
     if data.data_set:
         known, train_split = SEGMENTATION_SETS[data.data_set], data.train_split or "train"
         train, val = open_published(known, data.data_path, train_split, dry_run)
     elif data.data_path:
-        train, val = mask_folders(data.data_path, need_train)
+        train, val = mask_folders(
+            data.data_path, need_train, val_split=data.val_split, seed=seed, options=mask_options(data), say=say
+        )
     elif data.streaming:
         train, val = stream_of_masks(data.dataset, data.image_column, data.mask_column, data.train_images)
     elif data.dataset:
         train, val = tables_of_masks(
-            data.dataset, data.image_column, data.mask_column, data.val_split, seed, need_train is True
+            data.dataset, data.image_column, data.mask_column, data.val_split, seed, need_train is True, mask_options(data)
         )
     else:
         train, val = scenes(crop_size)
     check_number(data.nb_classes, train.classes)
+    see(train, val, data.value_range, say)
     return train, val
 
 

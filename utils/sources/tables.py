@@ -5,16 +5,19 @@ number that names it.
 """
 
 import functools
+import io
 import os
 
 import numpy as np
 
 from utils.cli.errors import InputError, first_line
-from utils.data.masks import decode_values, fit_image, own_tables, to_classes, voc_palette
+from utils.data.masks import decode_values, fit_image, to_classes
 from utils.data.sampling import spread, stratified_split
 from utils.data.streaming import place_of
+from utils.folders.class_names import MOST_CLASSES, listed_classes
+from utils.folders.mask_ids import SAMPLE, find_ids
+from utils.folders.names import few
 from utils.images import BadImage, decode_image
-from utils.sources.folders import MOST_CLASSES, SAMPLE, few, listed_classes, numbered_classes
 from utils.sources.hub import (
     check_columns,
     encoded_images,
@@ -30,11 +33,13 @@ MOST_NUMBERS = 10**6  # labels that are numbers without names; a larger one is t
 
 
 class _Table:
-    """Rows of a table: all of them, or those whose numbers are in the array `rows`.
+    """Rows of a table: all of them, or those whose numbers are in the array `rows`. value_range: as of images.to_rgb.
 
     columns: its columns of images, the first that of the image itself. Paths in them must lie in the folder `root`; None: in
     the libraries' caches.
     """
+
+    value_range, notes = None, ()
 
     def __init__(self, table, columns, title, root, rows=None):
         self.table, self.columns, self.title, self.root = encoded_images(table, columns), columns, title, root
@@ -50,9 +55,15 @@ class _Table:
     def name(self, index, column=0):
         return f"row {self.rows[index]}, column '{self.columns[column]}'"
 
+    def file(self, index):
+        """An open file with the image, as it is stored."""
+        return io.BytesIO(_bytes_of(self.row(index), self.columns[0], self.root, self.name(index)))
+
 
 class _Stream:
     """A table that is read in order, of which an epoch has `samples` rows. columns, root: as of `_Table`; beside: others."""
+
+    value_range, notes = None, ()
 
     def __init__(self, table, samples, columns, title, root, beside=()):
         self.table, self.samples = encoded_images(table, columns, beside), samples
@@ -85,10 +96,18 @@ class TableOfImages(_Table):
         self.labels, self.classes = labels, classes
 
     def read(self, index):
-        return decode_image(self.encoded(index), self.name(index))
+        return decode_image(self.file(index).getvalue(), self.name(index), value_range=self.value_range)
 
     def encoded(self, index):
-        return _bytes_of(self.row(index), self.columns[0], self.root, self.name(index))
+        return None if self.value_range else self.file(index).getvalue()
+
+    def part(self, indices):
+        """The rows with these places only."""
+        part = TableOfImages(
+            self.table, *self.columns, self.labels[indices], self.classes, self.title, self.root, self.rows[indices]
+        )
+        part.notes = self.notes
+        return part
 
 
 class StreamOfImages(_Stream):
@@ -122,15 +141,21 @@ def tables_of_images(name, image_column=None, label_column=None, val_split=None,
     out, keyed by `seed`, if there is no validation split. need_train: as of `load_splits`. Raises InputError, which says what
     was found.
     """
-    splits, held_out = load_splits(name, val_split, need_train)
+
+    def labelled(table):
+        """Whether a split has labels at all; those of a competition's test split are hidden."""
+        column = _columns_of_images(table, image_column, label_column)[1]
+        return any(value is not None and value != -1 for value in table.with_format("arrow")[:][column].to_pylist())
+
+    splits, held_out, notes = load_splits(name, val_split, need_train, labelled)
     table, root, listed = splits["train"], _root(name), listed_classes(name)
     columns = _columns_of_images(table, image_column, label_column)
     labels, classes = _labels(table, columns[1], listed=listed)
+    whole = TableOfImages(table, columns[0], labels, classes, name, root)
+    whole.notes = notes
     if held_out:
-        train = TableOfImages(table, columns[0], labels, classes, name, root)
-        return train, _validation_images(name, splits[held_out], held_out, columns, classes, listed)
-    parts = stratified_split(labels, val_split, seed)
-    return tuple(TableOfImages(table, columns[0], labels[rows], classes, name, root, rows) for rows in parts)
+        return whole, _validation_images(name, splits[held_out], held_out, columns, classes, listed)
+    return tuple(whole.part(rows) for rows in stratified_split(labels, val_split, seed))
 
 
 def stream_of_images(name, image_column=None, label_column=None, train_images=None):
@@ -180,8 +205,11 @@ def _labels(table, column, classes=None, listed=None):
     which is class 0. Raises InputError for a row without a label, and for labels that are no class.
     """
     feature, values = table.features[column], table.with_format("arrow")[:][column].to_pylist()
-    if None in values:
-        raise InputError(f"column '{column}': row {values.index(None)} has no label")
+    if missing := [row for row, value in enumerate(values) if value is None or value == -1]:
+        raise InputError(
+            f"column '{column}': {len(missing):,} of {len(values):,} rows have no label (None or -1), the first is row "
+            f"{missing[0]}; leave them out of the split, or name another --label_column"
+        )
     if not values or not holds_labels(feature):
         raise InputError(f"column '{column}': found {len(values)} rows of {feature}; expected names or whole numbers")
     if isinstance(values[0], str):
@@ -207,21 +235,27 @@ def _labels(table, column, classes=None, listed=None):
 
 
 class _Masks:
-    """What a table and a stream of masks have in common. `set_classes` has to be called before anything is read."""
+    """What a table and a stream of masks have in common. `set_ids` has to be called before anything is read.
 
-    def set_classes(self, classes):
-        self.classes, self.palette, self.tables = classes, voc_palette(len(classes)), own_tables(len(classes))
+    upright: whether masks are those of images that EXIF turned."""
+
+    upright = True
+
+    def set_ids(self, ids):
+        """ids: MaskIds."""
+        self.ids, self.classes, self.palette, self.notes = ids, ids.classes, ids.palette, self.notes + ids.notes
 
     def _read(self, row, place):
         """(PIL image, mask (H, W) int64) of a row; place: its index or number."""
         image_name, mask_name = self.name(place), self.name(place, 1)
-        mask = to_classes(self._values(row, place), self.tables, mask_name)
+        mask = to_classes(self._values(row, place), self.ids.tables, mask_name, self.ids.unknown)
         encoded = _bytes_of(row, self.columns[0], self.root, image_name)
-        return fit_image(functools.partial(decode_image, encoded, image_name), mask.shape, image_name, mask_name), mask
+        read = functools.partial(decode_image, encoded, image_name, value_range=self.value_range)
+        return fit_image(read, mask.shape, image_name, mask_name, self.upright), mask
 
     def _values(self, row, place):
         name = self.name(place, 1)
-        return decode_values(encoded_image(row[self.columns[1]], self.root, name), name)
+        return decode_values(encoded_image(row[self.columns[1]], self.root, name), name, self.upright)
 
 
 class TableOfMasks(_Masks, _Table):
@@ -230,9 +264,15 @@ class TableOfMasks(_Masks, _Table):
     def read(self, index):
         return self._read(self.row(index), index)
 
-    def values(self, index):
+    def mask(self, index):
         """The values of the mask, (H, W) uint8 or uint16."""
         return self._values(self.row(index), index)
+
+    def part(self, indices):
+        """The rows with these places only."""
+        part = TableOfMasks(self.table, self.columns, self.title, self.root, self.rows[indices])
+        part.set_ids(self.ids)
+        return part
 
 
 class StreamOfMasks(_Masks, _Stream):
@@ -242,13 +282,13 @@ class StreamOfMasks(_Masks, _Stream):
         return self._read(example, number)
 
 
-def tables_of_masks(name, image_column=None, mask_column=None, val_split=None, seed=0, need_train=True):
+def tables_of_masks(name, image_column=None, mask_column=None, val_split=None, seed=0, need_train=True, options=None):
     """(training, validation) `TableOfMasks` of the data set `name`; masks are as of `folders.mask_folders`.
 
     Columns are found by their types and usual names if they are not given. val_split: the fraction of the rows that is held
-    out, keyed by `seed`, if there is no validation split. need_train: as of `load_splits`.
+    out, keyed by `seed`, if there is no validation split. need_train: as of `load_splits`. options: MaskOptions, or None.
     """
-    splits, held_out = load_splits(name, val_split, need_train)
+    splits, held_out, notes = load_splits(name, val_split, need_train)
     table = splits["train"]
     columns = _columns_of_masks(table, image_column, mask_column)
     if held_out:
@@ -257,7 +297,8 @@ def tables_of_masks(name, image_column=None, mask_column=None, val_split=None, s
     else:
         parts = [(table, rows) for rows in stratified_split(np.zeros(len(table)), val_split, seed)]
     sources = [TableOfMasks(part, columns, name, _root(name), rows) for part, rows in parts]
-    return _with_classes(name, sources, sources)
+    sources[0].notes = notes
+    return _with_classes(name, sources, sources, options)
 
 
 def stream_of_masks(name, image_column=None, mask_column=None, train_images=None):
@@ -280,12 +321,16 @@ def _columns_of_masks(table, image_column, mask_column):
     return image_column, find_column(table.remove_columns(image_column), mask_column, "mask", holds_images, usual)
 
 
-def _with_classes(name, sources, readable):
-    """The sources with classes: those of classes.txt, or numbered by SAMPLE masks of each table in `readable`."""
-    classes = listed_classes(name, MOST_CLASSES)
-    if classes is None:
+def _with_classes(name, sources, readable, options=None):
+    """The sources with `MaskIds`: those of classes.txt, or counted in SAMPLE masks of each table in `readable`."""
+    masks = [(source, index) for source in readable for index in spread(len(source), len(source))]
+    if not (options and options.everything):
         masks = [(source, index) for source in readable for index in spread(len(source), SAMPLE)]
-        classes = numbered_classes(lambda mask: mask[0].values(mask[1]), masks, f"--dataset {name}")
+    ids = find_ids(
+        lambda mask: mask[0].mask(mask[1]), masks, f"--dataset {name}", listed=listed_classes(name, MOST_CLASSES),
+        named=options and options.values, reduce_zero=bool(options and options.reduce_zero), everything=True,
+        of=sum(map(len, readable)),
+    )  # fmt: skip
     for source in sources:
-        source.set_classes(classes)
+        source.set_ids(ids)
     return tuple(sources)

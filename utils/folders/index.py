@@ -5,6 +5,7 @@ times of all folders are the same. It lies in $XDG_CACHE_HOME/strata (or ~/.cach
 damaged, out of date or of another version is replaced; deleting it is always safe.
 """
 
+import collections
 import contextlib
 import hashlib
 import json
@@ -19,27 +20,30 @@ from PIL import Image
 from utils.cli.errors import InputError
 from utils.data.string_list import StringList
 from utils.files import replace
+from utils.folders.names import ending, is_run, why_left_out
 from utils.images import is_image
 
-VERSION = 1  # of the format of kept lists
+VERSION = 2  # of the format of kept lists
 WORTH = 5_000  # least number of images that are kept; fewer are listed in no time
 SETTLED = 2_000_000_000  # ns; a folder that changed since could change again at the same time (FAT counts in steps of 2 s)
 THREADS = 16  # that wait for a network drive; on a local disk they cost nothing
 
 
 class Index(NamedTuple):
-    """classes: sorted names of class folders; images: `class/…/file`, sorted by class and name; counts: (classes,) int64."""
+    """classes: sorted names of class folders; images: `class/…/file`, sorted by class and name; counts: (classes,) int64;
+    left_out: {kind: number} of what lies among them and is no image of the data, such as {".heic": 20, "hidden": 1}."""
 
     classes: list
     images: StringList
     counts: np.ndarray
+    left_out: dict
 
 
 def index_folder(root):
     """The `Index` of the class folders in `root`, from the kept list if that is true.
 
-    Hidden files and folders are left out; links are followed, but not in a circle. Raises InputError for a folder that
-    cannot be listed.
+    Hidden files and folders, those of systems (names.why_left_out) and folders of runs are left out and counted; links are
+    followed, but not in a circle. Raises InputError for a folder that cannot be listed.
     """
     root = os.path.abspath(root)
     endings = frozenset(ending for ending in Image.registered_extensions() if is_image(f"x{ending}"))
@@ -58,6 +62,8 @@ class _Walk:
         self.root, self.endings = root, endings
         self.folders = []  # (path from `root` on, times); read before the listing, so that a change meanwhile is seen later
         self.lasting = True  # False after a link to nothing, which may become a folder without a change of the times
+        self.left_out = []  # a Counter for each folder
+        self.with_runs = set()  # class folders in which runs lie
 
     def classes(self):
         return sorted(self._list("")[1])
@@ -71,6 +77,11 @@ class _Walk:
         if real in seen:  # links in a circle
             return []
         seen.add(real)
+        if is_run(os.path.join(self.root, below)):
+            self.folders.append((below, _times(os.path.join(self.root, below))))
+            self.left_out.append(collections.Counter({"runs": 1}))
+            self.with_runs.add(below.partition("/")[0])
+            return []
         images, folders = self._list(below)
         images = [f"{below}/{name}" for name in images]
         for name in sorted(folders):
@@ -83,21 +94,27 @@ class _Walk:
     def _list(self, below):
         """(names of image files, names of folders) in `root/below`."""
         path = os.path.join(self.root, below)
-        images, folders = [], []
+        images, folders, left_out = [], [], collections.Counter()
         try:
             self.folders.append((below, _times(path)))
             with os.scandir(path) as entries:
                 for entry in entries:  # the listing tells files from folders; the disk is asked about links only
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir():
+                    if why := why_left_out(entry.name):
+                        left_out[why] += 1
+                    elif entry.is_dir():
                         folders.append(entry.name)
-                    elif below and self._is_image(entry.name):
-                        images.append(entry.name)
-                    elif entry.is_symlink() and not entry.is_file():
+                    elif entry.is_symlink() and not entry.is_file() and not (below and self._is_image(entry.name)):
                         self.lasting = False
+                    elif self._is_image(entry.name):
+                        images.append(entry.name)
+                    elif below:
+                        left_out[ending(entry.name)] += 1
         except OSError as error:
             raise InputError(f"{path} cannot be listed ({error.strerror}): make it readable, or remove it") from None
+        if not below:
+            left_out["images beside the class folders"] += len(images)
+            images = []
+        self.left_out.append(left_out)
         return images, folders
 
     def _is_image(self, name):
@@ -113,11 +130,13 @@ def _scan(root, endings, file, key):
     except RecursionError:
         raise InputError(f"{root}: folders within folders, a thousand deep; expected one folder per class") from None
     images = StringList(path for paths in per_class for path in paths)
-    counts = np.array([len(paths) for paths in per_class], dtype=np.int64)
+    dropped = [name for name, paths in zip(classes, per_class, strict=True) if not paths and name in walk.with_runs]
+    found = [(name, len(paths)) for name, paths in zip(classes, per_class, strict=True) if name not in dropped]
+    left_out = {kind: count for kind, count in sum(walk.left_out, collections.Counter()).items() if count}
+    index = Index([name for name, _ in found], images, np.array([count for _, count in found], dtype=np.int64), left_out)
     if len(images) >= WORTH and walk.lasting and _telling([times for _, times in walk.folders], now):
-        folders = dict(sorted(walk.folders))
-        _save(file, key, folders, images, counts)
-    return Index(classes, images, counts)
+        _save(file, key, dict(sorted(walk.folders)), index, dropped)
+    return index
 
 
 def _times(path):
@@ -144,8 +163,8 @@ def _cache_file(root, name):
     return os.path.join(cache, "strata", f"folder-{name}.npz")
 
 
-def _save(file, key, folders, images, counts):
-    """Keep the list in `file`, if it is not None and can be written."""
+def _save(file, key, folders, index, dropped):
+    """Keep the list in `file`, if it is not None and can be written. dropped: names of folders that are no classes."""
     if file is None:
         return
     names = StringList(below for below in folders if below)
@@ -153,8 +172,9 @@ def _save(file, key, folders, images, counts):
         os.makedirs(os.path.dirname(file), exist_ok=True)
         with replace(file) as path:
             np.savez(
-                path, key=np.array(key), times=np.array(list(folders.values())), counts=counts,
-                folders=names.data, folder_ends=names.ends, images=images.data, image_ends=images.ends,
+                path, key=np.array(key), times=np.array(list(folders.values())), counts=index.counts,
+                folders=names.data, folder_ends=names.ends, images=index.images.data, image_ends=index.images.ends,
+                beside=np.array(json.dumps([index.left_out, dropped])),
             )  # fmt: skip
 
 
@@ -169,15 +189,17 @@ def _load(file, key, root):
             folders = _names(kept["folders"], kept["folder_ends"])
             images = _names(kept["images"], kept["image_ends"])
             times, counts = kept["times"], kept["counts"]
+            left_out, dropped = json.loads(str(kept["beside"]))
         folders = list(folders)
-        classes = [below for below in folders if "/" not in below]
+        classes = [below for below in folders if "/" not in below and below not in dropped]
+        left_out = {str(kind): int(count) for kind, count in left_out.items()}
         if counts.dtype != np.int64 or counts.shape != (len(classes),) or counts.min() < 0 or counts.sum() != len(images):
             return None
         with ThreadPoolExecutor(THREADS) as pool:
             now = list(pool.map(_times, [root, *(os.path.join(root, below) for below in folders)]))
     except Exception:  # NumPy and zipfile raise many kinds for a damaged file
         return None
-    return Index(classes, images, counts) if np.array_equal(times, now) else None
+    return Index(classes, images, counts, left_out) if np.array_equal(times, now) else None
 
 
 def _names(data, ends):

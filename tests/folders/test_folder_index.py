@@ -9,9 +9,9 @@ import pytest
 
 from utils.cli.errors import InputError
 from utils.data.string_list import StringList
-from utils.sources import folder_index
-from utils.sources.folder_index import index_folder
-from utils.sources.folders import scan_folder
+from utils.folders import index as folder_index
+from utils.folders.class_folders import scan_folder
+from utils.folders.index import index_folder
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ HARM = {
     "one bit": flip,
     "empty": lambda file: file.write_bytes(b""),
     "a folder": lambda file: (file.unlink(), file.mkdir()),
-    "other version": lambda file: rewrite(file, key=np.array(str(arrays(file)["key"]).replace("[1,", "[2,", 1))),
+    "other version": lambda file: rewrite(file, key=np.array(str(arrays(file)["key"]).replace("[2,", "[1,", 1))),
     "other folder": lambda file: rewrite(file, key=np.array(str(arrays(file)["key"]).replace("data", "date"))),
     "no times": lambda file: rewrite(file, times=arrays(file)["times"][:-1]),
     "counts": lambda file: rewrite(file, counts=np.array([4, -1, 1])),

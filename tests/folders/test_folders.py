@@ -7,8 +7,9 @@ from PIL import Image
 from small_sources import SIZE, encoded, ids, names, write, write_image, write_mask
 
 from utils.cli.errors import InputError
+from utils.folders.class_folders import class_folders, scan_folder
+from utils.folders.mask_folders import mask_folders
 from utils.images import IGNORE, BadImage
-from utils.sources.folders import class_folders, mask_folders, scan_folder
 
 # --- recognition
 
@@ -131,8 +132,10 @@ def test_lists_of_classes(tmp_path, text, message):
         mask_folders(tmp_path)
 
 
-def test_masks_of_0_and_255_are_explained(tmp_path):
-    make_pairs(tmp_path, values=(0, 255))
+def test_masks_of_0_and_255_are_two_classes_and_of_0_none(tmp_path):
+    train, _ = mask_folders(make_pairs(tmp_path / "binary", values=(0, 255)))
+    assert train.classes == ["background", "foreground"] and ids(train) == [0, 1] and "255 is foreground" in train.notes[0]
+    make_pairs(tmp_path, values=(0,))
     with pytest.raises(InputError, match="hold no class but 0 .* 0 and 1 for two"):
         mask_folders(tmp_path)
 
@@ -141,7 +144,7 @@ def test_masks_of_0_and_255_are_explained(tmp_path):
     ("wrong", "message"),
     [
         ("none", "found nothing in it; expected images/train, images/val, masks/train, masks/val"),
-        ("no val", "found images, masks; expected images/train"),
+        ("no val", "found .*images/train and .*masks/train; expected images/train, .* or give --val_split 0.1"),
         ("empty", "masks/val: no such files in it; expected images such as .jpg or .png"),
         ("no mask", r"no mask for 1 of \d images: .*train/1.jpg"),
         ("no image", r"no image for 1 of \d masks: .*val/0.png"),

@@ -1,0 +1,156 @@
+"""Own images and masks for segmentation, in folders."""
+
+import collections
+import functools
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.cli.errors import InputError, choose_one
+from utils.data.masks import fit_image, read_values, to_classes
+from utils.data.sampling import stratified_split
+from utils.data.string_list import StringList
+from utils.folders.class_names import MOST_CLASSES, listed_classes
+from utils.folders.files import match, scan_files
+from utils.folders.mask_ids import MaskIds, colour_reader, colours_of, find_ids, refuse_other_palettes
+from utils.folders.mask_layouts import find_layout
+from utils.images import read_image
+
+
+class Pairs:
+    """A source of segmentation: image files and mask files, the mask at each place that of the image there.
+
+    ids: MaskIds, by whose tables the values in mask files become classes. values: path -> those values. upright: whether masks
+    are those of images that EXIF turned; value_range: as of images.to_rgb; left_out: {kind: number} of other files.
+    """
+
+    value_range, upright, left_out = None, True, {}
+
+    def __init__(self, title, images, masks, ids, values=read_values):
+        self.title, self.ids, self.values = title, ids, values
+        self.classes, self.palette, self.notes = ids.classes, ids.palette, ids.notes
+        self.images, self.masks = StringList(images), StringList(masks)
+
+    def __len__(self):
+        return len(self.images)
+
+    def read(self, index):
+        image, mask = self.images[index], self.masks[index]
+        ids = to_classes(self.mask(index), self.ids.tables, mask, self.ids.unknown)
+        read = functools.partial(read_image, image, value_range=self.value_range)
+        return fit_image(read, ids.shape, image, mask, self.upright), ids
+
+    def mask(self, index):
+        """The values in a mask file, (H, W) uint8 or uint16."""
+        if self.values is not read_values:
+            return self.values(self.masks[index])
+        return read_values(self.masks[index], self.upright)
+
+    def name(self, index):
+        return self.images[index]
+
+    def file(self, index):
+        return self.images[index]
+
+    def part(self, indices):
+        """The `Pairs` of these images only."""
+        part = Pairs(self.title, *[[paths[i] for i in indices] for paths in (self.images, self.masks)], self.ids, self.values)
+        part.left_out = self.left_out
+        return part
+
+
+class MaskOptions(NamedTuple):
+    """How masks are to be read. suffix: the end of their names; values: {value: name}; colours: [(name, red, green, blue)];
+    reduce_zero: 0 is no class; everything: all masks are looked at to count the classes."""
+
+    suffix: str = ""
+    values: dict | None = None
+    colours: list | None = None
+    reduce_zero: bool = False
+    everything: bool = False
+
+
+DEFAULTS = MaskOptions()
+
+
+def mask_folders(root, need_train=True, *, val_split=None, seed=0, options=DEFAULTS, say=print):
+    """(training, validation) from images and masks of the same names, in a layout of `mask_layouts`.
+
+    need_train: True; None: without a training split the validation images stand for both; False: they always do. val_split:
+    the fraction of the images that is held out, keyed by `seed`, where there is no validation split. A mask holds class ids;
+    255, or 65535 in masks of 16 bits, is no class. classes.txt in `root` names the classes, one a line; without it they are
+    counted in a sample. Raises InputError for folders that are missing and files without a counterpart.
+    """
+    layout = find_layout(root)
+    alone = need_train is False or (need_train is None and "train" not in layout and "" not in layout)
+    held_out = next((split for split in ("val", "test") if split in layout), None)
+    if val_split is not None and "val" in layout:
+        raise InputError(f"--val_split {val_split}: there is a validation set already; leave one of the two out")
+    train = "train" if "train" in layout else ""
+    if val_split is None and (held_out is None or not (alone or train in layout)):
+        how = "; or give --val_split 0.1 to hold out a part of them" if train in layout else ""
+        found = ", ".join(f"{images} and {masks}" for images, masks in layout.values())
+        raise InputError(f"--data_path {root}: found {found}; expected images/train, images/val, masks/train, masks/val{how}")
+    if val_split is None and held_out == "test" and not alone:
+        say(
+            "note: test is validated on, so that it chooses the best weights, and its score is no test any more; --val_split "
+            "0.1 holds out a part of the training images instead, and leaves it alone"
+        )
+    left_out = collections.Counter()
+    splits = (train,) if val_split is not None else (held_out,) if alone else (train, held_out)
+    parts = [_pairs(*layout[split], options.suffix, left_out) for split in splits]
+    if str((images := layout[splits[0]])[0]) != os.path.join(root, "images", splits[0]):
+        say(f"data: images from {images[0]}, masks from {images[1]}")
+    masks = [mask for part in parts for mask in part[1]]
+    values, ids = read_ids(masks, root, options)
+    sources = [Pairs(str(root), *part, ids, values) for part in parts]
+    for source in sources:
+        source.left_out = dict(left_out)
+    if val_split is not None:
+        whole = sources[0]
+        return tuple(whole.part(part) for part in stratified_split(np.zeros(len(whole)), val_split, seed))
+    return sources[0], sources[-1]
+
+
+def _pairs(images, masks, suffix, left_out):
+    return match(scan_files(images, left_out=left_out), scan_files(masks, suffix=suffix, left_out=left_out))
+
+
+def read_ids(masks, root, options):
+    """(function of a mask's path -> its values, `MaskIds`) of mask files, by `MaskOptions` and classes.txt in `root`."""
+    if options.colours:
+        values, names, palette = colour_reader(options.colours)
+        table = np.where(np.arange(65536) < len(names), np.arange(65536), -2)
+        table[255] = -1
+        return values, MaskIds(names, palette, (table, table))
+    if not options.values:
+        refuse_other_palettes(masks)
+    try:
+        ids = find_ids(
+            read_values, masks, root, listed=listed_classes(root, MOST_CLASSES), named=options.values,
+            reduce_zero=options.reduce_zero, everything=options.everything,
+        )  # fmt: skip
+    except InputError as error:
+        if "is a picture of mode RGB" not in str(error):
+            raise
+        colours = colours_of(masks)
+        raise InputError(
+            f"{error}; the masks hold the colours {'; '.join(colours[:12])}{'; …' * (len(colours) > 12)}: name them in a file, "
+            "name,red,green,blue on each line, and give it as --mask_colors"
+        ) from None
+    return read_values, ids
+
+
+def split_pairs(title, parts, train_split, classes, palette, tables):
+    """(training, validation) `Pairs` from [(images, masks) of each]; train_split "trainval": training has both."""
+    train, val = parts
+    if with_val(train_split):
+        train = [of_train + of_val for of_train, of_val in zip(train, val, strict=True)]
+    return tuple(Pairs(title, *part, MaskIds(classes, palette, tables)) for part in (train, val))
+
+
+def with_val(train_split):
+    """Whether the images of the validation set are trained on too: "trainval", not "train"."""
+    choose_one(train_split, ("train", "trainval"), "training split")
+    return train_split == "trainval"

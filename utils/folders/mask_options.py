@@ -1,0 +1,30 @@
+"""The flags about masks as `MaskOptions`: which values and colours are which class."""
+
+from utils.cli.errors import InputError
+from utils.files import read_text
+from utils.folders.mask_folders import MaskOptions
+
+
+def mask_options(data):
+    """`MaskOptions` of the flags `data` (segmentation_flags.Data). Raises InputError for a file of colours that is none."""
+    colours = _colours(data.mask_colors) if data.mask_colors else None
+    values = dict(data.mask_values) if data.mask_values else None
+    return MaskOptions(data.mask_suffix, values, colours, data.reduce_zero_label, data.check_data)
+
+
+def _colours(path):
+    """[(name, red, green, blue)] of a file with such a line for each colour; a line without numbers may come first."""
+    found, expected = [], "name,red,green,blue on each line, such as crack,255,0,0"
+    for number, line in enumerate(read_text(path, expected).splitlines(), 1):
+        cells = [cell.strip() for cell in line.replace(";", ",").replace("\t", ",").split(",")]
+        if not line.strip():
+            continue
+        if len(cells) == 4 and all(cell.isdigit() and int(cell) < 256 for cell in cells[1:]):
+            found.append((cells[0], *map(int, cells[1:])))
+        elif number > 1 or any(cell.isdigit() for cell in cells):
+            raise InputError(f"--mask_colors {path}: line {number} is {line.strip()!r}; expected {expected}")
+    if len({name for name, *_ in found} - {"ignore"}) < 2:
+        raise InputError(f"--mask_colors {path}: found {len(found)} colours; expected two classes at least, {expected}")
+    if len({tuple(colour) for _, *colour in found}) < len(found):
+        raise InputError(f"--mask_colors {path}: a colour is in it more than once; expected one class for each colour")
+    return found
