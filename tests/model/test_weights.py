@@ -157,6 +157,8 @@ def test_other_heads_start_anew_and_anything_else_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"missing none; unexpected \d+ \(stages.2.blocks.1.*of another shape \d+"):
         load_weights(wrong, tmp_path / "w.pth")
     assert all(torch.equal(tensor, before[name]) for name, tensor in wrong.state_dict().items())
+    with pytest.raises(InputError, match=r"missing \d+ \(conv1.*is it another --model\?$"):
+        load_weights(timm.create_model("test_resnet"), tmp_path / "w.pth")
     torch.save({"backbone.stem.0.weight": torch.ones(1), "decode_head.conv_seg.bias": torch.ones(2)}, tmp_path / "seg.pth")
     with pytest.raises(InputError, match="segmentation network"):
         load_weights(wrong, tmp_path / "seg.pth")

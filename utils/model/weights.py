@@ -184,11 +184,11 @@ def _classifiers(model):
     return (classifier,) if isinstance(classifier, str) else tuple(classifier)
 
 
-def check_fit(what, missing, unexpected, misshapen):
-    """InputError that names the tensors, if there are any."""
+def check_fit(what, missing, unexpected, misshapen, hint=""):
+    """InputError that names the tensors, if there are any, and ends with the hint."""
     if missing or unexpected or misshapen:
         found = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-        raise InputError(f"{what}: " + "; ".join(f"{fault} {some_names(names)}" for fault, names in found.items()))
+        raise InputError(f"{what}: " + "; ".join(f"{fault} {some_names(names)}" for fault, names in found.items()) + hint)
 
 
 def put_in(model, tensors, source, layout, left_out, new, what="model"):
@@ -203,7 +203,9 @@ def put_in(model, tensors, source, layout, left_out, new, what="model"):
     unexpected = [name for name in tensors if name not in wanted]
     # 1x1 convolutions and linear layers, and both forms of GRN, hold the same numbers in other shapes
     misshapen = [name for name in tensors if name in wanted and not same_but_for_ones(tensors[name], wanted[name])]
-    check_fit(f"weights {source} ({layout}) do not fit the {what}", missing, unexpected, misshapen)
+    other = len(missing) + len(misshapen) > len(wanted) / 4 and unexpected  # not a part of it, such as its head
+    hint = "; is it another --model?" if what == "model" else "; is it another --model or --backbone?"
+    check_fit(f"weights {source} ({layout}) do not fit the {what}", missing, unexpected, misshapen, hint if other else "")
     odd = [n for n, t in tensors.items() if t.is_complex() or wanted[n].is_floating_point() > t.is_floating_point()]
     if odd:  # whole numbers, say, which no weights are; counters may be of any type
         found = sorted({str(tensors[name].dtype) for name in odd})
