@@ -1,6 +1,7 @@
 """Scores of semantic segmentation by hand, against scikit-learn, and against the published code's numbers."""
 
 import math
+import types
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from conftest import GOLDEN
 from safetensors.torch import load_file
 
 from utils.cli.errors import InputError
-from utils.metrics.segmentation import ConfusionMatrix, confusion_matrix, predicted_classes, scores
+from utils.metrics.segmentation import ConfusionMatrix, MaskAnswers, confusion_matrices, predicted_classes, scores
 
 # Truth 0 0 0 1 1 3 and one ignored pixel; class 2 is only predicted, class 4 is nowhere.
 TARGET = torch.tensor([[[0, 0, 0, 1, 1, 3, -1]]])
@@ -25,7 +26,7 @@ def random_batch(classes, seed=0, shape=(3, 20, 30)):
 
 
 def test_by_hand():
-    matrix = confusion_matrix(PREDICTION, TARGET, 5)
+    matrix = confusion_matrices(PREDICTION, TARGET, 5)[0]
     assert matrix.dtype == torch.int64 and matrix.tolist() == MATRIX
     result = scores(matrix)
     assert result["pixacc"] == pytest.approx(100 * 4 / 6)
@@ -45,6 +46,7 @@ def test_against_scikit_learn():
     result = scores(total.matrix)
     assert result["pixacc"] == pytest.approx(100 * sklearn.metrics.accuracy_score(truth, prediction), rel=1e-14)
     assert result["macc"] == pytest.approx(100 * sklearn.metrics.balanced_accuracy_score(truth, prediction), rel=1e-14)
+    assert result["dice"] == pytest.approx(100 * sklearn.metrics.f1_score(truth, prediction, average="macro"), rel=1e-14)
     assert result["miou"] == pytest.approx(100 * sklearn.metrics.jaccard_score(truth, prediction, average="macro"), rel=1e-14)
 
 
@@ -53,7 +55,7 @@ def test_ignored_images_change_nothing():
     logits, target = random_batch(4)
     total = ConfusionMatrix(4)
     total.update(torch.cat([logits, logits[:1]]), torch.cat([target, torch.full_like(target[:1], -1)]))
-    assert torch.equal(total.matrix, confusion_matrix(logits.argmax(1), target, 4))
+    assert torch.equal(total.matrix, confusion_matrices(logits.argmax(1), target, 4).sum(0))
 
 
 def test_beyond_float32():
@@ -81,7 +83,7 @@ def test_predicted_classes():
 @pytest.mark.parametrize("label", [5, 255, -2])
 def test_a_label_that_is_no_class(label):
     with pytest.raises(InputError, match=r"expected 0\.\.4, or -1"):
-        confusion_matrix(PREDICTION, TARGET.where(TARGET != 3, label), 5)
+        confusion_matrices(PREDICTION, TARGET.where(TARGET != 3, label), 5)
 
 
 def test_another_size():
@@ -123,3 +125,26 @@ def test_as_published(golden):
             assert result["miou"] * result["classes"] / config["nclass"] == pytest.approx(100 * case["mIoU"], rel=1e-13)
         checked += 1
     assert checked == 4
+
+
+def test_the_pixels_of_each_image_and_how_sure_their_score_is():
+    logits, target = random_batch(4, shape=(12, 20, 30))
+    total = ConfusionMatrix(4)
+    for rows in (slice(0, 8), slice(8, 12)):
+        total.update(logits[rows], target[rows])
+    filled = torch.cat([*total.images, torch.zeros(2, 3, 4, dtype=torch.int64)])  # rows that fill up the last batch
+    numbers = [*range(6, 12), *range(6), 12, 13]  # as two processes gather them
+    filled = torch.cat([filled[6:12], filled[:6], filled[12:]])
+    answers = MaskAnswers.of(total.matrix, filled, numbers, 12, [], 8)
+    assert answers.index.tolist() == list(range(12))
+    alone = scores(confusion_matrices(logits[5:6].argmax(1), target[5:6], 4)[0])
+    rows = list(answers.image_rows(types.SimpleNamespace(name=str)))
+    assert rows[6] == ("5", f"{alone['miou']:.2f}", f"{alone['pixacc']:.2f}")
+    low, high = answers.interval("miou", {})
+    assert low < scores(total.matrix)["miou"] < high and high - low < 3
+    classes = answers.class_rows(list("abcd"))
+    assert [row["iou"] for row in classes] == scores(total.matrix)["iou"] and classes[0].keys() >= {
+        "dice",
+        "precision",
+        "recall",
+    }

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from drawing import assert_apart, look, names, texts
 
+from utils.metrics.per_class import Pairs
 from utils.pictures.confusion import confusion
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -20,7 +21,7 @@ def test_confusions_of_any_number_of_classes(tmp_path, drawn, classes):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, 3000)
     predicted = np.where(rng.random(3000) < 0.8, labels, (labels + 1) % classes)
-    confusion(tmp_path / "c.png", labels, predicted, names(classes))
+    confusion(tmp_path / "c.png", Pairs.of_labels(labels, predicted, classes), names(classes))
     look(tmp_path / "c.png")
     axes = drawn[0].figure.axes[0]
     fractions = axes.images[0].get_array()
@@ -35,7 +36,7 @@ def test_confusions_of_any_number_of_classes(tmp_path, drawn, classes):
 def test_of_very_many_classes_those_that_are_confused_are_shown(tmp_path, drawn):
     labels = [7000] * 40 + [5] * 20
     predicted = [7000] * 10 + [123] * 30 + [21_840] * 20
-    confusion(tmp_path / "c.png", labels, predicted, names(21_841))
+    confusion(tmp_path / "c.png", Pairs.of_labels(labels, predicted, 21_841), names(21_841))
     look(tmp_path / "c.png")
     fractions = drawn[0].figure.axes[0].images[0].get_array()
     assert fractions.shape == (40, 40) and fractions[0, 1] == 0.75 and fractions[2, 3] == 1 and fractions.mask[1].all()
@@ -45,8 +46,8 @@ def test_of_very_many_classes_those_that_are_confused_are_shown(tmp_path, drawn)
 def test_counts_are_short_and_absent_classes_grey(tmp_path, drawn):
     counts = {(0, 0): 1234, (0, 1): 999_999, (2, 0): 7}
     labels, predicted = (np.repeat(column, [*counts.values()]) for column in zip(*counts, strict=True))
-    confusion(tmp_path / "c.png", labels, predicted, ["a", "b", "c"])
+    confusion(tmp_path / "c.png", Pairs.of_labels(labels, predicted, 3), ["a", "b", "c"])
     assert [text.get_text() for text in drawn[0].figure.axes[0].texts] == ["1.23k", "1M", "7"]
     assert any("grey" in text for text in texts(drawn[0]))
-    confusion(tmp_path / "0.png", [], [], ["a", "b", "c"])
+    confusion(tmp_path / "0.png", Pairs.of_labels([], [], 3), ["a", "b", "c"])
     look(tmp_path / "0.png")

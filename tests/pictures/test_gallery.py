@@ -1,6 +1,8 @@
 """The gallery of a run: what it draws and when, and that neither damaged logs nor a picture that fails stop the rest."""
 
+import csv
 import json
+import math
 import types
 
 import drawing
@@ -10,8 +12,10 @@ import torch
 from drawing import NORM, PALETTE, images, look, names, texts
 from PIL import Image
 
+from utils.metrics.recognition import Answers
+from utils.metrics.segmentation import MaskAnswers
 from utils.pictures import gallery as gallery_file
-from utils.pictures.gallery import Answers, Gallery
+from utils.pictures.gallery import Gallery
 
 
 @pytest.fixture
@@ -36,37 +40,70 @@ def test_the_first_batch_is_drawn_with_the_second(tmp_path, drawn):
     assert texts(drawn[1])[1:] == ["class number 7", "class number 8"] and alone.waiting == {}
 
 
-def test_answers_become_scores_by_class_confusions_and_the_most_confident_mistakes(tmp_path, drawn):
+def answers_of_animals():
+    label = np.array([0, 1] * 20)
+    predicted = np.where(np.arange(40) < 30, 1, label)  # all dogs and the last five cats are right
+    return Answers(np.arange(40), label, predicted, np.linspace(0.2, 0.9, 40), np.int64(3))
+
+
+def animals(photos):
+    return types.SimpleNamespace(
+        classes=["cat", "dog", "emu"], read=lambda index: Image.fromarray(photos[index]), name=lambda index: f"a/b/{index}.png"
+    )
+
+
+def test_an_evaluation_becomes_files_and_pictures_of_its_weights(tmp_path, drawn):
     photos = np.random.default_rng(0).integers(0, 256, (40, 20, 30, 3), np.uint8)
-    source = types.SimpleNamespace(classes=["cat", "dog", "emu"], read=lambda index: Image.fromarray(photos[index]))
-    label = torch.tensor([0, 1] * 20)
-    predicted = torch.where(torch.arange(40) < 30, 1, label)  # all dogs and the last five cats are right
-    answers = Answers(torch.arange(40).flip(0), label, predicted, torch.linspace(0.2, 0.9, 40))
-    gallery = Gallery(tmp_path, "test_acc1")
-    gallery.put_answers(answers, source, input_size=20)
-    assert json.loads((tmp_path / "classes.json").read_text()) == [
-        {"name": "cat", "accuracy": 25.0, "count": 20, "predicted": 5},
-        {"name": "dog", "accuracy": 100.0, "count": 20, "predicted": 35},
-        {"name": "emu", "accuracy": None, "count": 0, "predicted": 0},
-    ]  # fmt: skip
+    gallery = Gallery(tmp_path, "test_acc1", shown={"size": 20})
+    scores = {"acc1": 62.5, "loss": 0.5, "images": 40, "class_recall": [25.0, 100.0, math.nan]}
+    gallery.keep(answers_of_animals(), animals(photos), scores, "acc1", weights="best", epoch=3)
+    cat, dog, emu = json.loads((tmp_path / "classes.json").read_text())
+    assert cat == {
+        "name": "cat", "count": 20, "predicted": 5, "precision": 100.0, "recall": 25.0, "f1": 40.0, "taken_for": "dog",
+        "taken_for_share": 75.0,
+    }  # fmt: skip
+    assert dog["precision"] == pytest.approx(100 * 20 / 35) and (emu["recall"], emu["f1"], emu["count"]) == (None, None, 0)
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["scores"] == {"acc1": 62.5, "loss": 0.5, "images": 40} and found["epoch"] == 3
+    assert found["intervals"] == {"acc1": [pytest.approx(47.03, abs=0.01), pytest.approx(75.78, abs=0.01)]}  # Wilson
+    rows = list(csv.reader((tmp_path / "predictions.csv").open()))
+    assert rows[:2] == [["image", "label", "said", "probability"], ["a/b/0.png", "cat", "dog", "0.2000"]] and len(rows) == 41
     gallery.finish()
     assert [path.name for path in gallery.files()] == ["confusion.png", "curves.png", "mistakes.png"]
     worst = drawn[1]
-    assert len(worst.figure.axes) == 15 and texts(worst)[1:3] == ["cat", "→ dog, 70%"]
-    assert (worst.figure.axes[0].images[0].get_array() == photos[11][:, 5:25]).all()  # row 28 of the answers, centre crop
+    assert len(worst.figure.axes) == 15 and texts(worst)[1:4] == ["cat", "→ dog, 70%", "b/28.png"]
+    assert (worst.figure.axes[0].images[0].get_array() == photos[28][:, 5:25]).all()  # centre crop
+
+
+def test_a_start_after_a_kill_draws_what_the_one_before_had_found(tmp_path):
+    photos, scores = np.zeros((40, 20, 20, 3), np.uint8), {"acc1": 62.5, "images": 40}
+    Gallery(tmp_path, "test_acc1", shown={"size": 20}).keep(answers_of_animals(), animals(photos), scores, "acc1", epoch=3)
+    again = Gallery(tmp_path, "test_acc1", shown={"size": 20})
+    again.recover(animals(photos))
+    again.finish()
+    assert {"confusion.png", "mistakes.png"} <= {path.name for path in tmp_path.iterdir()}
+    again.end()
+    assert "answers.npz" not in {path.name for path in tmp_path.iterdir()}  # nobody needs it any more
 
 
 def test_examples_of_any_sizes_are_drawn_beside_their_masks(tmp_path, drawn):
     mask = torch.zeros(24, 32, dtype=torch.int64)
     mask[:, 16:] = 2
-    examples = [(images(1)[0], mask, mask.flip(1)), (images(1, (10, 50))[0], mask[:10, :5] - 1, mask[:10, :5])]
-    gallery = Gallery(tmp_path, "test_miou")
-    gallery.put_examples(examples, classes=names(3), palette=PALETTE[:3], size=32, **NORM)
-    gallery.finish()
+    examples = [(7, images(1)[0], mask, mask.flip(1)), (9, images(1, (10, 50))[0], mask[:10, :5] - 1, mask[:10, :5])]
+    pixels = torch.zeros(12, 3, 3, dtype=torch.int64)
+    answers = MaskAnswers.of(torch.zeros(3, 3, dtype=torch.int64), pixels, range(12), 10, examples, 32)
+    shown = {"classes": names(3), "palette": PALETTE[:3], **NORM}
+    source = types.SimpleNamespace(classes=names(3), name=lambda index: f"scenes/{index}.png")
+    gallery = Gallery(tmp_path, "test_miou", shown=shown)
+    gallery.keep(answers, source, {"miou": 40.0}, "miou")
+    again = Gallery(tmp_path, "test_miou", shown=shown)
+    again.recover(source)
+    again.finish()
     look(tmp_path / "predictions.png")
-    shown = [axes.images[0].get_array() for axes in drawn[0].figure.axes]
+    shown = [axes.images[0].get_array() for axes in drawn[1].figure.axes]
     assert len(shown) == 6 and (shown[1][:, :16] == PALETTE[0]).all() and (shown[2][:, :16] == PALETTE[2]).all()
-    assert texts(drawn[0])[-3:] == ["class number 0", "class number 2", "no class"]
+    assert texts(drawn[1])[0].startswith("Predictions: 2 of 10") and texts(drawn[1])[1] == "scenes/7.png"
+    assert texts(drawn[1])[-3:] == ["class number 0", "class number 2", "no class"]
 
 
 WRONG = ('"x"', "[]", "{}", "null", "true", "-1", "NaN", "1e999", "1" + 400 * "0", "1e300")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from drawing import HOSTILE, NORM, PALETTE, assert_apart, images, look, names, texts
 
+from utils.metrics.per_class import Pairs
 from utils.pictures.confusion import confusion
 from utils.pictures.images import mistakes, predictions, samples
 
@@ -58,11 +59,11 @@ def test_samples_of_a_segmentation_have_their_masks_beside_them(tmp_path, drawn)
 
 def test_mistakes_say_what_is_true_and_what_the_model_took_it_for(tmp_path, drawn):
     photos = np.random.default_rng(0).integers(0, 256, (24, 64, 64, 3), np.uint8)
-    mistakes(tmp_path / "m.png", photos, [(9, 0, 0.98)] + [(i % 10, 3, 0.5) for i in range(23)], names(10))
+    mistakes(tmp_path / "m.png", photos, [(9, 0, 0.98)] + [(i % 10, 3, 0.5) for i in range(23)], names(10), ["a/0.png"] * 24)
     look(tmp_path / "m.png")
     assert (drawn[0].figure.axes[0].images[0].get_array() == photos[0]).all()
-    assert texts(drawn[0])[1:3] == ["class number 9", "→ class number 0, 98%"]
-    mistakes(tmp_path / "none.png", [], [], names(10))
+    assert texts(drawn[0])[1:4] == ["class number 9", "→ class number 0, 98%", "a/0.png"]
+    mistakes(tmp_path / "none.png", [], [], names(10), [])
     assert texts(drawn[1]) == ["Most confident mistakes: there are none"]
 
 
@@ -70,18 +71,22 @@ def test_mistakes_say_what_is_true_and_what_the_model_took_it_for(tmp_path, draw
 def test_predictions_in_the_colours_of_their_classes(tmp_path, drawn, size):
     truth = torch.full((8, *size), 5)
     truth[:, 0] = 255  # no class either
-    predictions(tmp_path / "p.png", images(8, size), truth, torch.full_like(truth, 3), names(11), PALETTE, **NORM)
+    predictions(tmp_path / "p.png", images(8, size), truth, torch.full_like(truth, 3), names(8), 90, names(11), PALETTE, **NORM)
     pixels = look(tmp_path / "p.png")
     assert len(drawn[0].figure.axes) == 18
     for label in (3, 5):
         assert (pixels == PALETTE[label]).all(-1).mean() > 0.05
+    assert texts(drawn[0])[:2] == [
+        "Predictions: 6 of 90 validation images, evenly spread, not chosen by score",
+        "class number 0",
+    ]
     assert texts(drawn[0])[-3:] == ["class number 3", "class number 5", "no class"]
 
 
 def test_a_legend_of_many_classes_names_the_largest(tmp_path, drawn):
     masks = torch.arange(150).repeat(2, 24, 1)
     masks[:, 0] = 149
-    predictions(tmp_path / "p.png", images(2, (24, 150)), masks, masks, names(150), PALETTE, **NORM)
+    predictions(tmp_path / "p.png", images(2, (24, 150)), masks, masks, ["a", "b"], 2, names(150), PALETTE, **NORM)
     assert texts(drawn[0])[-2:] == ["class number 149", "and 110 more"]
     assert_apart(drawn[0], ["class number", "more"])
 
@@ -90,10 +95,10 @@ def test_hostile_names_are_harmless_everywhere(tmp_path, drawn):
     labels, soft = torch.arange(10), torch.eye(10) * 0.6 + torch.eye(10).flip(0) * 0.4
     samples(tmp_path / "a.png", images(10), labels, HOSTILE, **NORM)
     samples(tmp_path / "b.png", images(10), soft, HOSTILE, **NORM)
-    mistakes(tmp_path / "c.png", np.full((10, 8, 8, 3), 99, np.uint8), [(i, 9 - i, 0.5) for i in range(10)], HOSTILE)
+    mistakes(tmp_path / "c.png", np.full((10, 8, 8, 3), 99, np.uint8), [(i, 9 - i, 0.5) for i in range(10)], HOSTILE, HOSTILE)
     masks = torch.arange(10).repeat(2, 24, 1)
-    predictions(tmp_path / "d.png", images(2, (24, 10)), masks, masks, HOSTILE, PALETTE, **NORM)
-    confusion(tmp_path / "e.png", labels, labels.flip(0), HOSTILE)
+    predictions(tmp_path / "d.png", images(2, (24, 10)), masks, masks, HOSTILE, 10, HOSTILE, PALETTE, **NORM)
+    confusion(tmp_path / "e.png", Pairs.of_labels(labels, labels.flip(0), 10), HOSTILE)
     for name in "abcde":
         look(tmp_path / f"{name}.png")
     assert "$\\frac{$" in texts(drawn[0]) and "(no name)" in texts(drawn[0]) and "two lines and\ufffdmore" in texts(drawn[0])
@@ -103,10 +108,10 @@ def test_hostile_names_are_harmless_everywhere(tmp_path, drawn):
 
 def test_a_picture_is_replaced_in_one_step_and_no_setting_of_the_user_changes(tmp_path, monkeypatch):
     before = dict(matplotlib.rcParams)
-    confusion(tmp_path / "c.png", [0, 1, 2], [0, 1, 2], ["a", "b", "c"])
+    confusion(tmp_path / "c.png", Pairs.of_labels([0, 1, 2], [0, 1, 2], 3), ["a", "b", "c"])
     old = (tmp_path / "c.png").read_bytes()
     with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 40, "savefig.bbox": "tight"}):
-        confusion(tmp_path / "c.png", [0, 1, 2], [0, 1, 2], ["a", "b", "c"])
+        confusion(tmp_path / "c.png", Pairs.of_labels([0, 1, 2], [0, 1, 2], 3), ["a", "b", "c"])
     assert (tmp_path / "c.png").read_bytes() == old and dict(matplotlib.rcParams) == before
 
     def fails(figure, path, **_):
@@ -115,5 +120,5 @@ def test_a_picture_is_replaced_in_one_step_and_no_setting_of_the_user_changes(tm
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", fails)
     with pytest.raises(OSError, match="no space"):
-        confusion(tmp_path / "c.png", [0, 1, 2], [0, 1, 2], ["a", "b", "d"])
+        confusion(tmp_path / "c.png", Pairs.of_labels([0, 1, 2], [0, 1, 2], 3), ["a", "b", "d"])
     assert (tmp_path / "c.png").read_bytes() == old and [path.name for path in tmp_path.iterdir()] == ["c.png"]

@@ -4,13 +4,14 @@ import html
 import json
 import re
 
+from utils.metrics.per_class import Pairs
 from utils.pictures.confusion import confusion
 from utils.pictures.curves import curves
 
 EVIL = "<script>document.title='evil'</script><img src=http://127.0.0.1:1/a.png onerror=alert(1)>\"'&\x00\u202e"
 
 
-def make_run(folder, *, name="cat", finished=True, segments=False, epochs=3, drawn=True, **changed):
+def make_run(folder, *, name="cat", finished=True, segments=False, epochs=3, drawn=True, evaluated=False, **changed):
     """The files that a run leaves, with pictures; `name`: of the first class, of the data and of what else is text."""
     folder.mkdir(parents=True)
     args = {"model": "resnet18", "data_path": f"data of {name}", "epochs": 3, "batch_size": 8, "update_freq": 2, "lr": 0.1}
@@ -31,16 +32,23 @@ def make_run(folder, *, name="cat", finished=True, segments=False, epochs=3, dra
     (folder / "log.txt").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if finished:
         (folder / "finished.json").write_text(json.dumps({metric: max(scores)}))
+    if evaluated:
+        found = {metric.removeprefix("test_"): max(scores), "loss": 0.25, "images": 1020}
+        facts = {"weights": "best", "epoch": 2, "metric": metric.removeprefix("test_"), "scores": found}
+        (folder / "evaluation.json").write_text(json.dumps(facts | {"intervals": {facts["metric"]: [89.4, 92.8]}}))
     (folder / "best").mkdir()
     (folder / "best" / "model.safetensors").write_bytes(b"")
     (folder / "best" / "config.json").write_text(json.dumps({"classes": [name, "dog"]}))
     if not segments:
-        rows = [{"name": name, "accuracy": 9.5, "count": 1000}, {"name": "dog", "accuracy": 100.0, "count": 20}]
+        rows = [
+            {"name": name, "recall": 9.5, "precision": 99.0, "count": 1000, "taken_for": "dog", "taken_for_share": 90.5},
+            {"name": "dog", "recall": 100.0, "precision": 2.0, "count": 20},
+        ]
         (folder / "classes.json").write_text(json.dumps(rows))
     (folder / "timing.json").write_text(json.dumps({"forward+backward": 0.1, "data": 0.3}))
     (folder / "warnings.txt").write_text(f"broken image, replaced: {name}\n")
     if drawn:
-        confusion(folder / "confusion.png", [0] * 10 + [1] * 5, [0] * 9 + [1] * 6, [name, "dog"])
+        confusion(folder / "confusion.png", Pairs.of_matrix([[9, 1], [0, 5]]), [name, "dog"])
         updates = [{"update": i, "epoch": i // 20, "loss": 1.0, "lr": 0.1} for i in range(60)]
         curves(folder / "curves.png", lines, updates, metric)
     return folder

@@ -1,6 +1,7 @@
 """Reports of runs: what they say, of whole and of damaged runs."""
 
 import html
+import json
 import re
 import shutil
 
@@ -19,8 +20,9 @@ def test_a_report_says_what_was_run_and_begins_with_the_result(tmp_path):
     page, text = path.read_text(), " ".join(text_of(path).split())
     order = [
         "resnet18, data of cat", "91.26 %", "best top-1 accuracy, in epoch 2", "finished",
-        "best of the EMA, in epoch 2 45.63 %",
-        "11,000,000", "Pictures", "Classes", "cat 9.50 % 1,000", "Slowest part of an update", "data : 75% of an update",
+        "best of the EMA, in epoch 2 45.63 %", "top-1 accuracy, last epoch 80.00 %",
+        "11,000,000", "Pictures", "Classes", "cat 9.50 % 99.00 % 1,000 dog (90 %)",
+        "Slowest part of an update", "data : 75% of an update",
         "Warnings", "broken image, replaced: cat", "Use the weights", f'"local-dir:{tmp_path}/run/best"', "Repeat the run",
         "accelerate launch train_recognition.py --data_path 'data of cat' --output_dir", "2 x 8 x 2", "abc123 and changes",
         "torch 2.15.0", "All 9 settings",
@@ -28,6 +30,21 @@ def test_a_report_says_what_was_run_and_begins_with_the_result(tmp_path):
     places = [text.index(part) for part in order]
     assert places == sorted(places)
     assert page.count("data:image/png;base64,") == 2 and "samples.png" not in page
+
+
+def test_the_page_is_about_the_weights_that_were_evaluated(tmp_path):
+    """The highest score, its interval, and the code that opens the weights are of one model."""
+    folder = make_run(tmp_path / "run", evaluated=True)
+    text = " ".join(text_of(write_report(folder)).split())
+    for part in ("91.26 % top-1 accuracy of best/, epoch 2 89.4 to 92.8 % with 95 % confidence", "validation loss 0.2500",
+                 "top-1 accuracy, last epoch 80.00 %", '/run/best"'):  # fmt: skip
+        assert part in text
+    facts = json.loads((folder / "evaluation.json").read_text())
+    (folder / "evaluation.json").write_text(json.dumps(facts | {"weights": "best_ema", "epoch": 3}))
+    (folder / "best_ema").mkdir()
+    (folder / "best_ema" / "model.safetensors").write_bytes(b"")
+    text = text_of(write_report(folder))
+    assert "of best_ema/, epoch 3" in text and '/run/best_ema"' in text and '/run/best"' not in text
 
 
 def test_a_segmentation_has_the_iou_of_its_best_epoch(tmp_path):
@@ -53,8 +70,9 @@ def test_no_text_of_a_run_becomes_html(tmp_path):
      b'{"args": {"epochs": "x"}, "settings": [], "command": ["\\ud800"], "commit": 5, "versions": "x"}'],
 )  # fmt: skip
 def test_damaged_files_give_a_report_of_the_rest(tmp_path, damage):
-    good = make_run(tmp_path / "good")
+    good = make_run(tmp_path / "good", evaluated=True)
     names = ["args.json", "log.txt", "finished.json", "classes.json", "timing.json", "warnings.txt", "curves.png"]
+    names.append("evaluation.json")
     names.append("best/config.json")
     for number, name in enumerate([*names, "all"]):
         folder = tmp_path / str(number)
@@ -64,6 +82,7 @@ def test_damaged_files_give_a_report_of_the_rest(tmp_path, damage):
         text = text_of(write_report(folder))
         assert name in ("args.json", "all") or "resnet18, data of cat" in text
         assert name in ("log.txt", "all") or "91.26 %" in text
+        assert name not in ("evaluation.json", "all") or "95 % confidence" not in text
     write_comparison([good, folder], tmp_path / "c.html")
 
 

@@ -110,7 +110,8 @@ def test_in_a_browser_a_report_fits_its_width_sorts_and_asks_no_network(tmp_path
         assert result["width"] <= result["room"] and result["open"] <= result["room"]
         assert result["title"] == result["injected"] != "evil" and result["broken"] == 0
         low_first, high_first = "9.50 %,100.00 %", "100.00 %,9.50 %"
-        assert result["orders"][2:] == [high_first, low_first, low_first, high_first]  # by score, then by count
+        by_score, by_others = [high_first, low_first], [low_first, high_first]
+        assert result["orders"][2:-2] == [*by_score, *by_others, *by_others]  # recall, precision, count
         assert set(result["orders"][:2]) == {low_first, high_first}
     assert asked == ["/control"]
 

@@ -35,4 +35,4 @@ def test_the_line_of_an_epoch_shows_the_score_that_decides():
 def test_a_new_score_may_decide():
     assert is_better("balanced_accuracy", 80.5, 80.0) and not is_better("balanced_accuracy", 80.0, 80.5)
     line = epoch_line({"epoch": 0, "train_loss": 1, "test_f1": 80.5}, 3, {"test_f1": 81.0}, "f1")
-    assert line == "epoch 1/3: train loss 1.0000, f1 80.50 % (best 81.00)"
+    assert line == "epoch 1/3: train loss 1.0000, F1 80.50 % (best 81.00)"

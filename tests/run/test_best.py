@@ -1,21 +1,68 @@
-"""Which weights are kept in best/."""
+"""Which weights are kept in best/, which ones the page is about, and when nothing better is to be expected."""
+
+import json
 
 import accelerate
+import numpy as np
 import pytest
 import torch
 from conftest import Batches, begin_run
 from safetensors.torch import load_file
 
+from utils.metrics.recognition import Answers
+
 EPOCHS = [{"acc1": 60.0, "loss": 0.9}, {"acc1": 50.0, "loss": 0.3}, {"acc1": 55.0, "loss": 0.4}]
+ANSWERS = Answers(np.array([0]), np.array([3]), np.array([3]), np.array([0.5]), np.int64(10))
+
+
+def begin(folder, *words):
+    accelerator, model = accelerate.Accelerator(cpu=True), torch.nn.Linear(1, 1)
+    optimizer = accelerator.prepare_optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    return begin_run(accelerator, folder, model, optimizer, Batches([], 1), *words), model
 
 
 @pytest.mark.parametrize("metric, best", [("acc1", 0), ("loss", 1)])
 def test_best_metric_decides_which_weights_are_kept(tmp_path, metric, best):
-    accelerator, model = accelerate.Accelerator(cpu=True), torch.nn.Linear(1, 1)
-    optimizer = accelerator.prepare_optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
-    run = begin_run(accelerator, tmp_path / "run", model, optimizer, Batches([], 1), "--best_metric", metric)
+    run, model = begin(tmp_path / "run", "--best_metric", metric)
     for epoch, scores in enumerate(EPOCHS):
         torch.nn.init.constant_(model.weight, epoch)
-        run.score(scores)
+        run.score(scores | {"images": 1}, ANSWERS)
     assert load_file(tmp_path / "run/best/model.safetensors")["weight"].item() == best
     assert run.counters.best == {f"test_{metric}": EPOCHS[best][metric]}
+
+
+def test_the_page_is_about_the_highest_score_of_the_weights_and_their_average(tmp_path):
+    run, _ = begin(tmp_path / "run")
+    for name, score, shown in (("best", 60, "best 60"), ("best_ema", 70, "best_ema 70"), ("best", 65, "best_ema 70"),
+                               ("best_ema", 70, "best_ema 70"), ("best", 75, "best 75"), ("best_ema", 74, "best 75")):  # fmt: skip
+        run.score({"acc1": float(score), "loss": 1.0, "images": 1}, ANSWERS, name)
+        found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+        assert f"{found['weights']} {found['scores']['acc1']:.0f}" == shown
+
+
+def epochs_of(folder, scores, *words, stop=None):
+    """The epochs that a start trains, of a run of ten whose evaluations give `scores`. stop: after so many."""
+    run, _ = begin(folder, *words)
+    run.cards.folder = None  # there is no architecture to write about
+    seen = []
+    with run:
+        for epoch in run.epochs(10):
+            seen.append(epoch)
+            if run.evaluates:
+                run.score({"acc1": scores[epoch], "loss": 1.0, "images": 1}, ANSWERS)
+            run.counters.update += 1
+            run.end_epoch(train_lr=0.1)
+            if len(seen) == stop:
+                break
+    return seen
+
+
+def test_a_run_without_progress_ends_and_ends_at_the_same_epoch_when_resumed(tmp_path):
+    scores = [10.0, 30.0, 20.0, 30.0, 25.0, 50.0, *[0.0] * 4]
+    assert epochs_of(tmp_path / "a", scores, "--patience", 3) == [0, 1, 2, 3, 4]  # 20, 30 and 25 are no better than 30
+    assert epochs_of(tmp_path / "a", scores, "--patience", 3) == []  # killed after it: nothing is left to train
+    parts = [epochs_of(tmp_path / "stop", scores, "--patience", 3, stop=3) for _ in range(2)]
+    assert parts == [[0, 1, 2], [3, 4]]
+    assert epochs_of(tmp_path / "b", scores, "--patience", 4) == list(range(10))
+    assert epochs_of(tmp_path / "c", scores, "--patience", 1, "--eval_freq", 2) == [0, 1, 2, 3]  # epochs 2 and 4: 30 and 30
+    assert epochs_of(tmp_path / "d", scores, "--eval_freq", 4) == list(range(10))

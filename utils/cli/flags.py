@@ -188,8 +188,8 @@ def add_evaluation_flags(parser, best_metrics):
     topic.add("--best_metric", choices=tuple(best_metrics), default=next(iter(best_metrics)), help="the score that decides "
               f"which weights are kept in best/: {names}")  # fmt: skip
     topic.add("--eval_freq", type=whole(1), default=1, help="epochs between two evaluations")
-    topic.add("--patience", type=whole(1), help="the run ends when so many evaluations in a row brought no better --best_metric; "
-              "none: after all epochs")  # fmt: skip
+    topic.add("--patience", type=whole(1), help="the run ends when so many evaluations in a row brought no better "
+              "--best_metric; none: after all epochs")  # fmt: skip
     topic.switch("--eval", False, "evaluate --resume, --finetune or --pretrained weights, and stop")
     topic.switch("--disable_eval", False, "train without evaluating")
     topic.switch("--dist_eval", True, "share the evaluation among the processes; each image counts once either way", free=True)

@@ -10,16 +10,14 @@ TOP = 80  # pixels above the map
 LEVEL = 70  # pixels of a cell that has room for its name
 
 
-def confusion(path, labels, predicted, classes):
+def confusion(path, pairs, classes):
     """Draw a map of the true classes (rows) by what they were taken for (columns), coloured by the fraction of the row.
 
-    labels, predicted: (N,) int arrays, the classes of N images; classes: all names. Up to 20 classes the map has counts,
+    pairs: per_class.Pairs, of images or of pixels; classes: all names. Up to 20 classes the map has counts,
     up to 40 names, up to 1,000 all cells; of more classes it has the 40 that are confused most often. A map without counts
     has the most frequent confusions beside it. The PNG at `path` is replaced in one step.
     """
-    numbers = np.asarray(labels, np.int64) * len(classes) + np.asarray(predicted, np.int64)
-    pairs, counts = np.unique(numbers, return_counts=True)
-    truth, guess = np.divmod(pairs, len(classes))  # by pair of classes that occurs, as counts (P,)
+    truth, guess, counts = pairs
     totals = np.bincount(truth, counts, len(classes))
     wrong = np.flatnonzero(truth != guess)
     worst = wrong[np.argsort(-counts[wrong], kind="stable")]  # the confusions, the most frequent first

@@ -6,31 +6,24 @@ The main process draws. What cannot be drawn is warned of once, and the training
 import functools
 import pathlib
 import time
-from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import ImageOps
 
-from utils.files import write_json
+from utils.files import replace
+from utils.metrics.recognition import Answers
+from utils.metrics.segmentation import MaskAnswers
 from utils.pictures.confusion import confusion
 from utils.pictures.curves import curves
-from utils.pictures.images import SHOWN_PREDICTIONS, SHOWN_SAMPLES, mistakes, predictions, samples
+from utils.pictures.images import SHOWN_SAMPLES, mistakes, predictions, samples
 from utils.report import report
+from utils.report.evaluation import write_evaluation
 from utils.report.run_files import read_records
 
 BUDGET = 0.01  # fraction of the training time that may go into drawing
 FIRST_COST = 3.0  # seconds that drawing is expected to take before it was measured
 SHOWN_MISTAKES = 24
-
-
-class Answers(NamedTuple):
-    """What a model answered in an evaluation, image by image; each column (N,) on the CPU."""
-
-    index: torch.Tensor  # of the image in its source
-    label: torch.Tensor
-    predicted: torch.Tensor  # the likeliest class
-    probability: torch.Tensor  # of that class, 0..1
+ANSWERS = "answers.npz"
 
 
 class Gallery:
@@ -38,12 +31,14 @@ class Gallery:
 
     folder: of the run; None, as on processes other than the main one: nothing is drawn. metric: the score in curves.png, by
     its name in log.txt, such as test_acc1. lr_scales: smallest and largest multiple of the learning rate among the layers.
-    warn: takes a line about what could not be drawn.
+    warn: takes a line about what could not be drawn. shown: how a batch is shown (mean, std, classes, and palette where it has
+    masks), and the side in pixels to which images of an evaluation are resized, `size`.
     """
 
-    def __init__(self, folder, metric, lr_scales=(1.0, 1.0), warn=print):
+    def __init__(self, folder, metric, lr_scales=(1.0, 1.0), warn=print, shown=None):
         self.folder, self.warn = pathlib.Path(folder) if folder else None, warn
         self.start, self.spent, self.cost = time.perf_counter(), 0.0, FIRST_COST  # seconds; cost: of the last `finish`
+        self.shown = shown or {}
         self.batches, self.broken = 0, set()  # batches shown to `first_batch`, up to 2; names that were warned of
         self.waiting = {}  # name of a picture -> function of its path
         self.curves = functools.partial(_draw_curves, folder=self.folder, metric=metric, lr_scales=lr_scales)
@@ -67,36 +62,41 @@ class Gallery:
         elif "samples" in self.waiting:
             self._draw({"samples": self.waiting.pop("samples")})
 
-    def put_answers(self, answers, source, input_size):
-        """Write classes.json of an evaluation, and put confusion.png and mistakes.png of it.
+    def keep(self, answers, source, scores, metric, **facts):
+        """Write what an evaluation leaves (utils/report/evaluation.py), and put its pictures; arguments as there.
 
-        answers: Answers, or what has its columns. source: of the images, with read(index) -> PIL image, and `classes`.
-        input_size: side of the square in pixels to which a mistake is resized and cropped.
+        The answers are kept in a file until `end`, so that a run that is killed before it draws makes up for it.
         """
-        if self.folder is None:
+        if self.folder:
+            self._try("evaluation", lambda: write_evaluation(self.folder, answers, source, scores, metric, **facts))
+            self._try(ANSWERS, lambda: save_arrays(self.folder / ANSWERS, answers._asdict()))
+            self.put_answers(answers, source)
+
+    def recover(self, source):
+        """Put the pictures of the answers that an earlier start has kept, if it has."""
+        if self.folder and (self.folder / ANSWERS).is_file():
+            self._try(ANSWERS, lambda: self.put_answers(read_answers(self.folder / ANSWERS), source))
+
+    def put_answers(self, answers, source):
+        """Put confusion.png of an evaluation, and mistakes.png, or predictions.png where it has masks.
+
+        answers: Answers or MaskAnswers; source: of the images, with name(index), `classes`, and read(index) -> PIL image.
+        """
+        self.put("confusion", confusion, pairs=answers.pairs, classes=source.classes)
+        if hasattr(answers, "truth"):
+            images = {name: getattr(answers, name) for name in ("images", "truth", "predicted")}
+            if len(answers.shown):
+                names = [short_name(source.name(int(index))) for index in answers.shown]
+                norm = {name: self.shown[name] for name in ("classes", "palette", "mean", "std")}
+                self.put("predictions", predictions, names=names, of=len(answers.index), **images, **norm)
             return
-        columns = (answers.index, answers.label, answers.predicted, answers.probability)
-        index, label, predicted, probability = map(np.asarray, columns)
-        scores = class_scores(label, predicted, source.classes)
-        self._try("classes.json", lambda: write_json(self.folder / "classes.json", scores))
-        self.put("confusion", confusion, labels=label, predicted=predicted, classes=source.classes)
-        wrong = np.flatnonzero(label != predicted)
-        wrong = wrong[np.argsort(-probability[wrong], kind="stable")][:SHOWN_MISTAKES]
-        worst = [(int(label[i]), int(predicted[i]), float(probability[i])) for i in wrong]
-        self.put("mistakes", _draw_mistakes, indices=index[wrong], answers=worst, source=source, size=input_size)
-
-    def put_examples(self, examples, *, classes, palette, mean, std, size):
-        """Put predictions.png: samples of an evaluation with what the model makes of them, the first six.
-
-        examples: list of (image (3, H, W) float, normalised by mean and std, mask (H, W) int64, predicted mask (H, W) int64).
-        palette: (C, 3) uint8. size: side of the square in pixels to which they are resized.
-        """
-        if self.folder and examples:
-            images, *masks = zip(*examples[:SHOWN_PREDICTIONS], strict=True)
-            images = torch.cat([_resized(image, size, mode="bilinear", antialias=True) for image in images])
-            truth, predicted = (torch.cat([_resized(mask[None], size)[0] for mask in column]) for column in masks)
-            shown = {"images": images, "truth": truth, "predicted": predicted, "classes": classes, "palette": palette}
-            self.put("predictions", predictions, **shown, mean=mean, std=std)
+        wrong = np.flatnonzero(answers.label != answers.predicted)
+        wrong = wrong[np.argsort(-answers.probability[wrong], kind="stable")][:SHOWN_MISTAKES]
+        columns = (answers.label, answers.predicted, answers.probability)
+        worst = [tuple(column[i].item() for column in columns) for i in wrong]
+        self.put(
+            "mistakes", _draw_mistakes, indices=answers.index[wrong], answers=worst, source=source, size=self.shown["size"]
+        )
 
     def refresh(self):
         """Draw what is new, and the report, if the budget allows it; returns whether it did."""
@@ -119,6 +119,12 @@ class Gallery:
         if self.folder:
             self._draw({"report": lambda path: report.write_report(self.folder)})
 
+    def end(self):
+        """The run is finished, and its pictures are drawn: write the report, which says so now."""
+        if self.folder:
+            (self.folder / ANSWERS).unlink(missing_ok=True)
+            self.write_report()
+
     def files(self):
         """Paths of the pictures there are."""
         return sorted(self.folder.glob("*.png")) if self.folder else []
@@ -138,20 +144,22 @@ class Gallery:
             self.broken.add(name)
 
 
-def class_scores(label, predicted, classes):
-    """[{"name", "accuracy" in per cent or None without images, "count" of images, "predicted": how many are taken for it}] of
-    each class; label, predicted: (N,)."""
-    count, said = (np.bincount(column, minlength=len(classes)) for column in (label, predicted))
-    right = np.bincount(label[label == predicted], minlength=len(classes))
-    return [
-        {
-            "name": name,
-            "accuracy": 100 * right[i] / count[i] if count[i] else None,
-            "count": int(count[i]),
-            "predicted": int(said[i]),
-        }
-        for i, name in enumerate(classes)
-    ]
+def save_arrays(path, arrays):
+    """Replace a file of NumPy arrays in one step."""
+    with replace(path) as aside, open(aside, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_answers(path):
+    """The Answers or MaskAnswers that were kept at `path`."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    return (MaskAnswers if "truth" in arrays else Answers)(**arrays)
+
+
+def short_name(path):
+    """A file's name with the folder that it lies in."""
+    return "/".join(pathlib.PurePath(path).parts[-2:])
 
 
 def _draw_curves(path, folder, metric, lr_scales):
@@ -161,10 +169,4 @@ def _draw_curves(path, folder, metric, lr_scales):
 
 def _draw_mistakes(path, indices, answers, source, size):
     images = [np.asarray(ImageOps.fit(source.read(int(index)), (size, size))) for index in indices]
-    mistakes(path, images, answers, source.classes)
-
-
-def _resized(image, size, **options):
-    """(C, H, W) on any device -> (1, C, size, size) on the CPU; without options by the nearest pixel, which keeps ids."""
-    resized = torch.nn.functional.interpolate(image[None].cpu().float(), (size, size), **options)
-    return resized.to(image.dtype)
+    mistakes(path, images, answers, source.classes, [short_name(source.name(int(index))) for index in indices])

@@ -32,31 +32,33 @@ def samples(path, images, targets, classes, mean, std, palette=None):
     _grid(path, "First training batch, as the model sees it", cells, columns=8, group=group, legend=legend)
 
 
-def mistakes(path, images, answers, classes):
-    """Misclassified images, in the order given, with what they are and what the model took them for.
+def mistakes(path, images, answers, classes, names):
+    """Misclassified images, in the order given, with what they are, what the model took them for, and their files.
 
-    images: list of (H, W, 3) uint8, all of one size; answers: for each (label, predicted class, probability 0..1).
+    images: list of (H, W, 3) uint8, all of one size; answers: for each (label, predicted class, probability 0..1); names: str.
     """
     cells = []
-    for image, (label, predicted, probability) in zip(images, answers, strict=True):
-        lines = [("", classes[label], "", INK), ("→ ", classes[predicted], f", {probability:.0%}", RED)]
+    for image, (label, predicted, probability), name in zip(images, answers, names, strict=True):
+        lines = [("", classes[label], "", INK), ("→ ", classes[predicted], f", {probability:.0%}", RED), ("", name, "", FAINT)]
         cells.append((image, lines))
     title = "Most confident mistakes: true class → prediction" if cells else "Most confident mistakes: there are none"
     _grid(path, title, cells, columns=6)
 
 
-def predictions(path, images, truth, predicted, classes, palette, mean, std):
-    """Image, true mask and predicted mask of up to 6 samples; hatched where a pixel has no class.
+def predictions(path, images, truth, predicted, names, of, classes, palette, mean, std):
+    """Image, true mask and predicted mask of up to 6 samples; hatched where a pixel has no class. names: of the images, str;
+    of: from how many they were taken, evenly spread.
 
     images: (B, 3, H, W) float, normalised by mean and std; truth, predicted: (B, H, W) int64; palette: (C, 3) uint8.
     """
     photos = _pixels(images[:SHOWN_PREDICTIONS], mean, std)
     masks = np.stack([_array(masks[:SHOWN_PREDICTIONS]) for masks in (truth, predicted)], axis=1)  # (B, 2, H, W)
     cells = []
-    for photo, pair in zip(photos, masks, strict=True):
-        parts = zip(("image", "truth", "prediction"), (photo, *(coloured(mask, palette) for mask in pair)), strict=True)
-        cells += [(pixels, [("", name, "", FAINT)]) for name, pixels in parts]
-    _grid(path, "Predictions", cells, columns=6, group=3, legend=_legend(masks, classes, palette))
+    for photo, pair, name in zip(photos, masks, names, strict=False):
+        parts = zip((name, "truth", "prediction"), (photo, *(coloured(mask, palette) for mask in pair)), strict=True)
+        cells += [(pixels, [("", what, "", FAINT)]) for what, pixels in parts]
+    title = f"Predictions: {len(photos)} of {of:,} validation images, evenly spread, not chosen by score"
+    _grid(path, title, cells, columns=6, group=3, legend=_legend(masks, classes, palette))
 
 
 def _grid(path, title, cells, columns, group=1, legend=()):

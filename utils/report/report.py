@@ -9,9 +9,10 @@ import pathlib
 import shlex
 
 from utils.report import page
+from utils.report.evaluation import class_key, read_classes, read_evaluation, sure_text
 from utils.report.page import bar, cell, escaped, section, table
-from utils.report.run_files import number, of_type, read_json, read_run, read_text
-from utils.report.scores import score_of, scores_of
+from utils.report.run_files import is_count, number, of_type, read_json, read_run, read_text
+from utils.report.scores import score_of
 
 NAME = "report.html"
 COUNTS = {
@@ -21,10 +22,14 @@ PICTURES = {
     "samples.png": "The first training batch, augmented and normalised back: what the model was given to learn from.",
     "curves.png": "Loss, score and learning rate over the run.",
     "lr_groups.png": "How fast each layer learned, as a multiple of the schedule's rate.",
-    "confusion.png": "Which classes are taken for which, on the validation data.",
-    "mistakes.png": "Validation images on which the model was surest and wrong: look here for wrong labels first.",
-    "predictions.png": "Validation images, their masks, and what the model makes of them.",
+    "confusion.png": "Which classes are taken for which, on the validation data, by the weights of the score above.",
+    "mistakes.png": "Validation images on which these weights are surest and wrong: look here for wrong labels first.",
+    "predictions.png": "Validation images, evenly spread over all of them, their masks, and what the model makes of them.",
 }
+CLASS_COLUMNS = {
+    "iou": "IoU", "dice": "Dice", "precision": "precision", "recall": "recall", "f1": "F1", "count": "count",
+    "predicted": "predicted",
+}  # fmt: skip
 WARNINGS = 200  # lines of warnings.txt that are shown
 BARS = 1000  # classes up to which each has a bar: of more, the page would be slow
 
@@ -45,27 +50,44 @@ def _heading(run):
 
 
 def _result(run):
-    """The best score in large letters, and what else there is to know at first sight."""
+    """The score of the weights that the page is about in large letters, and what else there is to know at first sight."""
     last, planned = run.epochs[-1] if run.epochs else {}, number(run.args.get("epochs"))
-    done = f"{last['epoch'] + 1 if last else 0}" + (f" of {planned:g}" if planned and not run.finished else "")
-    facts = {"status": "finished" if run.finished else "not finished", "epochs": done}
-    score = score_of(run.metric)
-    if run.best_ema:
-        facts["best of the EMA" + _in_epoch(run.best_ema)] = score.text(run.best_ema[0])
-    for key, other in scores_of(last).items():
-        if (value := number(last.get(key))) is not None:
-            facts[f"{other.name}, last epoch"] = other.text(value)
+    facts, score, evaluation = {}, score_of(run.metric), read_evaluation(run.folder)
+    big, what, sure = "none", "not evaluated yet", ""
+    if evaluation:
+        metric, scores = evaluation["metric"], evaluation["scores"]
+        score, sure = score_of(f"test_{metric}"), sure_text(metric, evaluation)
+        big, what = score.text(scores[metric]), f"{score.name} of {_whose(evaluation)}"
+        for name, value in scores.items():
+            if name != metric and (known := score_of(f"test_{name}")) and isinstance(value, float):
+                facts[known.name] = known.text(value)
+    elif run.best:
+        what, big = f"best {score.name}" + _in_epoch(run.best), score.text(run.best[0])
+    if run.epochs:
+        done = f"{last['epoch'] + 1}" + (f" of {planned:g}" if planned and not run.finished else "")
+        facts |= {"status": "finished" if run.finished else "not finished", "epochs": done}
+        for suffix, name in (("", "best of the weights"), ("_ema", "best of the EMA")):
+            best = run.best_ema if suffix else run.best
+            if best and (run.best_ema or not evaluation):
+                facts[name + _in_epoch(best)] = score_of(run.metric).text(best[0])
+        for key in (run.metric, "train_loss"):
+            if (value := number(last.get(key))) is not None:
+                facts[f"{score_of(key).name}, last epoch"] = score_of(key).text(value)
     for key, name in COUNTS.items():
         if (value := number((run.settings | last).get(key))) is not None:
             facts[name] = f"{value:,.0f}"
     if terms := _start_license(run):
         facts["licence of the start weights"] = terms
-    big, what = "none", "not evaluated yet"
-    if run.best:
-        what, big = f"best {score.name}" + _in_epoch(run.best), score.text(run.best[0])
     rows = "".join(f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)}</dd></div>" for name, value in facts.items())
-    first = f'<div><div class="big">{big}</div><div class="faint">{what}</div></div>'
+    sure = f'<div class="faint small">{escaped(sure)}</div>' if sure else ""
+    first = f'<div><div class="big">{escaped(big)}</div><div class="faint">{escaped(what)}</div>{sure}</div>'
     return f'<section class="result">{first}<dl class="facts">{rows}</dl></section>\n'
+
+
+def _whose(evaluation):
+    """Which weights an evaluation is of, in words."""
+    epoch = f", epoch {evaluation['epoch']}" if is_count(evaluation.get("epoch")) else ""
+    return f"{evaluation.get('weights', 'the weights')}{'/' * ('epoch' in evaluation)}{epoch}"
 
 
 def _start_license(run):
@@ -102,28 +124,42 @@ def _png(path):
 
 
 def _classes(run):
-    """The score of each class, from classes.json; of a segmentation, the IoU of its best epoch."""
-    classes = [of_type(row, dict) for row in read_json(run.folder / "classes.json", list)]
+    """The scores of each class, from classes.json; of a segmentation without it, the IoU of its best epoch."""
+    classes = read_classes(run.folder)
     if not classes and run.segments and run.best:
         best = next((epoch for epoch in run.epochs if epoch["epoch"] + 1 == run.best[1]), {})
         names = of_type(read_json(run.folder / "best" / "config.json", dict).get("classes"), list)
         classes = [{"name": name, "iou": iou} for name, iou in zip(names, of_type(best.get("test_iou"), list), strict=False)]
     if not classes:
         return ""
-    key, title = ("iou", "IoU") if any("iou" in row for row in classes) else ("accuracy", "accuracy")
-    counted = any("count" in row for row in classes)
+    first, title = class_key(classes)
+    present = [(key, name) for key, name in CLASS_COLUMNS.items() if key != first and any(key in row for row in classes)]
+    unit = " of pixels" if run.segments else " of images"
     rows = []
     for row in classes:
-        score, count = number(row.get(key)), number(row.get("count"))
-        text = "none" if score is None else f"{score:.2f} %"
-        cells = cell(row.get("name", "")) + f'<td class="n" data-v="{_plain(score)}">{text}</td>'
+        score = number(row.get(first, row.get("accuracy")))
+        cells = cell(row.get("name", "")) + _percent(score)
         cells += f"<td>{bar((score or 0) / 100) if len(classes) <= BARS else ''}</td>"
-        cells += f'<td class="n" data-v="{_plain(count)}">{"" if count is None else f"{count:,.0f}"}</td>' * counted
+        for key, _ in present:
+            value = number(row.get(key))
+            text = "" if value is None else f"{value:,.0f}"
+            counted = f'<td class="n" data-v="{_plain(value)}">{text}</td>'
+            cells += counted if key in ("count", "predicted") else _percent(value)
+        taken, share = row.get("taken_for"), number(row.get("taken_for_share"))
+        cells += cell(f"{taken} ({share:.0f} %)" if taken and share is not None else "")
         rows.append(cells)
-    heads = [("class", ""), (title, "n")] + [("count", "n")] * counted
+    heads = [("class", ""), (title, "n"), *((name, "n") for _, name in present), ("most often taken for", "")]
     heads = [f'<th class="{kind}"><button aria-label="sort by {name}">{name}</button></th>' for name, kind in heads]
     head = "".join([*heads[:2], "<th></th>", *heads[2:]])
-    return section("Classes", table(rows, head, sortable=True))
+    about = (
+        f"Counts are{unit}. Precision: of what is taken for a class, the share that is of it. Recall: of what is of a class, "
+    )
+    about = f'<p class="small faint">{about}the share that is found.</p>'
+    return section("Classes", about + table(rows, head, sortable=True))
+
+
+def _percent(value):
+    return f'<td class="n" data-v="{_plain(value)}">{"none" if value is None else f"{value:.2f} %"}</td>'
 
 
 def _timing(run):
@@ -150,9 +186,10 @@ def _warnings(run):
 
 
 def _use(run):
-    """Code that opens the weights: those of the average where it scored higher."""
+    """Code that opens the weights that the page is about."""
     ema = run.best_ema and (not run.best or run.best_ema[0] > run.best[0])
-    names = (*["best_ema"] * bool(ema), "best", "last")
+    own = of_type(read_evaluation(run.folder).get("weights"), str)
+    names = (*[own] * bool(own), *["best_ema"] * bool(ema), "best", "last")
     name = next((name for name in names if (run.folder / name / "model.safetensors").is_file()), None)
     if not name:
         return ""

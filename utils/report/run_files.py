@@ -5,7 +5,7 @@ import json
 import pathlib
 
 from utils.cli.errors import InputError
-from utils.report.scores import BEST_BY
+from utils.report.scores import BEST_BY, score_of
 
 LARGEST_COUNT, LARGEST_NUMBER = 10**12, 1e100  # of epochs, updates, and scores; more is a damaged line
 
@@ -27,10 +27,7 @@ class RunFiles:
     best_ema: tuple | None  # the same for the average of the weights
     data: str
     title: str
-
-    @property
-    def segments(self):
-        return self.metric == BEST_BY["segmentation"]
+    segments: bool
 
     def series(self, key):
         """[(epoch from 1, value)] of the epochs that have a number of this name."""
@@ -41,14 +38,16 @@ class RunFiles:
 def read_run(folder):
     """The `RunFiles` in a folder. Raises InputError where there is no run."""
     folder = pathlib.Path(folder)
-    if not ((folder / "args.json").is_file() or (folder / "log.txt").is_file()):
+    if not any((folder / name).is_file() for name in ("args.json", "log.txt", "evaluation.json")):
         found = "found neither args.json nor log.txt" if folder.is_dir() else "no such folder"
         raise InputError(f"{folder}: {found}; expected the --output_dir of a run")
-    record = read_json(folder / "args.json", dict)
+    record = read_json(folder / "args.json", dict) or read_json(folder / "evaluation.json", dict)  # of an evaluation alone
     args, settings, versions = (of_type(record.get(key), dict) for key in ("args", "settings", "versions"))
     epochs, scores = read_records(folder / "log.txt", "epoch"), read_json(folder / "finished.json", dict)
     segments = "backbone" in args or any(BEST_BY["segmentation"] in record for record in epochs)
-    metric = BEST_BY["segmentation" if segments else "recognition"]
+    metric = (
+        f"test_{args['best_metric']}" if args.get("best_metric") else BEST_BY["segmentation" if segments else "recognition"]
+    )
     data = args.get("dataset") or args.get("data_path") or args.get("data_set")
     data = data or f"built-in {'scenes' if segments else 'digits'}" * bool(args)
     model = " on ".join(str(args[key]) for key in ("model", "backbone") if args.get(key))
@@ -58,14 +57,15 @@ def read_run(folder):
         finished=(folder / "finished.json").is_file(), metric=metric, best=_best(epochs, metric, scores),
         best_ema=_best(epochs, f"{metric}_ema", scores), data=data,
         title=", ".join(str(part) for part in (model, data) if part) or folder.resolve().name,
+        segments=segments,
     )  # fmt: skip
 
 
 def _best(epochs, key, scores):
-    """(value, epoch from 1 or None) of the highest of a score, or None. scores: of finished.json, for a log that is gone."""
+    """(value, epoch from 1 or None) of the best of a score, or None. scores: of finished.json, for a log that is gone."""
     values = [(value, record["epoch"] + 1) for record in epochs if (value := number(record.get(key))) is not None]
     if values:
-        return max(values, key=lambda pair: pair[0])
+        return (min if score_of(key.removesuffix("_ema")).falls else max)(values, key=lambda pair: pair[0])
     return None if number(scores.get(key)) is None else (number(scores[key]), None)
 
 

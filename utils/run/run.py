@@ -17,7 +17,8 @@ from utils.data.sampling import stream_seed
 from utils.model.processes import peak_memory
 from utils.pictures.curves import lr_groups, lr_range
 from utils.pictures.gallery import Gallery
-from utils.report.scores import epoch_line, is_better, value_of
+from utils.report.evaluation import read_classes, read_evaluation, sure_text, worst_line
+from utils.report.scores import epoch_line, is_better, score_of, value_of
 from utils.result.card import Cards
 from utils.result.export import reopened_differs
 from utils.result.publish import publish
@@ -71,7 +72,10 @@ class Run:
         args.output_dir = self.folder
         self.log.open(self.folder)
         self.say(f"output: {self.folder}")
-        self.gallery = Gallery(self.log.folder, f"test_{self.metric}", lr_range(groups), warn=self.log.warn)
+        size = {"size": args.input_size if hasattr(args, "input_size") else args.crop_size}
+        self.gallery = Gallery(
+            self.log.folder, f"test_{self.metric}", lr_range(groups), warn=self.log.warn, shown=self.shown | size
+        )
         self.gallery.put("lr_groups", lr_groups, groups=groups)
         self.cards = Cards(
             self.log.folder, config=config, title=args.data_path or args.dataset or train_source.title, weights=weights,
@@ -90,6 +94,7 @@ class Run:
         if self.state:
             self.counters = state.load(self.state, accelerator, model, optimizer, ema, self.settings, batch, per_epoch, say)
             train_loader.load_state_dict(self.counters.stream)
+            self.gallery.recover(self.sources[1])
         self.log.cut(self.counters.epoch, self.counters.update)
         self.n_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         self.trackers = trackers.Trackers(accelerator, self.report_to, self.folder, self.settings, self.counters.update, say)
@@ -129,11 +134,29 @@ class Run:
 
     # --- in an epoch
 
+    def epochs(self, updates):
+        """The numbers of the epochs that are left of a run of so many updates, each begun. --patience may end them sooner."""
+        per_epoch = self.loader.updates
+        while self.counters.epoch < math.ceil(updates / per_epoch) and not self.out_of_patience:
+            self.start_epoch(math.ceil(updates / per_epoch), min(per_epoch, updates - self.counters.epoch * per_epoch))
+            yield self.counters.epoch
+
+    @property
+    def out_of_patience(self):
+        """Whether the last --patience evaluations brought nothing better."""
+        return bool(self.args.patience) and self.counters.waited >= self.args.patience
+
+    @property
+    def evaluates(self):
+        """Whether the epoch under way ends with an evaluation."""
+        epoch = self.counters.epoch + 1
+        return not self.args.disable_eval and (epoch % self.args.eval_freq == 0 or epoch == self.planned)
+
     def start_epoch(self, epochs, updates):
         """The epoch of the counters begins, or goes on. epochs: of the run; updates: of this epoch."""
         first = self.counters.update - self.loader.updates * self.counters.epoch
         self.loader.start(self.counters.epoch, first, updates)
-        self.epochs = epochs
+        self.planned = epochs
         self.remarks.start_epoch(epochs, self.loader.updates, updates - first)
         self.log.start_epoch(self.counters.epoch, epochs, first, updates, self.batch.total)
         self.updates.restart_clock()
@@ -190,19 +213,24 @@ class Run:
 
     # --- after an epoch
 
-    def score(self, scores, name="best"):
-        """What an evaluation of the weights in the model gave: {score: value}. The best weights so far are kept in `name`/.
+    def score(self, scores, answers, name="best"):
+        """What an evaluation of the weights in the model gave. The best weights so far are kept in `name`/.
 
-        name: "best", or "best_ema" while the model holds the average.
+        scores: {score: value}; answers: what the model said of the images, Answers or MaskAnswers. name: "best", or "best_ema"
+        while the model holds the average. Of the highest score of both, report.html shows what the model said.
         """
-        suffix = name.removeprefix("best")
+        suffix, counters = name.removeprefix("best"), self.counters
         scores = {**scores, self.metric: value_of(self.metric, scores)}
         self.record.update({f"test_{score}{suffix}": value for score, value in scores.items()})
         # Each may have looked at all images, and added up in another order: the main process decides which weights are best.
         key, (value,) = f"test_{self.metric}{suffix}", accelerate.utils.broadcast_object_list([scores[self.metric]])
-        if is_better(self.metric, value, self.counters.best.get(key)) and self._export(name) is None:
-            self.counters.best[key] = value
+        highest = all(is_better(self.metric, value, best) for best in counters.best.values())
+        if is_better(self.metric, value, counters.best.get(key)) and self._export(name) is None:
+            counters.best[key] = value
             self.improved.append(name)
+            if highest:
+                facts = {"weights": name, "epoch": counters.epoch + 1}
+                self.gallery.keep(answers, self.sources[1], scores, self.metric, **facts)
 
     def end_epoch(self, train_lr):
         """Log the epoch, draw what there is time for, and save the state. train_lr: learning rate of its last update."""
@@ -213,11 +241,12 @@ class Run:
         record["n_parameters"] = self.n_parameters
         self.log.epoch(record)
         self.trackers.log(record, counters.update - 1)
+        self.trackers.log({f"best_{name}": value for name, value in counters.best.items()}, counters.update - 1)
         for name in self.improved:
             self.cards.write(name, record, counters.best)
         speed, passed = self.log.images_per_second(), time.perf_counter() - self.start
-        left = passed / (counters.epoch + 1 - self.first_epoch) * (self.epochs - counters.epoch - 1)
-        line = epoch_line(record, self.epochs, counters.best, self.metric)
+        left = passed / (counters.epoch + 1 - self.first_epoch) * (self.planned - counters.epoch - 1)
+        line = epoch_line(record, self.planned, counters.best, self.metric)
         memory = peak_memory(self.accelerator.device)
         self.say(
             f"{line}, {speed:.{0 if speed >= 100 else 1}f} images/s, {memory}, {clock(passed)}"
@@ -226,8 +255,13 @@ class Run:
         self.gallery.refresh()
         self.remarks.after_epoch()
         counters.epoch, counters.loss_sum, counters.losses = counters.epoch + 1, 0.0, 0
-        self.record, self.improved = {}, []
-        if args.save_ckpt and (counters.epoch % args.save_ckpt_freq == 0 or counters.epoch == self.epochs):
+        if f"test_{self.metric}" in record:
+            counters.waited = 0 if self.improved else counters.waited + 1
+        self.record, self.improved, last = {}, [], counters.epoch == self.planned
+        if self.out_of_patience and not last:
+            self.say(f"no better {score_of(f'test_{self.metric}').name} in {counters.waited} evaluations: done (--patience)")
+            last = True
+        if args.save_ckpt and (counters.epoch % args.save_ckpt_freq == 0 or last):
             self.save()
 
     def save(self):
@@ -268,9 +302,15 @@ class Run:
             publish(result, args.export, args.push_to_hub, args.hub_private, self.say)
         self.signals.stop_if_asked()
         folder.mark_finished(self.accelerator, self.log, self.folder, counters.best, fault)
-        self.gallery.write_report()  # which says now that the run is finished
+        self.gallery.end()
         best = ", ".join(f"best {name} {value:.3f}" for name, value in counters.best.items()) or "not evaluated"
+        evaluation = read_evaluation(self.folder)
+        result = os.path.join(self.folder, evaluation["weights"]) if "weights" in evaluation else result
         self.say(f"done in {clock(time.perf_counter() - self.start)}: {best}; weights in {result}")
+        if sure := sure_text(evaluation.get("metric"), evaluation):
+            self.say(f"{score_of('test_' + evaluation['metric']).name}: {sure}")
+        if worst := worst_line(read_classes(self.folder)):
+            self.say(worst)
         out = " --output_dir OUT" if self.script == "train_segmentation" else ""
         report, predict = os.path.join(self.folder, "report.html"), f"python {self.script}.py --predict PICTURES{out}"
         self.say(f"next: look at {report}, or {predict} --finetune {result}")

@@ -27,6 +27,7 @@ class Counters:
     skipped: int = 0  # updates that were left out
     skipped_in_a_row: int = 0
     best: dict = dataclasses.field(default_factory=dict)  # highest score by name
+    waited: int = 0  # evaluations since the last of them
     bad_samples: list = dataclasses.field(default_factory=list)  # indices of broken training samples
     stream: dict = dataclasses.field(default_factory=dict)  # where reading a stream of data can begin
     batch: str = ""  # how an update is shared out, in words
@@ -96,6 +97,7 @@ def load(path, accelerator, model, optimizer, ema, settings, batch, updates_per_
     """
     weights, optimizer_state, averaged, state = checkpoint.load_state(path)
     try:  # all of it is checked before anything is put into place
+        state.setdefault("waited", 0)  # states of before --patience have none
         check_counters(state, dataclasses.asdict(Counters()))
         check_tensors("its weights", weights, model.state_dict())
         check_optimizer(optimizer_state, optimizer.optimizer)
