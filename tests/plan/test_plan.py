@@ -5,10 +5,11 @@ import re
 
 import pytest
 import timm
-from conftest import TINY, forked, lines, make_folder
+from conftest import ROOT, TINY, forked, lines, make_folder
 from safetensors.torch import save_file
 
 from utils.plan.rules import Facts, images_per_update, plan
+from utils.plan.take import flags_text
 
 NO_FLAGS = [*TINY[: TINY.index("--epochs")], "--report_to", "none", "--num_workers", "0"]  # the model and its size only
 
@@ -32,14 +33,26 @@ def test_few_images_are_looked_at_often_by_small_updates():
 def test_the_rate_follows_the_optimizer_and_the_network():
     assert plan(facts(300, opt="sgd"))["lr"] == pytest.approx(10 * plan(facts(300))["lr"], rel=0.02)
     assert plan(facts(300, batch_norm=False))["lr"] < plan(facts(300))["lr"] / 2
-    assert plan(facts(10))["freeze_bn"] and not plan(facts(300))["freeze_bn"]  # statistics of 10 images are noise
-    assert plan(facts(300, processes=8, total=64))["freeze_bn"] and not plan(facts(10, batch_norm=False))["freeze_bn"]
+    assert plan(facts(10))["freeze_bn"] and "freeze_bn" not in plan(facts(300))  # statistics of 10 images are noise
+    assert plan(facts(300, processes=8, total=64))["freeze_bn"] and "freeze_bn" not in plan(facts(10, batch_norm=False))
     assert "lr" not in plan(facts(300, opt="lion"))  # of which nothing is known
     assert plan(facts(300, parameters=28_000_000))["drop_path"] > 0
     assert plan(facts(300, epochs=3))["warmup_epochs"] == 0.3
     made = plan(facts(80, side=160))
     assert (made["opt"], made["crop_size"], made["base_size"]) == ("adamw", 160, 160)
     assert plan(facts(80, side=3000))["crop_size"] == 480
+
+
+def test_the_plans_of_the_documentation_are_those_that_are_made():
+    text = (ROOT / "docs" / "PLAN.md").read_text()
+    shown = re.findall(r"planned for ([\d,]+) images: (.*)", text[text.index("## What it plans") :])
+    assert [images for images, _ in shown] == ["36", "300", "5,000", "100,000", "300"]
+    for number, (images, flags) in enumerate(shown):
+        images, segments = int(images.replace(",", "")), number == len(shown) - 1
+        total = images_per_update(images, 1, 8 if segments else 16)
+        network = {"parameters": 30_000_000, "batch_norm": segments, "side": 640 if segments else None}
+        made = {"total_batch_size": total, "update_freq": 1} | plan(facts(images, total=total, **network))
+        assert flags == flags_text(made)
 
 
 @pytest.fixture(scope="module")
