@@ -14,6 +14,7 @@ from utils.cli.errors import InputError, Stopped
 from utils.data.bad_samples import BadSamples, check_data
 from utils.data.fingerprint import fingerprint
 from utils.data.sampling import stream_seed
+from utils.files import write_json
 from utils.model.processes import peak_memory
 from utils.pictures.curves import lr_groups, lr_range
 from utils.pictures.gallery import Gallery
@@ -39,6 +40,7 @@ class Run:
     def __init__(self, accelerator, args, batch, script, metric):
         self.accelerator, self.args, self.batch, self.script, self.metric = accelerator, args, batch, script, metric
         self.log = RunLog(accelerator.is_main_process and not args.dry_run)
+        self.data_report = None  # a dict of utils/check/
         self.counters, self.record, self.improved, self.signals, self.fault = None, {}, [], None, None
         self.compared = False  # whether the weights that were written are those of the model
         self.evaluated = args.disable_eval  # whether an evaluation has been reached
@@ -72,6 +74,8 @@ class Run:
         args.output_dir = self.folder
         self.log.open(self.folder)
         self.say(f"output: {self.folder}")
+        if self.log.folder and self.data_report:
+            write_json(self.log.folder / "data_report.json", self.data_report)
         size = {"size": args.input_size if hasattr(args, "input_size") else args.crop_size}
         self.gallery = Gallery(
             self.log.folder, f"test_{self.metric}", lr_range(groups), warn=self.log.warn, shown=self.shown | size
