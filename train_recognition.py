@@ -40,6 +40,7 @@ from utils.plan.minutes import fit_minutes
 from utils.plan.take import take_plan
 from utils.report.scores import result_lines
 from utils.result.dry_run import print_dry_run
+from utils.result.evaluation import keep_evaluation
 from utils.result.predict_recognition import predict
 from utils.result.publish import check_result_flags
 from utils.run.run import Run
@@ -237,9 +238,11 @@ def evaluate_only(args, accelerator, batch, run, start, told):
     run.say(*[f"weights: {line}" for line in origin + told])
     network = prepare_to_evaluate(accelerator, fit_to_hardware(model, channels_last=args.channels_last))
     begin = time.perf_counter()
-    scores, _ = evaluate(accelerator, network, loader, run, args.tta_flip)
+    scores, answers = evaluate(accelerator, network, loader, run, args.tta_flip)
     run.say(*result_lines("result", scores))
     run.say(f"throughput: {scores['images'] / (time.perf_counter() - begin):.0f} images/s")
+    if accelerator.is_main_process:
+        keep_evaluation(args, scores, answers, source, {}, run.say, run.log.warn)
     if averaged:
         load_model(model, averaged)
         run.say(*result_lines("result of the EMA", evaluate(accelerator, network, loader, run, args.tta_flip)[0]))

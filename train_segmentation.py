@@ -42,6 +42,7 @@ from utils.plan.minutes import fit_minutes
 from utils.plan.take import take_plan
 from utils.report.scores import result_lines
 from utils.result.dry_run import print_dry_run
+from utils.result.evaluation import keep_evaluation
 from utils.result.predict_segmentation import Segmenter, predict_folder, usual_size
 from utils.result.publish import check_result_flags
 from utils.run.run import Run
@@ -249,10 +250,12 @@ def evaluate_only(args, accelerator, batch, run, start, told):
     sharded = accelerator.distributed_type == "FSDP"
     view = view_options(settings, View.of(args), classes=len(source.classes), sharded=sharded, **colours(settings))
     begin = time.perf_counter()
-    found, _ = evaluate(accelerator, model, loader, view, run)
+    found, answers = evaluate(accelerator, model, loader, view, run)
     seconds = time.perf_counter() - begin
     run.say(*result_lines("result", found, source.classes))
     run.say(f"throughput: {loader.order.samples / seconds:.1f} images/s")
+    if accelerator.is_main_process:
+        keep_evaluation(args, found, answers, source, {"palette": source.palette, **colours(settings)}, run.say, run.log.warn)
     if averaged:
         load_model(model, averaged)
         run.say(*result_lines("result of the EMA", evaluate(accelerator, model, loader, view, run)[0], source.classes))

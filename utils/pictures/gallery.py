@@ -30,7 +30,8 @@ class Gallery:
     """Holds what each picture is to be drawn from, and draws: in `refresh` when time allows, in `finish` at the end.
 
     folder: of the run; None, as on processes other than the main one: nothing is drawn. metric: the score in curves.png, by
-    its name in log.txt, such as test_acc1. lr_scales: smallest and largest multiple of the learning rate among the layers.
+    its name in log.txt, such as test_acc1; None: there is no training to draw. lr_scales: smallest
+    and largest multiple of the learning rate among the layers.
     warn: takes a line about what could not be drawn. shown: how a batch is shown (mean, std, classes, and palette where it has
     masks), and the side in pixels to which images of an evaluation are resized, `size`.
     """
@@ -41,7 +42,8 @@ class Gallery:
         self.shown = shown or {}
         self.batches, self.broken = 0, set()  # batches shown to `first_batch`, up to 2; names that were warned of
         self.waiting = {}  # name of a picture -> function of its path
-        self.curves = functools.partial(_draw_curves, folder=self.folder, metric=metric, lr_scales=lr_scales)
+        draw = functools.partial(_draw_curves, folder=self.folder, metric=metric, lr_scales=lr_scales)
+        self.curves = {"curves": draw} if metric else {}
 
     def put(self, name, draw, **options):
         """The picture `name`.png is made by draw(path=…, **options) when pictures are drawn next."""
@@ -109,7 +111,7 @@ class Gallery:
         """Draw what is new, and the report."""
         if self.folder:
             before = self.spent
-            self._draw({**self.waiting, "curves": self.curves})
+            self._draw({**self.waiting, **self.curves})
             self.waiting = {}
             self.write_report()
             self.cost = self.spent - before
