@@ -18,6 +18,7 @@ import torch
 from lr_sched import make_schedule
 from utils.augment.mixup import make_mixup
 from utils.augment.recognition import build_transforms
+from utils.check.data import report_data
 from utils.cli.errors import input_errors, run_script
 from utils.cli.flags import Schedule, Speed
 from utils.cli.recognition_flags import Augmentation, Data, MixupOptions, ModelOptions, defaults_for
@@ -46,7 +47,7 @@ from utils.result.publish import check_result_flags
 from utils.run.run import Run
 from utils.run.start import license_of, load_start, take_start
 from utils.run.state import load_weights_of
-from utils.sources.recognition import check_headers, open_recognition_data
+from utils.sources.recognition import check_headers, check_sources, open_recognition_data
 
 
 def parse_args(argv=None):
@@ -74,8 +75,8 @@ def main(args):
         train_source, val_source = open_recognition_data(
             Data.of(args), seed=args.seed, need_val=not args.disable_eval, dry_run=args.dry_run, say=run.say
         )
-        if accelerator.is_main_process:
-            check_headers(val_source)
+    if report_data(args, run, train_source, val_source, check_sources):
+        return
     classes = train_source.classes
     build = functools.partial(build_model, ModelOptions.of(args), classes, input_size=args.input_size)
     batch = run.batch = take_plan(args, batch, train_source, val_source, build, run.say)
@@ -106,7 +107,7 @@ def main(args):
         transforms=args.transforms, tta_flip=args.tta_flip, **norm, **license_of(start, args.license),
     )  # fmt: skip
     model = fit_to_hardware(
-        model, channels_last=args.channels_last, grad_checkpointing=args.grad_checkpointing, freeze_bn=args.freeze_bn,
+        model, channels_last=args.channels_last, grad_checkpointing=args.grad_checkpointing, freeze=args.freeze,
         sync_bn=args.sync_bn and batch.processes > 1,
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ import torch
 from lr_sched import make_schedule
 from segmentation_networks.network import build_network
 from utils.augment.segmentation import build_transforms, colours, of_one_size
+from utils.check.data import report_data
 from utils.cli.errors import input_errors, run_script
 from utils.cli.flags import Schedule, Speed
 from utils.cli.segmentation_flags import Augmentation, Data, LossOptions, View, defaults_for, network_options
@@ -76,8 +77,8 @@ def main(args):
         train_source, val_source = open_segmentation_data(
             Data.of(args), crop_size=args.crop_size, seed=args.seed, dry_run=args.dry_run, say=run.say
         )
-        if accelerator.is_main_process and not args.dry_run:
-            check_sources(train_source, val_source, args.streaming)
+    if report_data(args, run, train_source, val_source, check_sources):
+        return
     classes, palette = train_source.classes, train_source.palette
     options = network_of(start, args, {**network_options(args), "classes": len(classes)})
     build = functools.partial(build_network, **options, input_size=args.crop_size)
@@ -108,7 +109,7 @@ def main(args):
     facts = {"image_size": usual_size(val_source), **norm, **license_of(start, args.license)}
     config = network_config(options, classes, palette, settings, View.of(args), **facts)
     model = fit_to_hardware(
-        model, channels_last=args.channels_last, grad_checkpointing=args.grad_checkpointing, freeze_bn=args.freeze_bn,
+        model, channels_last=args.channels_last, grad_checkpointing=args.grad_checkpointing, freeze=args.freeze,
         sync_bn=args.sync_bn and batch.processes > 1,
     )  # fmt: skip
     view = view_options(settings, View.of(args), classes=len(classes), sharded=accelerator.distributed_type == "FSDP", **norm)

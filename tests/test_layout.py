@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "versions": set(),
     "augment": LEAVES,
     "data": LEAVES,
+    "check": LEAVES | {"data", "folders"},
     "folders": LEAVES | {"data"},
     "losses": LEAVES,
     "metrics": LEAVES,

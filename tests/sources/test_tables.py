@@ -34,7 +34,7 @@ def test_rows_that_are_held_out(tmp_path):
         assert all(shade(source.read(i)) % 2 == source.labels[i] for i in range(len(source)))
     write_parquet(tmp_path / "test.parquet", image=images(2), label=[0, 1])
     assert len(tables_of_images(str(tmp_path), val_split=0.2)[1]) == 4  # a test split does not choose the best
-    assert "--val_split 0.1 holds out a part of train" in tables_of_images(str(tmp_path))[0].notes[0]
+    assert "--val_split 0.1 holds out a part of the training images" in tables_of_images(str(tmp_path))[0].notes[0]
     write_parquet(tmp_path / "val.parquet", image=images(2), label=[-1, -1])
     assert "validation has no labels" in tables_of_images(str(tmp_path))[0].notes[0]
     write_parquet(tmp_path / "val.parquet", image=images(2), label=[0, 1])

@@ -15,8 +15,9 @@ def add_start_flags(parser):
     topic.switch("--pretrained", False, "start from the weights that timm offers for this model")
     topic.add("--finetune", default="", metavar="WEIGHTS", help="start from these weights: a file, a folder such as RUN/best, "
               "https://…, hf-hub:USER/NAME, or timm/NAME")  # fmt: skip
-    topic.switch("--freeze_bn", False, "batch norm keeps the statistics and weights that it starts with (of the backbone, in "
-                 "segmentation): for batches of few images")  # fmt: skip
+    topic.add("--freeze", choices=("none", "bn", "backbone"), default="none", help="what stays as it starts. bn: "
+              "statistics and weights of batch norm (of the backbone, in segmentation), for batches of few images; backbone: "
+              "all but the classifier or the heads, which is a linear probe in recognition")  # fmt: skip
     topic.add("--model_key", default="model|module", help="the names, tried in turn, under which a .pth holds its weights; "
               "model_ema takes the averaged ones")  # fmt: skip
     topic.add("--model_prefix", default="", help="this text is put before every name in the file, such as backbone.")
@@ -76,6 +77,8 @@ def _boolean_or_only(text):
 
 def add_image_flags(topic):
     """What is taken of own data, and how deep images are read."""
+    topic.add("--group_by", metavar="REGEX", help="--val_split keeps images on one side whose names, or first groups of it, "
+              "match alike, such as '^[^_]+' for all up to the first _")  # fmt: skip
     topic.add("--value_range", nargs=2, type=number(), metavar=("BLACK", "WHITE"), help="values that become black and white in "
               "greys of more than 8 bits, such as 0 4095 of 12 bits; none: as a sample of the data has them")  # fmt: skip
 
@@ -241,8 +244,8 @@ def check_common(args, error):
         args.finetune, args.resume = args.resume, ""  # as published: --eval true --resume WEIGHTS
     if args.eval and not (args.finetune or args.resume or args.pretrained):
         error("--eval true needs weights: --finetune RUN/best, --resume STATE, or --pretrained true")
-    if args.freeze_bn and not (args.finetune or args.resume or args.pretrained):
-        error("--freeze_bn true needs weights to start from: --finetune, --resume, or --pretrained true")
+    if args.freeze != "none" and not (args.finetune or args.resume or args.pretrained):
+        error(f"--freeze {args.freeze} needs weights to start from: --finetune, --resume, or --pretrained true")
     if args.data_path and args.dataset:
         error("--data_path and --dataset: found both, expected one; leave the other out")
     if args.streaming and (not args.dataset or args.val_split or args.check_data):
@@ -263,7 +266,7 @@ def check_common(args, error):
         ("step_epochs step_rate", args.sched == "step", "with --sched step"),
         ("decay_epochs", args.sched == "wsd", "with --sched wsd"),
         ("save_ckpt_freq save_ckpt_updates save_ckpt_minutes save_ckpt_num", args.save_ckpt, "with --save_ckpt true"),
-        ("sync_bn", not (args.freeze_bn and args.sync_bn), "without --freeze_bn true"),
+        ("sync_bn", args.freeze == "none" or hasattr(args, "backbone"), "without --freeze"),
         ("tf32", not (args.deterministic and args.tf32), "without --deterministic true"),
         ("cudnn_benchmark", not (args.deterministic and args.cudnn_benchmark), "without --deterministic true"),
         ("plan minutes", not (args.eval or args.predict), "in training"),

@@ -179,4 +179,5 @@ def check(args, error):
         ("mixup_switch_prob", args.mixup and (args.cutmix or args.cutmix_minmax), "with both --mixup and --cutmix"),
         ("eval_freq best_metric patience", not args.disable_eval, "without --disable_eval"),
         ("topk", args.predict, "with --predict"),
+        ("group_by", args.val_split and args.data_path, "with --data_path and --val_split"),
     )  # fmt: skip

@@ -82,12 +82,12 @@ def add_data_flags(parser):
     topic.add("--mask_column", help="column of --dataset with the masks; none: found by type and name")
     topic.add("--val_split", type=number(above=0, maximum=0.9), help="share of the images that is held out for validation, "
               "chosen by --seed")  # fmt: skip
-    topic.add("--mask_suffix", default="", help="what a mask's name has behind that of its image, before the ending: _mask")
+    topic.add("--mask_suffix", help="what a mask's name has behind that of its image, before the ending: _mask")
     topic.add("--mask_values", nargs="+", type=value_name, metavar="VALUE=NAME", help="which value in a mask is which class, "
               "such as 0=background 255=crack; several values of one name are one class")  # fmt: skip
     topic.add("--mask_colors", metavar="FILE", help="masks are pictures in colours: name,red,green,blue on each line; the name "
               "ignore is no class")  # fmt: skip
-    topic.switch("--reduce_zero_label", False, "0 in a mask is no class, and 1 is the first one")
+    topic.switch("--reduce_zero_label", None, "0 in a mask is no class, and 1 is the first one")
     topic.add("--nb_classes", type=whole(2), help="number of classes, to be compared with the data; none: as the data has")
     flags.add_image_flags(topic)
     flags.add_bad_sample_flags(topic)
@@ -184,6 +184,7 @@ def check(args, error):
         args, error,
         ("aux_weight aux_channels", args.aux, "with --aux true"),
         ("se_weight", args.se_loss, "with --se_loss true"),
+        ("group_by", args.val_split and args.data_path, "with --data_path and --val_split"),
         ("cat_max_ratio", args.transforms == "mmseg", "with --transforms mmseg"),
         ("ratio_range", args.transforms != "none", "with --transforms encoding or mmseg"),
         ("base_size", args.transforms != "none" or weights_decide, "with --transforms encoding or mmseg"),

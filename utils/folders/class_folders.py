@@ -6,10 +6,10 @@ import pathlib
 import numpy as np
 
 from utils.cli.errors import InputError
-from utils.data.sampling import stratified_split
 from utils.data.string_list import StringList
+from utils.folders.hold_out import hold_out
 from utils.folders.index import index_folder
-from utils.folders.names import few, left_out_line, missing, split_folders, split_of, tables_in, why_left_out
+from utils.folders.names import few, left_out_line, missing, split_folders, split_of, tables_in, test_note, why_left_out
 from utils.images import is_image, read_bytes, read_image
 
 
@@ -19,7 +19,7 @@ class Folder:
     value_range: as of images.to_rgb. left_out: {kind: number}, as of index.Index.
     """
 
-    value_range = None
+    value_range, notes = None, ()
 
     def __init__(self, root, paths, labels, classes, left_out=()):
         self.root, self.title, self.left_out = root, root, dict(left_out)
@@ -43,18 +43,22 @@ class Folder:
 
     def part(self, indices):
         """The `Folder` of these images only."""
-        return Folder(self.root, [self.paths[i] for i in indices], self.labels[indices], self.classes, self.left_out)
+        part = Folder(self.root, [self.paths[i] for i in indices], self.labels[indices], self.classes, self.left_out)
+        part.notes = self.notes
+        return part
 
 
-def class_folders(data_path, eval_data_path=None, val_split=None, seed=0, need_val=True, need_train=True, say=print):
+def class_folders(
+    data_path, eval_data_path=None, val_split=None, seed=0, need_val=True, need_train=True, say=print, group_by=None
+):
     """(training, validation) from `data_path` with train/ and val/, from two trees, or from one tree and `val_split`.
 
     Folders of splits may have any of the names in names.SPLITS, in any capitals; a folder test/ without val/ is validated on,
-    which `say` says. val_split: the fraction of each class that is held out, keyed by `seed`. Without `need_val` the
-    validation tree may be missing; the source then has no images. need_train: True; None: if there is no training tree, the
-    validation tree, or the one tree there is, stands for both, with its own classes; False: it always does. Raises InputError
-    for a folder that is missing or empty, for splits and classes side by side, and for classes of the validation tree that the
-    training tree lacks.
+    which the notes of the training source say. val_split: the fraction of each class that is held out, keyed by `seed`;
+    group_by: see `hold_out`. Without `need_val` the validation tree may be missing; the source then has no images. need_train:
+    True; None: if there is no training tree, the validation tree, or the one tree there is, stands for both, with its own
+    classes; False: it always does. Raises InputError for a folder that is missing or empty, for splits and classes side by
+    side, and for classes of the validation tree that the training tree lacks.
     """
     root = pathlib.Path(data_path)
     if not root.is_dir():
@@ -65,8 +69,7 @@ def class_folders(data_path, eval_data_path=None, val_split=None, seed=0, need_v
     if val_split is not None:
         if eval_data_path or "val" in splits:
             raise InputError(f"--val_split {val_split}: there is a validation set already; leave one of the two out")
-        tree = scan_folder(train_root)
-        return tuple(tree.part(part) for part in stratified_split(tree.labels, val_split, seed))
+        return hold_out(scan_folder(train_root), val_split, seed, group_by, say)
     val_root = pathlib.Path(eval_data_path) if eval_data_path else root / (held_out or "val")
     alone = need_train is False or (need_train is None and "train" not in splits)
     if alone and (val_root.is_dir() or not (eval_data_path or "train" in splits)):
@@ -85,12 +88,9 @@ def class_folders(data_path, eval_data_path=None, val_split=None, seed=0, need_v
         )
     if "train" not in splits and not eval_data_path:
         raise InputError(f"--data_path {root}: found {held_out}/ and no train/; expected a training folder beside it")
-    if not eval_data_path and "val" not in splits:
-        say(
-            f"note: {held_out}/ is validated on, so that it chooses the best weights, and its score is no test any more; "
-            "--val_split 0.1 holds out a part of the training images instead, and leaves it alone"
-        )
     train = scan_folder(train_root)
+    if not eval_data_path and "val" not in splits:
+        train.notes = (test_note(held_out),)
     return train, scan_folder(val_root, train.classes)
 
 

@@ -9,12 +9,13 @@ import numpy as np
 
 from utils.cli.errors import InputError, choose_one
 from utils.data.masks import fit_image, read_values, to_classes
-from utils.data.sampling import stratified_split
 from utils.data.string_list import StringList
 from utils.folders.class_names import MOST_CLASSES, listed_classes
 from utils.folders.files import match, scan_files
+from utils.folders.hold_out import hold_out
 from utils.folders.mask_ids import MaskIds, colour_reader, colours_of, find_ids, refuse_other_palettes
 from utils.folders.mask_layouts import find_layout
+from utils.folders.names import test_note
 from utils.images import read_image
 
 
@@ -62,13 +63,14 @@ class Pairs:
 
 class MaskOptions(NamedTuple):
     """How masks are to be read. suffix: the end of their names; values: {value: name}; colours: [(name, red, green, blue)];
-    reduce_zero: 0 is no class; everything: all masks are looked at to count the classes."""
+    reduce_zero: 0 is no class; everything: all masks are looked at to count the classes; group_by: see `hold_out`."""
 
     suffix: str = ""
     values: dict | None = None
     colours: list | None = None
     reduce_zero: bool = False
     everything: bool = False
+    group_by: str | None = None
 
 
 DEFAULTS = MaskOptions()
@@ -92,11 +94,6 @@ def mask_folders(root, need_train=True, *, val_split=None, seed=0, options=DEFAU
         how = "; or give --val_split 0.1 to hold out a part of them" if train in layout else ""
         found = ", ".join(f"{images} and {masks}" for images, masks in layout.values())
         raise InputError(f"--data_path {root}: found {found}; expected images/train, images/val, masks/train, masks/val{how}")
-    if val_split is None and held_out == "test" and not alone:
-        say(
-            "note: test is validated on, so that it chooses the best weights, and its score is no test any more; --val_split "
-            "0.1 holds out a part of the training images instead, and leaves it alone"
-        )
     left_out = collections.Counter()
     splits = (train,) if val_split is not None else (held_out,) if alone else (train, held_out)
     parts = [_pairs(*layout[split], options.suffix, left_out) for split in splits]
@@ -107,9 +104,10 @@ def mask_folders(root, need_train=True, *, val_split=None, seed=0, options=DEFAU
     sources = [Pairs(str(root), *part, ids, values) for part in parts]
     for source in sources:
         source.left_out = dict(left_out)
+    if val_split is None and held_out == "test" and not alone:
+        sources[0].notes += (test_note("test"),)
     if val_split is not None:
-        whole = sources[0]
-        return tuple(whole.part(part) for part in stratified_split(np.zeros(len(whole)), val_split, seed))
+        return hold_out(sources[0], val_split, seed, options.group_by, say)
     return sources[0], sources[-1]
 
 

@@ -9,7 +9,9 @@ def mask_options(data):
     """`MaskOptions` of the flags `data` (segmentation_flags.Data). Raises InputError for a file of colours that is none."""
     colours = _colours(data.mask_colors) if data.mask_colors else None
     values = dict(data.mask_values) if data.mask_values else None
-    return MaskOptions(data.mask_suffix, values, colours, data.reduce_zero_label, data.check_data)
+    return MaskOptions(
+        data.mask_suffix or "", values, colours, bool(data.reduce_zero_label), bool(data.check_data), data.group_by
+    )
 
 
 def _colours(path):

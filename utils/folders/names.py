@@ -62,11 +62,18 @@ def left_out_line(counts):
     """What was left out, {kind: number}, on one line; "" where nothing was."""
     if not counts:
         return ""
-    names = {"hidden": "hidden", "runs": "folders of runs"}
+    names = {"hidden": "hidden", "runs": "folders of trainings"}
     most_first = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     parts = [f"{count:,} {names.get(kind, kind)}" for kind, count in most_first]
-    heif = any(kind in HEIF for kind in counts)
-    return f"left out: {', '.join(parts)}" + "; pip install pillow-heif, and HEIC is read too" * heif
+    return f"left out: {', '.join(parts)}"
+
+
+def test_note(folder):
+    """A line for training notes where a test split is validated on."""
+    return (
+        f"note: {folder}/ is validated on, so that it chooses the best weights, and its score is no test any more; --val_split "
+        "0.1 holds out a part of the training images instead, and leaves it alone"
+    )
 
 
 def few(names, most=5, separator=", "):

@@ -12,6 +12,7 @@ import re
 from typing import Any, NamedTuple
 
 from utils.cli.errors import InputError, first_line
+from utils.folders.names import test_note
 from utils.images import is_image
 from utils.sources import tar
 from utils.sources.hub_files import check_card, check_files, check_saved
@@ -44,10 +45,7 @@ def load_splits(name, val_split=None, need_train=True, labelled=None):
     if val_split is None and held_out is None:
         raise InputError(f"--dataset {name}: found only the split train; give --val_split 0.1 to hold out a part of it")
     if held_out == "test" and need_train:
-        notes.append(
-            "note: the split test is validated on, so that it chooses the best weights, and its score is no test any more; "
-            "--val_split 0.1 holds out a part of train instead, and leaves it alone"
-        )
+        notes.append(test_note("test"))
     return splits, held_out, tuple(notes)
 
 

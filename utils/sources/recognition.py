@@ -40,12 +40,14 @@ def open_recognition_data(data, *, seed, need_val=True, need_train=True, dry_run
     elif data.data_path and dry_run and not os.path.isdir(data.data_path):
         train, val = _imagenet(data.data_path, data.nb_classes)
     elif data.data_path:
-        train, val = class_folders(data.data_path, data.eval_data_path, data.val_split, seed, need_val, need_train, say)
+        train, val = class_folders(
+            data.data_path, data.eval_data_path, data.val_split, seed, need_val, need_train, say, data.group_by
+        )
     elif data.streaming:
         train, val = stream_of_images(data.dataset, data.image_column, data.label_column, data.train_images)
     elif data.dataset:
         train, val = tables_of_images(
-            data.dataset, data.image_column, data.label_column, data.val_split, seed, need_train is True
+            data.dataset, data.image_column, data.label_column, data.val_split, seed, need_train is True, say
         )
     else:
         train, val = digits()
@@ -63,6 +65,11 @@ def _imagenet(data_path, nb_classes):
             return count_published(known, data_path)
     wanted = " or ".join(str(known.classes) for known in IMAGENET)
     raise InputError(f"--data_path {data_path}: no such folder; to count without it, give --nb_classes {wanted}")
+
+
+def check_sources(_, val):
+    """`check_headers` of the validation images; training replaces broken ones."""
+    check_headers(val)
 
 
 def check_headers(source, most=2000):

@@ -41,7 +41,7 @@ def open_segmentation_data(data, *, crop_size, seed, need_train=True, dry_run=Fa
         train, val = stream_of_masks(data.dataset, data.image_column, data.mask_column, data.train_images)
     elif data.dataset:
         train, val = tables_of_masks(
-            data.dataset, data.image_column, data.mask_column, data.val_split, seed, need_train is True, mask_options(data)
+            data.dataset, data.image_column, data.mask_column, data.val_split, seed, need_train is True, mask_options(data), say
         )
     else:
         train, val = scenes(crop_size)
@@ -50,9 +50,9 @@ def open_segmentation_data(data, *, crop_size, seed, need_train=True, dry_run=Fa
     return train, val
 
 
-def check_sources(train, val, streaming=False):
+def check_sources(train, val):
     """`check_files` of both sources; a stream to train on cannot be looked at beforehand."""
-    if not streaming:
+    if not hasattr(train, "samples"):
         check_files(train, training=True)
     check_files(val)
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from utils.cli.errors import InputError, first_line
 from utils.data.masks import decode_values, fit_image, to_classes
-from utils.data.sampling import spread, stratified_split
+from utils.data.sampling import spread
 from utils.data.streaming import place_of
 from utils.folders.class_names import MOST_CLASSES, listed_classes
+from utils.folders.hold_out import hold_out
 from utils.folders.mask_ids import SAMPLE, find_ids
 from utils.folders.names import few
 from utils.images import BadImage, decode_image
@@ -134,7 +135,7 @@ class StreamOfImages(_Stream):
         return label
 
 
-def tables_of_images(name, image_column=None, label_column=None, val_split=None, seed=0, need_train=True):
+def tables_of_images(name, image_column=None, label_column=None, val_split=None, seed=0, need_train=True, say=print):
     """(training, validation) `TableOfImages` of the data set `name`.
 
     Columns are found by their types and usual names if they are not given. val_split: the fraction of each class that is held
@@ -155,7 +156,7 @@ def tables_of_images(name, image_column=None, label_column=None, val_split=None,
     whole.notes = notes
     if held_out:
         return whole, _validation_images(name, splits[held_out], held_out, columns, classes, listed)
-    return tuple(whole.part(rows) for rows in stratified_split(labels, val_split, seed))
+    return hold_out(whole, val_split, seed, say=say)
 
 
 def stream_of_images(name, image_column=None, label_column=None, train_images=None):
@@ -282,7 +283,9 @@ class StreamOfMasks(_Masks, _Stream):
         return self._read(example, number)
 
 
-def tables_of_masks(name, image_column=None, mask_column=None, val_split=None, seed=0, need_train=True, options=None):
+def tables_of_masks(
+    name, image_column=None, mask_column=None, val_split=None, seed=0, need_train=True, options=None, say=print
+):
     """(training, validation) `TableOfMasks` of the data set `name`; masks are as of `folders.mask_folders`.
 
     Columns are found by their types and usual names if they are not given. val_split: the fraction of the rows that is held
@@ -293,12 +296,11 @@ def tables_of_masks(name, image_column=None, mask_column=None, val_split=None, s
     columns = _columns_of_masks(table, image_column, mask_column)
     if held_out:
         check_columns(name, splits[held_out], held_out, columns)
-        parts = [(table, None), (splits[held_out], None)]
-    else:
-        parts = [(table, rows) for rows in stratified_split(np.zeros(len(table)), val_split, seed)]
-    sources = [TableOfMasks(part, columns, name, _root(name), rows) for part, rows in parts]
+    tables = [table, splits[held_out]] if held_out else [table]
+    sources = [TableOfMasks(table, columns, name, _root(name)) for table in tables]
     sources[0].notes = notes
-    return _with_classes(name, sources, sources, options)
+    sources = _with_classes(name, sources, sources, options)
+    return sources if held_out else hold_out(sources[0], val_split, seed, say=say)
 
 
 def stream_of_masks(name, image_column=None, mask_column=None, train_images=None):

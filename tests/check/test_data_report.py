@@ -1,0 +1,152 @@
+"""The report on the data: what is found in files, what is said of it, and what a run and --check_data only leave."""
+
+import json
+import shutil
+import time
+
+import numpy as np
+from conftest import forked, make_folder, train
+from PIL import Image
+from small_sources import encoded, write
+
+from utils.check.facts import find_facts
+from utils.check.report import describe
+from utils.folders.class_folders import class_folders
+
+
+def photo(seed=0, size=(64, 48)):
+    """Soft areas, as photographs have them."""
+    cells = np.random.default_rng(seed).integers(0, 255, (6, 8, 3)).astype(np.uint8)
+    return Image.fromarray(cells).resize(size, Image.Resampling.BICUBIC)
+
+
+def photos(root, counts, first=0):
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            photo(first + i + 1000 * sum(map(ord, name))).save(root / name / f"{i}.jpg", quality=95)
+    return root
+
+
+def said(root, **options):
+    facts = find_facts(*class_folders(root, say=lambda line: None), **options)
+    assert json.loads(json.dumps(facts)) == facts
+    lines, warnings = describe(facts)
+    return lines, "\n".join(warnings)
+
+
+def test_a_tidy_folder_has_no_warning(tmp_path):
+    photos(tmp_path / "train", {"cat": 6, "dog": 8})
+    photos(tmp_path / "val", {"cat": 2, "dog": 2}, first=50)
+    lines, warnings = said(tmp_path)
+    assert warnings == ""
+    assert lines == [
+        "images per class: 6 to 8 to train on, 2 to validate on; the smallest class is cat",
+        "training images: JPEG of mode RGB, 64 x 48 pixels",
+        "validation images: JPEG of mode RGB, 64 x 48 pixels",
+    ]
+
+
+def test_a_messy_folder(tmp_path):
+    photos(tmp_path / "Train", {"cat": 6, "dog": 8, "test": 5})
+    photos(tmp_path / "Valid", {"cat": 4}, first=50)
+    for name in ("cat/._0.jpg", "cat/.DS_Store", "dog/Thumbs.db", "dog/@eaDir/0.jpg", "dog/a.HEIC", "dog/b.heic", "cat/x.h5"):
+        write(tmp_path / "Train" / name, b"")
+    write(tmp_path / "Train" / "loose.jpg", encoded())
+    shutil.copy(tmp_path / "Train/cat/0.jpg", tmp_path / "Valid/cat/0 (1).jpg")
+    photo(1 + 1000 * sum(map(ord, "cat")), (64, 48)).resize((96, 72)).save(tmp_path / "Valid/cat/smaller.jpg", quality=60)
+    shutil.copy(tmp_path / "Train/dog/3.jpg", tmp_path / "Train/cat/dog3.jpg")
+    write(tmp_path / "Train/dog/broken.jpg", b"no image")
+    lines, warnings = said(tmp_path)
+    assert "left out: 2 .heic, 1 .DS_Store, 1 ._*, 1 .h5, 1 @eaDir/, 1 Thumbs.db, 1 images beside the class folders" in lines
+    for words in (
+        "2 .heic are photographs that are left out",
+        "pip install pillow-heif",
+        "1 images lie beside the class folders",
+        "the class test is called as a split",
+        "2 of 3 classes have no validation image (dog, test)",
+        "1 of 6 validation images are training images too, byte by byte (cat/0 (1).jpg = cat/0.jpg)",
+        "1 of 6 validation images look like a training image (cat/smaller.jpg ~ cat/1.jpg)",
+        "1 images are in two classes (cat/dog3.jpg = dog/3.jpg)",
+        "1 of 21 images looked at cannot be read",
+    ):
+        assert words in warnings, words
+    assert len(warnings.splitlines()) == 8
+
+
+def test_many_classes_of_few_images(tmp_path):
+    for split, first in (("train", 0), ("val", 50)):
+        photos(tmp_path / split, {str(age): 1 for age in range(20, 62)}, first)
+    _, warnings = said(tmp_path)
+    assert "42 classes in 42 images" in warnings and "is it an age or an id? --label_column" in warnings
+
+
+def test_depth_and_turned_images(tmp_path):
+    photos(tmp_path / "val", {"a": 2, "b": 2}, first=50)
+    for name, bright in (("a", 300), ("b", 4000)):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(np.full((8, 9), bright - i, np.uint16)).save(tmp_path / "train" / name / f"{i}.png")
+    turned = photo(7)
+    turned.getexif()[0x0112] = 6
+    turned.save(tmp_path / "train/a/turned.jpg", exif=turned.getexif())
+    from utils.data.look import see
+
+    sources = class_folders(tmp_path)
+    see(*sources)
+    lines, _ = describe(find_facts(*sources))
+    assert (
+        "deep greys: 0 is black, 4095 is white (12 bits), as a sample of the data has them; --value_range sets others" in lines
+    )
+    assert any("EXIF turns 1" in line for line in lines)
+
+
+def test_only_the_report(tmp_path):
+    photos(tmp_path / "data" / "train", {"cat": 6, "dog": 8})
+    photos(tmp_path / "data" / "val", {"cat": 2, "dog": 2}, first=50)
+    write(tmp_path / "data/val/dog/broken.jpg", b"no image")
+    done = train("--data_path", tmp_path / "data", "--check_data", "only", "--output_dir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 5 images looked at cannot be read" in done.stdout and "nothing is trained" in done.stdout
+    report = json.loads((tmp_path / "out/data_report.json").read_text())
+    assert report["val"]["unreadable_names"] == [str(tmp_path / "data/val/dog/broken.jpg")] and report["everything"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["data_report.json"]
+
+
+def test_a_run_keeps_its_report(tmp_path):
+    make_folder(tmp_path / "data" / "train")
+    make_folder(tmp_path / "data" / "Validation", seed=1)
+    flags = ("--batch_size", "4", "--epochs", "1", "--warmup_epochs", "0")
+    done = train("--data_path", tmp_path / "data", *flags, "--output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "data: reads Validation/ as val" in done.stdout and "images per class: 4 to train on" in done.stdout
+    report = json.loads((tmp_path / "run/data_report.json").read_text())
+    assert report["train"]["per_class"] == [4, 4] and report["lines"] and report["warnings"] == []
+
+
+def test_time_of_the_look(tmp_path):
+    """Less than a second for 10,000 files on a free machine: here for a fifth of them, which all have one size in bytes."""
+    data = encoded(9, size=(64, 48))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(1000):
+            (tmp_path / name / f"{i}.png").write_bytes(data + f"{name}{i:6}".encode())
+    sources = class_folders(tmp_path, val_split=0.1)
+    begin = time.process_time()
+    find_facts(*sources)
+    assert time.process_time() - begin < 1
+
+
+def test_masks_are_reported_too(tmp_path):
+    for split, count in (("train", 3), ("val", 1)):
+        for i in range(count):
+            for kind in ("imgs", "labels"):
+                (tmp_path / "data" / split / kind).mkdir(parents=True, exist_ok=True)
+            photo(i + 10 * count).save(tmp_path / "data" / split / "imgs" / f"{i}.jpg")
+            mask = np.zeros((48, 64), np.uint8)
+            mask[:, :20], mask[:, 30:] = 1, 4
+            Image.fromarray(mask).save(tmp_path / "data" / split / "labels" / f"{i}.png")
+    done = forked("train_segmentation", "--data_path", tmp_path / "data", "--check_data", "only")
+    assert done.returncode == 0, done.stderr
+    assert f"data: images from {tmp_path}/data/train/imgs, masks from {tmp_path}/data/train/labels" in done.stdout
+    assert "masks: only the values 0, 1, 4 occur" in done.stdout and "training images: JPEG of mode RGB, 64 x 48" in done.stdout

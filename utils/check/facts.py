@@ -1,0 +1,106 @@
+"""What is found in the data of a run, as a dict that JSON can hold: the files are looked at in a sample, or all of them."""
+
+import collections
+import os
+
+import numpy as np
+
+from utils.data.bad_samples import in_threads
+from utils.data.copies import equal_groups, look_alike
+from utils.data.look import look_at
+from utils.data.sampling import spread
+from utils.images import BadImage
+
+NEAR, MOST_FILES, MOST_ROWS = 100, 200_000, 2_000  # images of each split that are compared by looks, and by bytes
+NAMED = 20  # pairs and names that are kept
+
+
+def find_facts(train, val, everything=False):
+    """The facts of a training and a validation source, for `report.describe`.
+
+    everything: all images are read instead of a sample. Sources without files, such as streams, tell their numbers only.
+    """
+    facts = {"title": train.title, "classes": list(map(str, train.classes)), "everything": everything}
+    for split, source in (("train", train), ("val", val)):
+        facts[split] = {"images": len(source), **_files(source, everything)}
+        if hasattr(source, "labels") and hasattr(source, "file"):
+            facts[split]["per_class"] = np.bincount(source.labels, minlength=len(train.classes)).tolist()
+    left_out = collections.Counter(getattr(train, "left_out", {}))
+    if getattr(val, "root", None) != getattr(train, "root", None):  # of two trees, not of a split of one
+        left_out.update(getattr(val, "left_out", {}))
+    facts |= {"left_out": dict(left_out), "notes": [*getattr(train, "notes", ())]}
+    if value_range := getattr(train, "value_range", None):
+        facts["value_range"] = list(value_range)
+    if all(hasattr(source, "file") and len(source) for source in (train, val)) and train is not val:
+        facts["copies"] = _copies(train, val, everything)
+    return facts
+
+
+def _files(source, everything):
+    """What the images of a source are, by those that were looked at."""
+    if not hasattr(source, "file") or not len(source):
+        return {}
+    seen = look_at(source, len(source)) if everything else getattr(source, "seen", None) or look_at(source)
+    whole = [one for one in seen.values() if one is not None]
+    unreadable = [source.name(index) for index, one in seen.items() if one is None]
+    if everything:
+        unreadable = [name for name in in_threads(lambda index: _unreadable(source, index), range(len(source))) if name]
+    found = {"looked_at": len(seen), "unreadable": len(unreadable), "unreadable_names": unreadable[:NAMED]}
+    if whole:
+        sizes = sorted((one.size for one in whole), key=lambda size: size[0] * size[1])
+        found["sizes"] = [list(sizes[place]) for place in (0, len(sizes) // 2, -1)]
+        found["formats"] = dict(collections.Counter(one.format for one in whole).most_common())
+        found["modes"] = dict(collections.Counter(one.mode for one in whole).most_common())
+        found["turned"] = sum(one.orientation in range(2, 9) for one in whole)
+    return found
+
+
+def _unreadable(source, index):
+    """The name of a sample that cannot be read, or None."""
+    try:
+        source.read(index)
+    except BadImage:
+        return source.name(index)
+    except ValueError as error:  # a mask
+        return str(error)
+
+
+def _copies(train, val, everything):
+    """Images of the validation set that are images of the training set, too: equal by bytes, or by their looks.
+
+    equal, near: [[validation image, training image], …], the first of them; of two classes: the same for images of one split
+    that are in two classes; compared: how many images of both splits were compared.
+    """
+    both = len(train) + len(val)
+    is_path = isinstance(train.file(0), str)
+    chosen = [range(len(train)), range(len(val))]
+    if both > (MOST_FILES if is_path else MOST_ROWS) and not everything:
+        chosen = [spread(len(source), MOST_ROWS // 2) for source in (train, val)]
+    files = [train.file(index) for index in chosen[0]] + [val.file(index) for index in chosen[1]]
+    names = [_short(train, index) for index in chosen[0]] + [_short(val, index) for index in chosen[1]]
+    labels = [int(source.labels[i]) for source, part in ((train, chosen[0]), (val, chosen[1])) for i in part] if hasattr(
+        train, "labels") else None  # fmt: skip
+    first_val, equal, conflicts = len(chosen[0]), [], []
+    for group in equal_groups(files):
+        if group[0] < first_val:
+            equal += [[names[index], names[group[0]]] for index in group if index >= first_val]
+        if labels:
+            others = [index for index in group if labels[index] != labels[group[0]]]
+            conflicts += [[names[group[0]], names[index]] for index in others[:1]]
+    near_of = [range(len(source)) if everything else spread(len(source), NEAR) for source in (train, val)]
+    known = {name for name, _ in equal}
+    near = [
+        [_short(val, near_of[1][b]), _short(train, near_of[0][a])]
+        for a, b in look_alike([train.file(i) for i in near_of[0]], [val.file(i) for i in near_of[1]])
+    ]
+    near = [pair for pair in near if pair[0] not in known]
+    return {
+        "equal": len(equal), "equal_pairs": equal[:NAMED], "near": len(near), "near_pairs": near[:NAMED],
+        "conflicts": len(conflicts), "conflict_pairs": conflicts[:NAMED], "compared": len(files),
+        "compared_by_looks": len(near_of[1]),
+    }  # fmt: skip
+
+
+def _short(source, index):
+    """The last two parts of an image's name."""
+    return "/".join(source.name(index).split(os.sep)[-2:])

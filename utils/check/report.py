@@ -1,0 +1,137 @@
+"""The report on the data of a run: from facts to lines and warnings, a pure function."""
+
+from utils.folders.names import HEIF, few, left_out_line, split_of
+
+PHOTOS = (
+    *HEIF,
+    ".dng",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".raf",
+    ".orf",
+    ".rw2",
+    ".psd",
+    ".jxl",
+    ".dcm",
+    ".svs",
+)  # unread images
+SMALL = 5  # images of a class
+
+
+def describe(facts):
+    """(lines, warnings) that say what `facts.find_facts` found; a pure function."""
+    train, val = facts["train"], facts["val"]
+    lines = [line for line in (*map(_files_line, (train, val), ("training", "validation")), _depth_line(facts)) if line]
+    if classes := _classes_line(facts):
+        lines.insert(0, classes)
+    if left_out := left_out_line(facts["left_out"]):
+        lines.append(left_out)
+    warnings = [note.removeprefix("note: ") for note in facts["notes"] if note.startswith(("note: ", "masks: "))]
+    lines += [note for note in facts["notes"] if not note.startswith(("note: ", "masks: "))]
+    return lines, [
+        *_class_warnings(facts),
+        *_left_out_warnings(facts),
+        *_file_warnings(facts),
+        *_copy_warnings(facts),
+        *warnings,
+    ]
+
+
+def _classes_line(facts):
+    counts = facts["train"].get("per_class")
+    if not counts:
+        return ""
+    least, most = min(counts), max(counts)
+    small = facts["classes"][counts.index(least)]
+    held_out = facts["val"].get("per_class") or [0]
+    smallest = f"; the smallest class is {small}" * (least < most)
+    return f"images per class: {_span(counts)} to train on, {_span(held_out)} to validate on{smallest}"
+
+
+def _span(counts):
+    return f"{min(counts):,}" + f" to {max(counts):,}" * (min(counts) < max(counts))
+
+
+def _files_line(split, name):
+    if not split.get("sizes"):
+        return ""
+    (small_w, small_h), (usual_w, usual_h), (large_w, large_h) = split["sizes"]
+    sizes = f"{usual_w} x {usual_h} pixels"
+    if split["sizes"][0] != split["sizes"][2]:
+        sizes = f"{small_w} x {small_h} to {large_w} x {large_h} pixels, mostly about {usual_w} x {usual_h}"
+    kinds = ", ".join(split["formats"]) + " of mode " + ", ".join(split["modes"])
+    turned = f"; EXIF turns {split['turned']:,}" * bool(split["turned"])
+    looked = "" if split["looked_at"] == split["images"] else f" ({split['looked_at']:,} of {split['images']:,} looked at)"
+    return f"{name} images: {kinds}, {sizes}{turned}{looked}"
+
+
+def _depth_line(facts):
+    if not (limits := facts.get("value_range")):
+        return ""
+    low, high = (f"{limit:g}" for limit in limits)
+    bits = (int(limits[1]) + 1).bit_length() - 1 if limits[0] == 0 and limits[1] >= 255 else 0
+    depth = f" ({bits} bits)" * (2**bits - 1 == limits[1])
+    return f"deep greys: {low} is black, {high} is white{depth}, as a sample of the data has them; --value_range sets others"
+
+
+def _class_warnings(facts):
+    classes, counts = facts["classes"], facts["train"].get("per_class")
+    if not counts:
+        return
+    images = sum(counts)
+    if names := [name for name in classes if split_of(name)]:
+        yield f"the class {names[0]} is called as a split of the data; if it is one, the classes lie deeper in the folders"
+    if 10 * len(classes) > images > 40:
+        numbers = all(name.lstrip("-").isdigit() for name in classes)
+        kind = "; labels are numbers, nearly all different: is it an age or an id? --label_column names another column"
+        yield f"{len(classes):,} classes in {images:,} images, fewer than ten of each" + kind * (
+            numbers and 2 * len(classes) > images
+        )
+    elif (small := sum(0 < count < SMALL for count in counts)) and images > SMALL * len(classes):
+        yield f"{small} of {len(classes)} classes have fewer than {SMALL} images to train on"
+    held_out = facts["val"].get("per_class")
+    if held_out and sum(held_out):
+        if lacking := [name for name, count in zip(classes, held_out, strict=True) if not count]:
+            yield f"{len(lacking)} of {len(classes)} classes have no validation image ({few(lacking)}): they are not scored"
+        if lacking := [name for name, count in zip(classes, counts, strict=True) if not count]:
+            yield f"{len(lacking)} of {len(classes)} classes have no training image ({few(lacking)})"
+
+
+def _left_out_warnings(facts):
+    photos = {kind: count for kind, count in facts["left_out"].items() if kind in PHOTOS}
+    if photos:
+        read = facts["train"]["images"] + facts["val"]["images"]
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in photos.items())
+        how = "pip install pillow-heif, or convert them" if any(kind in HEIF for kind in photos) else "convert them"
+        yield f"{kinds} are photographs that are left out, beside {read:,} that are read: {how}"
+    if beside := facts["left_out"].get("images beside the class folders"):
+        yield f"{beside:,} images lie beside the class folders, in none of them: they are left out"
+
+
+def _file_warnings(facts):
+    for split in (facts["train"], facts["val"]):
+        if split.get("unreadable"):
+            yield (
+                f"{split['unreadable']:,} of {split['looked_at']:,} images looked at cannot be read "
+                f"({few(split['unreadable_names'], 3)})"
+            )
+
+
+def _copy_warnings(facts):
+    copies = facts.get("copies")
+    if not copies:
+        return
+    of = f"{facts['val']['images']:,} validation images"
+    for kind, what in (("equal", "are training images too, byte by byte"), ("near", "look like a training image")):
+        if copies[kind]:
+            pairs = [" = ".join(pair) if kind == "equal" else " ~ ".join(pair) for pair in copies[f"{kind}_pairs"]]
+            some = (
+                f"{copies['compared_by_looks']:,} compared of " if copies["compared_by_looks"] < facts["val"]["images"] else ""
+            )
+            among = of if kind == "equal" else some + of
+            yield f"{copies[kind]:,} of {among} {what} ({few(pairs, 3)}): the score is better than it will be on new images"
+    if copies["conflicts"]:
+        pairs = [" = ".join(pair) for pair in copies["conflict_pairs"]]
+        yield f"{copies['conflicts']:,} images are in two classes ({few(pairs, 3)})"

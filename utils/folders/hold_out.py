@@ -1,0 +1,90 @@
+"""--val_split: which images are held out, what belongs together on one side."""
+
+import collections
+import os
+import re
+
+import numpy as np
+
+from utils.cli.errors import InputError
+from utils.data.copies import equal_groups
+from utils.data.sampling import stratified_split
+from utils.folders.names import few
+
+MOST_FILES, MOST_ROWS = 200_000, 10_000  # images among which copies are looked for
+
+
+def hold_out(source, val_split, seed, group_by=None, say=print):
+    """(training, validation) parts of a `source`: the fraction `val_split` of each class is held out, keyed by `seed`.
+
+    group_by: a regular expression: images whose names, or first groups of it, match alike are kept on one side. Held-out images
+    that are equal to training images byte by byte are trained on instead, which `say` says, unless all of them are. Raises
+    InputError for groups that cannot be parted.
+    """
+    labels = source.labels if hasattr(source, "labels") else np.zeros(len(source), np.int64)
+    if group_by:
+        train, val = _by_groups(source, labels, val_split, seed, group_by, say)
+    else:
+        train, val = stratified_split(labels, val_split, seed)
+    if copies := _copies(source, train, val):
+        if len(copies) == len(val):
+            say("warning: all held-out images are copies of training images, byte by byte: the score will say nothing")
+            return source.part(train), source.part(val)
+        pairs = [f"{_short(source, copy)} = {_short(source, first)}" for copy, first in copies.items()]
+        say(
+            f"copies: {len(copies)} of {len(val)} held-out images are training images too, byte by byte ({few(pairs, 3)}): "
+            "they are trained on, and not validated on"
+        )
+        val = np.setdiff1d(val, list(copies))
+        train = np.setdiff1d(np.arange(len(source)), val)
+    return source.part(train), source.part(val)
+
+
+def _short(source, index):
+    return "/".join(source.name(index).split(os.sep)[-2:])
+
+
+def _copies(source, train, val):
+    """{index of a held-out image: that of its copy to train on}."""
+    if not hasattr(source, "file") or len(source) > (MOST_FILES if isinstance(source.file(0), str) else MOST_ROWS):
+        return {}
+    held_out, found = set(val.tolist()), {}
+    for group in equal_groups([source.file(index) for index in range(len(source))]):
+        trained = [index for index in group if index not in held_out]
+        if trained:
+            found.update({index: trained[0] for index in group if index in held_out})
+    return found
+
+
+def _by_groups(source, labels, val_split, seed, group_by, say):
+    """(training, validation) sorted arrays of indices, with whole groups of names on either side."""
+    try:
+        pattern = re.compile(group_by)
+    except re.error as error:
+        raise InputError(f"--group_by {group_by}: no regular expression ({error})") from None
+    groups, single = collections.defaultdict(list), 0
+    for index in range(len(source)):
+        found = pattern.search(os.path.basename(source.name(index)))
+        single += found is None
+        groups[found[1 if pattern.groups else 0] if found else index].append(index)
+    if single == len(source) or len(groups) < 2:
+        raise InputError(
+            f"--group_by {group_by}: found {len(groups) - single} groups among {len(source)} names such as "
+            f"{os.path.basename(source.name(0))}; expected a part of the name that several have in common, such as '^[^_]+'"
+        )
+    say(
+        f"groups: {len(groups):,} by --group_by, of {len(source) / len(groups):.3g} images each; {single:,} names match nothing"
+    )
+    wanted = collections.Counter(labels.tolist())
+    wanted = {label: max(round(count * val_split), 1) for label, count in wanted.items()}
+    names, val = list(groups), []
+    for place in np.random.default_rng([seed, len(names)]).permutation(len(names)):
+        members = groups[names[place]]
+        counts = collections.Counter(labels[members].tolist())
+        if 2 * sum(min(count, wanted[label]) for label, count in counts.items()) > len(members):
+            val += members
+            wanted = {label: max(count - counts[label], 0) for label, count in wanted.items()}
+    train = np.setdiff1d(np.arange(len(source)), val)
+    if not val or not len(train):
+        raise InputError(f"--group_by {group_by}: its groups cannot be parted by --val_split {val_split}; take smaller groups")
+    return train, np.sort(np.array(val))
