@@ -5,8 +5,9 @@ import re
 
 import pytest
 import timm
+import torch
 from conftest import ROOT, TINY, forked, lines, make_folder
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from utils.plan.rules import Facts, images_per_update, plan
 from utils.plan.take import flags_text
@@ -33,8 +34,8 @@ def test_few_images_are_looked_at_often_by_small_updates():
 def test_the_rate_follows_the_optimizer_and_the_network():
     assert plan(facts(300, opt="sgd"))["lr"] == pytest.approx(10 * plan(facts(300))["lr"], rel=0.02)
     assert plan(facts(300, batch_norm=False))["lr"] < plan(facts(300))["lr"] / 2
-    assert plan(facts(10))["freeze_bn"] and "freeze_bn" not in plan(facts(300))  # statistics of 10 images are noise
-    assert plan(facts(300, processes=8, total=64))["freeze_bn"] and "freeze_bn" not in plan(facts(10, batch_norm=False))
+    assert plan(facts(10))["freeze"] == "bn" and "freeze" not in plan(facts(300))  # statistics of 10 images are noise
+    assert plan(facts(300, processes=8, total=64))["freeze"] and "freeze" not in plan(facts(10, batch_norm=False))
     assert "lr" not in plan(facts(300, opt="lion"))  # of which nothing is known
     assert plan(facts(300, parameters=28_000_000))["drop_path"] > 0
     assert plan(facts(300, epochs=3))["warmup_epochs"] == 0.3
@@ -158,7 +159,7 @@ def test_fewer_images_than_batch_norm_needs_leave_its_statistics_as_they_were(tm
     words += ["--data_path", tmp_path / "images", "--finetune", tmp_path / "weights.safetensors"]
     done = forked("train_recognition", *words, "--output_dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert "--total_batch_size 8 --update_freq 1" in done.stdout and "--freeze_bn true" in done.stdout
+    assert "--total_batch_size 8 --update_freq 1" in done.stdout and "--freeze bn" in done.stdout
     after = timm.create_model(f"local-dir:{tmp_path / 'run' / 'last'}", pretrained=True).state_dict()
     same = {name for name, tensor in model.state_dict().items() if after[name].equal(tensor)}
     assert {name for name in same if "bn" in name} == {name for name in after if "bn" in name}
@@ -167,5 +168,31 @@ def test_fewer_images_than_batch_norm_needs_leave_its_statistics_as_they_were(tm
     done = forked("train_recognition", "--eval", "true", "--finetune", tmp_path / "run" / "last", "--data_path",
                   tmp_path / "images", "--num_workers", "0")  # fmt: skip
     assert done.returncode == 0 and scores, done.stderr
-    done = forked("train_recognition", *words, "--freeze_bn", "true", "--model", "convnextv2_atto", "--finetune", "")
-    assert done.returncode == 2 and "--freeze_bn true needs weights to start from" in done.stderr
+    done = forked("train_recognition", *words, "--freeze", "bn", "--model", "convnextv2_atto", "--finetune", "")
+    assert done.returncode == 2 and "--freeze bn needs weights to start from" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["train_recognition", "train_segmentation"])
+def test_a_frozen_backbone_stays_to_the_bit_while_the_rest_learns(tmp_path, script):
+    segments = script == "train_segmentation"
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=3)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    words = "--backbone test_resnet --model fcn --channels 8 --crop_size 32 --max_updates 2 --warmup_epochs 0" if segments else (
+        "--model test_resnet --input_size 32 --epochs 1 --warmup_epochs 0")  # fmt: skip
+    words = [*words.split(), "--freeze", "backbone", "--report_to", "none", "--num_workers", "0", "--batch_size", "8"]
+    start = ("--finetune", tmp_path / "weights.safetensors", "--lr", "0.1", "--output_dir", tmp_path / "run")
+    done = forked(script, *words, *start, processes=2)
+    assert done.returncode == 0, done.stderr
+    after = load_file(tmp_path / "run" / "last" / "model.safetensors")
+    prefix, learns = ("backbone.", "decode_head.") if segments else ("", "fc.")
+    before = {prefix + name: tensor for name, tensor in model.state_dict().items() if "fc" not in name}
+    before = {name: tensor for name, tensor in before.items() if "num_batches" not in name}
+    assert len(before) > 30 and all(after[name].equal(tensor) for name, tensor in before.items())
+    assert any(name.startswith(learns) for name in after)
+    if not segments:
+        assert not after["fc.weight"].equal(torch.zeros_like(after["fc.weight"]))
+        parameters = sum(tensor.numel() for name, tensor in after.items() if name.startswith("fc."))
+        assert lines(tmp_path / "run" / "log.txt")[-1]["n_parameters"] == parameters
+    done = forked(script, *words, "--dry_run")
+    assert done.returncode == 2 and "--freeze backbone needs weights to start from" in done.stderr

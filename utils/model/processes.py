@@ -137,19 +137,16 @@ def _meet_again(world):
     torch.distributed.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=world)
 
 
-def fit_to_hardware(model, *, channels_last=False, grad_checkpointing=False, sync_bn=False, freeze_bn=False):
+def fit_to_hardware(model, *, channels_last=False, grad_checkpointing=False, sync_bn=False, freeze="none"):
     """The model as the device and the processes want it. In evaluation it computes what it did before.
 
     channels_last: weights are in memory order NHWC. grad_checkpointing: activations are computed again in the backward
     pass; InputError where timm cannot do it for this model. sync_bn: batch norm takes its statistics over all processes.
-    freeze_bn: it keeps the statistics and weights that it has, that of the backbone where there are heads beside it.
+    freeze: "bn": batch norm keeps the statistics and weights that it has; "backbone": so does everything but the classifier,
+    or, in a segmentation network, everything but the heads, of whose batch norm neither speaks. InputError where there is none.
     """
-    if freeze_bn:
-        part = getattr(model, "backbone", model)
-        if not any(isinstance(module, torch.nn.BatchNorm2d) for module in part.modules()):
-            raise InputError("--freeze_bn: there is no batch norm in this model; leave the flag out")
-        frozen = timm.layers.freeze_batch_norm_2d(part)
-        model = frozen if part is model else model
+    if freeze != "none":
+        _freeze(model, getattr(model, "backbone", model), freeze)
     if grad_checkpointing:
         try:
             model.set_grad_checkpointing(True)
@@ -159,6 +156,20 @@ def fit_to_hardware(model, *, channels_last=False, grad_checkpointing=False, syn
         model = model.to(memory_format=torch.channels_last)
     # Not torch's converter, which drops the activation inside timm's BatchNormAct2d.
     return timm.layers.convert_sync_batchnorm(model) if sync_bn else model
+
+
+def _freeze(model, part, what):
+    """See `fit_to_hardware`. part: the backbone, or the model itself."""
+    learns = part.get_classifier() if part is model and what == "backbone" else None
+    if what == "backbone":
+        if part is model and not (isinstance(learns, torch.nn.Module) and list(learns.parameters())):
+            raise InputError("--freeze backbone: this model has no single classifier that could learn alone")
+        of_classifier = {id(parameter) for parameter in learns.parameters()} if learns is not None else set()
+        for parameter in part.parameters():
+            parameter.requires_grad_(id(parameter) in of_classifier)
+    elif not any(isinstance(module, torch.nn.BatchNorm2d) for module in part.modules()):
+        raise InputError("--freeze bn: there is no batch norm in this model; leave the flag out")
+    timm.layers.freeze_batch_norm_2d(part)
 
 
 def has_accelerator():

@@ -58,7 +58,7 @@ def plan(facts):
 
 def _recognition(facts):
     few = facts.batch_norm and facts.total // facts.processes < LEAST_FOR_BATCH_NORM
-    return ({"freeze_bn": True} if few else {}) | {
+    return ({"freeze": "bn"} if few else {}) | {
         "layer_decay": 0.8,  # the first layers have learned what edges are; the last ones have to change
         "head_init_scale": 0.01,  # the first loss is near ln(classes): a new head of full size would shake all layers
         "scale": (0.35, 1.0),  # crops of 8 % of an image often show no object, and few images bear few of them
