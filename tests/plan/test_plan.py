@@ -178,9 +178,21 @@ def test_a_frozen_backbone_stays_to_the_bit_while_the_rest_learns(tmp_path, scri
     torch.manual_seed(0)
     model = timm.create_model("test_resnet", num_classes=3)
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    words = "--backbone test_resnet --model fcn --channels 8 --crop_size 32 --max_updates 2 --warmup_epochs 0" if segments else (
-        "--model test_resnet --input_size 32 --epochs 1 --warmup_epochs 0")  # fmt: skip
-    words = [*words.split(), "--freeze", "backbone", "--report_to", "none", "--num_workers", "0", "--batch_size", "8"]
+    small = "--model fcn --channels 8 --backbone test_resnet --crop_size 32 --max_updates 2"
+    words = small if segments else "--model test_resnet --input_size 32 --epochs 1"
+    words = [
+        *words.split(),
+        "--warmup_epochs",
+        "0",
+        "--freeze",
+        "backbone",
+        "--report_to",
+        "none",
+        "--num_workers",
+        "0",
+        "--batch_size",
+        "8",
+    ]
     start = ("--finetune", tmp_path / "weights.safetensors", "--lr", "0.1", "--output_dir", tmp_path / "run")
     done = forked(script, *words, *start, processes=2)
     assert done.returncode == 0, done.stderr
