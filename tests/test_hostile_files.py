@@ -20,6 +20,7 @@ import pytest
 import timm
 import torch
 from hostile import VALUES, Trap, fuzz, mutated, refusal, refused
+from made_result import write_result
 from PIL import Image
 from safetensors.torch import save_file
 from scipy.io import savemat
@@ -28,6 +29,7 @@ from segmentation_networks.network import build_network
 from utils.data.masks import draw_instances, read_values
 from utils.model.segmentation_weights import load_segmentation_weights, open_network
 from utils.model.weights import load_weights, read_tensors
+from utils.result.export import open_result
 from utils.sources.hub import load_splits
 from utils.sources.hub_files import encoded_image
 
@@ -191,6 +193,40 @@ def test_configs_with_any_value_anywhere(tmp_path, config):
         assert opening(tmp_path, odd)
     network["head_kwargs"] = {"channels": 16_384}  # gigabytes, unlike its weights
     assert "do not fit" in opening(tmp_path, config)
+
+
+@pytest.mark.filterwarnings("ignore:Overwriting")
+def test_a_config_of_recognition_describes_the_model_of_its_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr("timm.models._factory.load_model_config_from_hf", lambda *_, **__: pytest.fail("looked elsewhere"))
+    write_result(tmp_path, ["a", "b"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    model, described = config["model_args"], config["pretrained_cfg"]
+
+    def opening(config):
+        (tmp_path / "config.json").write_bytes(config if isinstance(config, bytes) else json.dumps(config).encode())
+        return refusal(open_result, tmp_path)
+
+    assert opening(config) is None
+    for options in (
+        {"pretrained_strict": False}, {"depths": [1, 1, 200_000, 1]}, {"depths": [1, 1, 100, 1]}, {"device": "meta"},
+        {"dims": [200] * 4}, {"checkpoint_path": "w.pth"}, {"pretrained_cfg": {"file": "w.pth"}}, {"dims": [-8] * 4},
+        {"features_only": True}, {"dtype": "float16"}, {"depths": [[[]]]}, {"nothing": 1}, {"num_classes": 10**9},
+    ):  # fmt: skip
+        assert opening(config | {"model_args": model | options}), options
+    for number in (0, 3, 10**6, 10**9, -1, "x", None):
+        assert opening(config | {"num_classes": number}), number
+    for options in ({"input_size": [3, 10**6, 10**6]}, {"std": [0, 1, 1]}, {"mean": [float("nan")] * 3}, {"crop_pct": 2}):
+        assert opening(config | {"pretrained_cfg": described | options}), options
+    for name in ("hf-hub:timm/resnet18", "local-dir:.", "../resnet18", "resnet18\0", "", 3):
+        assert opening(config | {"architecture": name}), name
+    others = {"file": "w.pth", "url": "http://127.0.0.1:9/x", "state_dict": {"a": 1}, "hf_hub_id": "timm/resnet18"}
+    assert opening(config | {"pretrained_cfg": described | others}) is None  # which nobody looks at
+    for odd in (b"[]", b"[" * 100_000, b"\xff\xfe", b"null"):
+        assert opening(odd)
+
+    @fuzz(40)
+    def mutate(edits):
+        opening(mutated(json.dumps(config).encode(), edits))
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -132,6 +132,22 @@ def test_files_of_another_program_are_left_alone(tmp_path, main):
     assert (tmp_path / "convnext" / "log.txt").read_text() == "{'epoch': 3}"
 
 
+def test_a_class_folder_with_another_name_does_not_shift_the_labels(tmp_path, main):
+    for split, count in (("train", 4), ("val", 2)):
+        make_folder(tmp_path / "images" / split, ("cat", "dog"), count)
+    words = ["--data_path", tmp_path / "images", "--batch_size", 4, "--epochs", 1, "--warmup_epochs", 0]
+    main(*words, "--output_dir", tmp_path / "run")
+    (tmp_path / "run" / "finished.json").unlink()
+    for split in ("train", "val"):
+        (tmp_path / "images" / split / "cat").rename(tmp_path / "images" / split / "zebra")
+    changed = r"classes was \['cat', 'dog'\] and is \['dog', 'zebra'\] now"
+    with pytest.raises(InputError, match=changed):
+        main(*words, "--output_dir", tmp_path / "run")
+    (state,) = (tmp_path / "run" / "checkpoints").iterdir()
+    with pytest.raises(InputError, match=changed + "; expected the same names in the same order"):
+        main(*words, "--output_dir", tmp_path / "other", "--resume", state)
+
+
 def test_another_data_set_of_the_same_size_and_another_precision_are_refused(tmp_path, main):
     for name in "ab":
         make_folder(tmp_path / name / "train", ("cat", "dog"), 4)

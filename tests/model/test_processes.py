@@ -8,7 +8,7 @@ import types
 import pytest
 import timm
 import torch
-from conftest import ROOT, run
+from conftest import ROOT, run, train
 from tiny_networks import BACKBONES, one_thread, tiny  # noqa: F401, the first is a fixture
 
 from utils.cli.errors import InputError
@@ -283,6 +283,17 @@ def test_a_package_that_a_config_asks_for_is_named(kernels, monkeypatch):
     with pytest.raises(InputError, match="Accelerate: the `nvidia-ml-py` package must be available"):
         processes.start_processes(None, None, None, Speed(), default_batch_size=8)
     assert kernels() == FAST  # chosen before the GPU is first used
+
+
+def two_micro_batches(_rank):
+    os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "2"  # as a config of Accelerate's does
+
+
+def test_a_launcher_that_accumulates_gradients_agrees_with_the_flags_or_is_refused(tmp_path):
+    for words, code in (([], 1), (["--update_freq", 2], 0)):
+        done = train(*words, "--dry_run", prepare=two_micro_batches)
+        assert done.returncode == code, done.stderr
+        assert code == 0 or ("asks for 2 micro-batches an update" in done.stderr and "--update_freq 2" in done.stderr)
 
 
 def test_threads_of_the_user_stay_and_a_launchers_do_not(monkeypatch):

@@ -185,7 +185,7 @@ def test_the_table_is_aligned_and_short(one_folder, images, tmp_path):
     [
         ({"label_names": None}, "found no label_names.*expected a list of 3 names"),
         ({"label_names": ["cat"]}, "found 1 label_names"),
-        ({"pretrained_cfg": {"crop_pct": "all"}}, "config.json describes no input"),
+        ({"pretrained_cfg": {"crop_pct": "all"}}, "config.json: describes no model"),
     ],
 )
 def test_a_model_without_names_or_geometry_is_refused(one_folder, images, tmp_path, change, message):

@@ -245,7 +245,7 @@ def value_name(text):
 # What makes timm.create_model read a file or the network, or is asked for by other flags.
 _NOT_OF_A_MODEL = frozenset(
     "checkpoint_path pretrained pretrained_cfg pretrained_cfg_overlay pretrained_filter_fn pretrained_model_args "
-    "pretrained_strict cache_dir custom_load features_only feature_cls out_indices model_cfg".split()
+    "pretrained_strict cache_dir custom_load features_only feature_cls out_indices model_cfg device dtype".split()
 )
 
 

@@ -13,6 +13,7 @@ import timm
 from timm.data import constants, resolve_data_config
 from timm.models import load_model_config_from_hf
 
+from utils.cli.arguments import check_model_kwargs
 from utils.cli.errors import InputError, first_line
 from utils.model.segmentation_weights import read_config
 
@@ -95,6 +96,9 @@ def _of_folder(folder):
 
 def _check(architecture, found):
     """ValueError for what no training writes, and for a name that timm would look for on the network or on the disk."""
+    check_model_kwargs(dict(found.evaluation["model_kwargs"]), "model_args")
+    if not 0 <= found.number <= 1_000_000:
+        raise ValueError(f"num_classes {found.number}: expected at most 1,000,000")
     images = found.images
     if not isinstance(architecture, str) or not re.fullmatch(r"[\w.-]+", architecture):
         raise ValueError(f"architecture {architecture}: expected a model's plain name")

@@ -60,6 +60,11 @@ def start_processes(batch_size, update_freq, total_batch_size, speed, *, default
             f"the launcher started {world} processes, but Accelerate sees {accelerator.num_processes}: launch with torchrun "
             "or with a config of accelerate_configs/"
         )
+    if (steps := accelerator.gradient_accumulation_steps) != batch.update_freq:  # of its config, or of the environment
+        raise InputError(
+            f"the launcher asks for {steps} micro-batches an update (gradient_accumulation_steps), the flags for "
+            f"{batch.update_freq}: take it out of the launcher; --update_freq {steps} asks for the same"
+        )
     if speed.sync_bn and world > 1 and accelerator.device.type == "cpu":
         raise InputError("--sync_bn: torch synchronises batch norm on GPUs only; leave it out on the CPU")
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":

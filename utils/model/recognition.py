@@ -1,10 +1,16 @@
 """The timm model of a run, and the config.json with which timm opens its weights again."""
 
+import contextlib
+import math
+import os
+
+import safetensors
 import timm
 import torch
 
 from utils.cli.arguments import check_model_kwargs
 from utils.cli.errors import InputError, choose_one, first_line
+from utils.model.as_trained import as_trained
 from utils.model.sizes import check_size
 
 
@@ -53,6 +59,31 @@ def build_model(options, classes, *, input_size, pretrained=False):
             for parameter in head.parameters():
                 parameter.mul_(options.head_init_scale)
     return model
+
+
+def open_model(folder):
+    """The timm model that config.json in `folder` describes, with its model.safetensors, in evaluation mode on the CPU.
+
+    Raises InputError where it describes none, and for weights of another model: before a larger one is built.
+    """
+    start, path = as_trained(folder), os.path.join(folder, "config.json")
+    if start is None or start.network is not None:
+        raise InputError(f"{path}: describes no model as timm does; expected a folder such as RUN/best")
+    try:
+        with safetensors.safe_open(os.path.join(folder, "model.safetensors"), "pt") as file:
+            held = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118, it is no dict
+        needed, options = 0, dict(start.evaluation["model_kwargs"])
+        # Some models cannot be made without memory; their options are limited all the same.
+        with contextlib.suppress(NotImplementedError, RuntimeError), torch.device("meta"):
+            sized = timm.create_model(start.evaluation["model"], num_classes=start.number, **options)
+            needed = sum(tensor.numel() for tensor in sized.state_dict().values())
+        if needed > 2 * held:  # some are resized to the model
+            raise InputError(f"{path}: its model has {needed:,} weights, model.safetensors {held:,}; expected those of one run")
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except InputError:
+        raise
+    except Exception as error:  # what timm and safetensors raise for files of another making
+        raise InputError(f"{folder}: timm cannot open the weights ({type(error).__name__}: {first_line(error)})") from None
 
 
 def lasting_kwargs(options):

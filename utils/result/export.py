@@ -13,10 +13,10 @@ import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
-import timm
 import torch
 
 from utils.cli.errors import InputError, choose_one, first_line
+from utils.model.recognition import open_model
 from utils.model.segmentation_weights import open_network, read_config
 
 FACTS = "strata.json"
@@ -70,12 +70,12 @@ def open_result(folder):
             raise InputError(f"{folder}: its config.json has no mean and std; expected one as training writes it")
         facts = {"input_size": config["crop_size"]} | {name: config[name] for name in ("mean", "std", "classes")}
         return OnlyLogits(network).eval(), facts
+    model = open_model(folder)
     try:
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         config = model.pretrained_cfg
         facts = {"input_size": config["input_size"][-1], "mean": list(config["mean"]), "std": list(config["std"])}
-    except Exception as error:  # what timm and safetensors raise for files of another making
-        raise InputError(f"{folder}: timm cannot open the weights ({type(error).__name__}: {first_line(error)})") from None
+    except (LookupError, TypeError) as error:
+        raise InputError(f"{folder}: config.json describes no input ({first_line(error)}); expected one of training") from None
     return model, facts | {"classes": config.get("label_names") or [str(i) for i in range(model.num_classes)]}
 
 

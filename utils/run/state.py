@@ -109,6 +109,10 @@ def load(path, accelerator, model, optimizer, ema, settings, batch, updates_per_
         raise InputError(f"--resume {path} does not fit this run: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(f"--resume {path} is not a state of this project's: {first_line(error)}") from None
+    if "classes" in saved and saved["classes"] != settings.get("classes"):  # an output would mean another class
+        differ = folder.differences({"classes": saved["classes"]}, {"classes": settings.get("classes")})
+        raise InputError(f"--resume {path}: {differ}; expected the same names in the same order: name the folders as they "
+                         "were, or start from these weights with --finetune")  # fmt: skip
     if differ := folder.differences(saved, settings):
         say(f"note: this state was saved with other settings: {differ}")
     try:
