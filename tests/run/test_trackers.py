@@ -105,7 +105,7 @@ def test_tensorboard_holds_scalars_settings_and_pictures(tmp_path, accelerator):
     Image.fromarray(picture).save(tmp_path / "curves.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     said = []
-    trackers = Trackers(accelerator, ["tensorboard"], tmp_path, CONFIG, 0, said.append)
+    trackers = Trackers(accelerator, ["tensorboard"], tmp_path, CONFIG, 0, said.append, "best_test_acc1")
     trackers.log({"loss": np.float32(0.5), "epoch": 1, "iou": [1.0], "lr": None, "x": math.nan, "y": math.inf, "z": "text"}, 3)
     trackers.pictures([tmp_path / "broken.png", tmp_path / "curves.png"], 3)
     trackers.log({"loss": 0.25}, 4)
@@ -118,22 +118,22 @@ def test_tensorboard_holds_scalars_settings_and_pictures(tmp_path, accelerator):
     assert points(tmp_path / "tensorboard", "loss") == [(3, 0.5), (4, 0.25)]
     (image,) = events.Images("curves")
     assert (image.step, image.width, image.height) == (3, 30, 20)
-    assert settings_in(tmp_path / "tensorboard") == [
-        {"lr": 0.1, "model": "resnet18", "seed": "None", "ema": True, "size": "[32, 32]", "settings.classes": 10}
-    ]
+    settings, compared_by = settings_in(tmp_path / "tensorboard")
+    assert settings == {"lr": 0.1, "model": "resnet18", "seed": "None", "ema": True, "size": "[32, 32]", "settings.classes": 10}
+    assert compared_by == ["best_test_acc1"] and not any(path.is_dir() for path in (tmp_path / "tensorboard").iterdir())
 
 
 def settings_in(folder):
-    """The hyper-parameters of every line of TensorBoard's table."""
+    """The hyper-parameters in the table's line of a run, and the score that it is compared by."""
     from tensorboard.plugins.hparams import plugin_data_pb2
 
-    found = []
-    for path in sorted(path for path in folder.iterdir() if path.is_dir() and any(path.glob("events*"))):
+    metadata, content = read(folder).summary_metadata, {}
+    for part in ("session_start_info", "experiment"):
         data = plugin_data_pb2.HParamsPluginData()
-        data.ParseFromString(read(path).summary_metadata["_hparams_/session_start_info"].plugin_data.content)
-        values = data.session_start_info.hparams
-        found.append({key: getattr(value, value.WhichOneof("kind")) for key, value in values.items()})
-    return found
+        data.ParseFromString(metadata[f"_hparams_/{part}"].plugin_data.content)
+        content[part] = getattr(data, part)
+    values = {key: getattr(value, value.WhichOneof("kind")) for key, value in content["session_start_info"].hparams.items()}
+    return values, [info.name.tag for info in content["experiment"].metric_infos]
 
 
 def test_a_resumed_run_continues_its_curve(tmp_path, accelerator):
@@ -143,7 +143,8 @@ def test_a_resumed_run_continues_its_curve(tmp_path, accelerator):
             trackers.log({"loss": value}, update)
         trackers.finish()
     assert points(tmp_path / "tensorboard", "loss") == [(i, 1.0) for i in range(5)] + [(i, 2.0) for i in range(5, 12)]
-    assert len(settings_in(tmp_path / "tensorboard")) == 1
+    assert settings_in(tmp_path / "tensorboard")[0]["lr"] == 0.1  # of the first start
+    assert len([path for path in (tmp_path / "tensorboard").rglob("*") if path.is_file()]) == 2  # one file for each start
 
 
 @pytest.mark.slow

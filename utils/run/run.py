@@ -101,7 +101,9 @@ class Run:
             self.gallery.recover(self.sources[1])
         self.log.cut(self.counters.epoch, self.counters.update)
         self.n_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        self.trackers = trackers.Trackers(accelerator, self.report_to, self.folder, self.settings, self.counters.update, say)
+        self.trackers = trackers.Trackers(
+            accelerator, self.report_to, self.folder, self.settings, self.counters.update, say, f"best_test_{self.metric}"
+        )
         bad_samples = BadSamples(self.sources[0].name, len(self.sources[0]), args.max_bad_samples, self.counters.bad_samples)
         if args.check_data:
             check_data(accelerator, bad_samples, *self.sources, self.log)

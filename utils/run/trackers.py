@@ -50,12 +50,13 @@ def check(names, default=False, say=print):
 class Trackers:
     """The trackers of a run. Only the main process has any; one that raises is warned of once, and left out."""
 
-    def __init__(self, accelerator, names, folder, config, update, say=print):
+    def __init__(self, accelerator, names, folder, config, update, say=print, metric=None):
         """Start the trackers `names`, which are as `check` returns them.
 
         folder: of the run; TensorBoard's and wandb's files go below it. config: dict of settings, nested ones too.
         update: number of updates that were done before; 0: a new run. Points are numbered by update from 0, as in
-        updates.txt, so the first one of a resumed run has this number. say: takes a line of warning.
+        updates.txt, so the first one of a resumed run has this number. say: takes a line of warning. metric: the point by which
+        TensorBoard's table of settings compares runs.
         """
         self.accelerator, self.say = accelerator, say
         accelerator.project_configuration.logging_dir = str(folder)
@@ -63,7 +64,7 @@ class Trackers:
         for name in names:
             accelerator.log_with, accelerator.trackers = [name], []  # one by one: a failure must not take the others along
             try:
-                _start(accelerator, name, pathlib.Path(folder), _flat(config), update)
+                _start(accelerator, name, pathlib.Path(folder), _flat(config), update, metric)
                 started += accelerator.trackers  # none on other processes than the main one
             except Exception as error:  # of many libraries, of the network, of a disk
                 self._leave_out(name, error)
@@ -108,7 +109,7 @@ class Trackers:
         self.say(f"warning: {name} failed ({type(error).__name__}: {reason}) and is left out from here on; training goes on")
 
 
-def _start(accelerator, name, folder, config, update):
+def _start(accelerator, name, folder, config, update, metric):
     # A folder is one run, which whoever resumes it finds again, also from another working directory.
     digest = hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:16]
     title = f"{folder.resolve().name}-{digest[:6]}"
@@ -118,7 +119,7 @@ def _start(accelerator, name, folder, config, update):
     elif name == "tensorboard":
         project = "tensorboard"  # Accelerate's name of the folder
         options = {"purge_step": update}  # hides the points from that number on, which were sent before the run was resumed
-        store = update == 0  # storing the settings again would add a line to its table
+        store = False  # by Accelerate, in a folder of its own: a second line of the table, without a score
     elif name == "wandb":
         project = os.environ.get("WANDB_PROJECT", PROJECT)
         options = {"dir": str(folder), "id": digest, "name": folder.resolve().name, "resume": "allow"}
@@ -128,6 +129,11 @@ def _start(accelerator, name, folder, config, update):
         options = {"run_name": title, "run_id": _mlflow_run(title) if update and accelerator.is_main_process else None}
         store = options["run_id"] is None  # mlflow refuses to change settings
     accelerator.init_trackers(project, config if store else None, {name: options})
+    if name == "tensorboard" and update == 0 and accelerator.trackers:
+        from torch.utils.tensorboard.summary import hparams
+
+        for summary in hparams(config, {metric: 0} if metric else {})[:2]:  # the table's columns, and the line of this run
+            accelerator.trackers[0].writer.file_writer.add_summary(summary)
 
 
 def _mlflow_run(title):
