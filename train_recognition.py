@@ -26,7 +26,8 @@ from utils.data.classes import classes_of, in_classes
 from utils.data.colours import colours_of
 from utils.data.datasets import RecognitionDataset, RecognitionStream
 from utils.data.loaders import build_loaders
-from utils.data.sampling import MIX, MODEL, image_numbers
+from utils.data.sampling import MIX, MODEL, Sampling, image_numbers
+from utils.losses.class_weights import class_weights, count_labels
 from utils.losses.recognition import make_loss
 from utils.metrics.recognition import Answers, recognition_scores
 from utils.model.download import fetch_folder
@@ -86,6 +87,7 @@ def main(args):
     val_set = RecognitionDataset(val_source, transforms.evaluate)
     train_loader, val_loader = build_loaders(
         train_set, val_set, batch, device=accelerator.device, seed=args.seed, workers=loader_workers(args.num_workers),
+        sampling=Sampling(getattr(train_source, "labels", None), args.sampling, args.aug_repeats),
         pin_memory=args.pin_mem, dist_eval=args.dist_eval, shuffle_buffer=args.streaming and args.shuffle_buffer,
         collate=transforms.collate, finish=transforms.finish, channels_last=args.channels_last,
     )  # fmt: skip
@@ -119,7 +121,8 @@ def main(args):
             optimizer, train_loader.updates, weight_decay=args.weight_decay, weight_decay_end=args.weight_decay_end,
             **Schedule.of(args)._asdict(),
         )  # fmt: skip
-    criterion = make_loss(args.loss, args.smoothing)
+    weights = class_weights(args.class_weights, classes, functools.partial(count_labels, train_source), run.say)
+    criterion = make_loss(args.loss, args.smoothing, weights).to(accelerator.device)
     mixup = make_mixup(MixupOptions.of(args), len(classes), args.smoothing)
     if args.dry_run:
         return print_dry_run(

@@ -28,6 +28,7 @@ from utils.data.colours import colours_of
 from utils.data.datasets import SegmentationDataset, SegmentationStream
 from utils.data.loaders import build_loaders
 from utils.data.sampling import MODEL, image_numbers
+from utils.losses.class_weights import class_weights, count_pixels
 from utils.losses.segmentation import make_segmentation_loss
 from utils.metrics.published_views import view_options
 from utils.metrics.segmentation import ConfusionMatrix, MaskAnswers, scores
@@ -125,7 +126,8 @@ def main(args):
             optimizer, per_epoch, weight_decay=args.weight_decay, weight_decay_end=args.weight_decay_end,
             **Schedule.of(args)._replace(epochs=updates / per_epoch)._asdict(),
         )  # fmt: skip
-    criterion = make_segmentation_loss(LossOptions.of(args), len(classes), aux=args.aux)
+    weights = class_weights(args.class_weights, classes, functools.partial(count_pixels, train_source), run.say)
+    criterion = make_segmentation_loss(LossOptions.of(args), len(classes), aux=args.aux, weights=weights).to(accelerator.device)
     if args.dry_run:
         return print_dry_run(
             args, model=model, sources=(train_source, val_source), batch=batch, weights=origin + told,

@@ -5,7 +5,17 @@ import pytest
 import torch
 
 from utils.cli.errors import InputError
-from utils.data.sampling import EvalBatches, TrainBatches, epoch_order, image_numbers, replacement, spread, stratified_split
+from utils.data.sampling import (
+    AUGMENT,
+    EvalBatches,
+    Sampling,
+    TrainBatches,
+    epoch_order,
+    image_numbers,
+    replacement,
+    spread,
+    stratified_split,
+)  # fmt: skip
 from utils.data.sampling import stream_seed as seed_of
 
 
@@ -17,8 +27,8 @@ def test_an_epoch_is_a_permutation_that_seed_and_epoch_decide():
 
 
 def test_every_use_of_random_numbers_has_a_seed_of_its_own():
-    seeds = {seed_of(seed, purpose, a, b) for seed in range(3) for purpose in range(5) for a in range(5) for b in range(5)}
-    assert len(seeds) == 375
+    seeds = {seed_of(seed, purpose, a, b) for seed in range(3) for purpose in range(6) for a in range(5) for b in range(5)}
+    assert len(seeds) == 450
     chosen = {replacement(seed, epoch, 7, attempt, 1000) for seed in range(3) for epoch in range(3) for attempt in range(5)}
     assert len(chosen) > 40 and chosen < set(range(1000))
 
@@ -77,3 +87,39 @@ def test_evaluation_counts_every_sample_once(processes):
             assert sorted(key.index for key in keys if key.counts) == list(range(samples))
             numbers = image_numbers(orders[0])  # the rows of all processes, one process after another
             assert [number for number in numbers if number < samples] == [key.index for key in keys if key.counts]
+
+
+LABELS = np.repeat([0, 1, 2], [900, 90, 10])
+
+
+@pytest.mark.parametrize("kind, shares", [("balanced", (1 / 3, 1 / 3, 1 / 3)), ("sqrt", (0.703, 0.222, 0.074))])
+def test_rare_classes_come_more_often_and_an_epoch_keeps_its_length(kind, shares):
+    sampling = Sampling(LABELS, kind)
+    orders = [sampling.order(1000, 7, epoch) for epoch in range(2)]
+    for order in orders:
+        counts = np.bincount(LABELS[order], minlength=3)
+        assert counts.sum() == 1000 and counts == pytest.approx(1000 * np.array(shares), abs=1)
+        per_image = np.bincount(order, minlength=1000)
+        assert all(per_image[label == LABELS].max() - per_image[label == LABELS].min() <= 1 for label in range(3))  # in turn
+    assert not torch.equal(*orders) and torch.equal(sampling.order(1000, 7, 1), orders[1])
+    assert set(orders[0].tolist()) != set(orders[1].tolist())  # of the frequent class others are left out
+
+
+def test_repeats_come_in_a_row_and_differ_in_their_augmentation():
+    order = Sampling(repeats=3).order(10, 0, 0)
+    assert len(order) == 10 and (order[:9].view(3, 3) == order[:9:3, None]).all() and len(set(order.tolist())) == 4
+    (keys,) = list(TrainBatches(9, 9, seed=0, sampling=Sampling(repeats=3)))
+    assert [key.again for key in keys] == [0, 1, 2] * 3 and len({key.seed(5) for key in keys}) == 9
+    (plain,) = list(TrainBatches(9, 9, seed=0))
+    assert [key.seed(5) for key in plain] == [seed_of(5, AUGMENT, 0, key.index) for key in plain]  # as ever
+
+
+@pytest.mark.parametrize("sampling", [Sampling(LABELS, "balanced"), Sampling(LABELS, "sqrt", 2)])
+def test_samples_of_an_update_are_the_same_on_any_number_of_processes_and_after_a_resume(sampling):
+    def updates(processes, first=0):
+        parts = [TrainBatches(1000, 40 // processes, 1, process, processes, 3, sampling) for process in range(processes)]
+        for part in parts:
+            part.epoch, part.first_update = 1, first
+        return [sorted(key for batch in batches for key in batch) for batches in zip(*parts, strict=True)]
+
+    assert updates(1) == updates(2) == updates(4) and updates(2, first=7) == updates(1)[7:]

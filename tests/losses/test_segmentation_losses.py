@@ -12,6 +12,7 @@ from utils.cli.errors import InputError
 from utils.cli.segmentation_flags import LossOptions
 from utils.images import IGNORE
 from utils.losses.segmentation import SegmentationLoss, make_segmentation_loss, present_classes
+from utils.metrics.segmentation import confusion_matrices, scores
 
 OUTPUTS = {"pred": "logits", "aux_pred": "aux", "se_pred": "se"}
 
@@ -34,8 +35,8 @@ def compare(case, tensors, loss, gradients):
 
 def test_segmentation_losses_as_published(published):
     losses, tensors = published
-    cases = [case for case in losses["losses"] if case["kind"] == "SegmentationLosses" and not case["config"]["weight_given"]]
-    assert len(cases) == 7
+    cases = [case for case in losses["losses"] if case["kind"] == "SegmentationLosses"]
+    assert len(cases) == 9 and sum(case["config"]["weight_given"] for case in cases) == 2
     for case in cases:
         config, names = case["config"], [name for name in case["inputs"] if name != "target"]
         inputs = {name: tensors[f"{case['id']}.{name}"].requires_grad_() for name in names}
@@ -44,6 +45,7 @@ def test_segmentation_losses_as_published(published):
             config["nclass"],
             aux_weight=config["aux_weight"] if config["aux"] else 0,
             se_weight=config["se_weight"] if config["se_loss"] else 0,
+            weights=tensors[f"{case['id']}.weight"] if config["weight_given"] else None,
         )({OUTPUTS[name]: tensor for name, tensor in inputs.items()}, target.where(target != config["ignore_index"], IGNORE))
         loss.backward()
         compare(case, tensors, loss, {name: tensor.grad for name, tensor in inputs.items()})
@@ -126,6 +128,52 @@ def test_nothing_labelled_is_zero(ohem, mean):
     assert all(torch.equal(output.grad, torch.zeros_like(output)) for output in outputs.values())
 
 
+KINDS = [{"kind": "ce+dice"}, {"kind": "focal"}, {"kind": "lovasz"}, {"weights": torch.tensor([0.5, 2.0, 1.0])}]
+
+
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_ignored_pixels_are_in_neither_value_nor_gradient(options):
+    """Whatever the logits of ignored pixels are, and with more of them, all is as if they were not there."""
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(2, 3, 4, 6, generator=generator), torch.randint(0, 3, (2, 4, 6), generator=generator)
+    found = []
+    for columns in (0, 2, 5):  # that are put aside of the image, ignored
+        more = 9 * torch.randn(2, 3, 4, columns, generator=generator)
+        wide = torch.cat([logits, more], 3).requires_grad_()
+        loss = SegmentationLoss(3, **options)({"logits": wide}, torch.nn.functional.pad(target, (0, columns), value=IGNORE))
+        loss.backward()
+        assert not wide.grad[..., 6:].any() and wide.grad[..., :6].any()
+        found.append(torch.cat([loss.detach()[None], wide.grad[..., :6].flatten()]))
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+    empty = SegmentationLoss(3, **options)({"logits": logits.requires_grad_()}, torch.full_like(target, IGNORE))
+    assert empty.item() == 0 and not torch.autograd.grad(empty, logits)[0].any()
+
+
+def test_dice_and_focal_and_lovasz_by_hand():
+    logits, target = of_probabilities([0.9, None, 0.2, 0.6])  # the truth is class 1 throughout
+    ce = -np.log([0.9, 0.2, 0.6])
+    dice = 1 - 2 * 1.7 / (1.7 + 3)
+    focal = np.mean(np.array([0.1, 0.8, 0.4]) ** 2 * ce)
+    lovasz = (0.8 + 0.4 + 0.1) / 3  # of one class alone, each error counts a third
+    for kind, expected in (("ce+dice", ce.mean() + dice), ("focal", focal), ("lovasz", lovasz)):
+        assert SegmentationLoss(2, kind=kind)({"logits": logits}, target).item() == pytest.approx(expected, rel=1e-5)
+    halves = torch.tensor([[[[0.7, 0.4]], [[0.3, 0.6]]]]).log()  # two pixels of the classes 0 and 1
+    both = SegmentationLoss(2, kind="lovasz")({"logits": halves}, torch.tensor([[[0, 1]]]))
+    # Class 0: errors 0.3 inside, 0.4 outside; the larger one alone makes IoU 1/2, both make it 0. Class 1: 0.4 inside, 0.3
+    # outside; the first alone makes it 0.
+    assert both.item() == pytest.approx((0.4 * 0.5 + 0.3 * 0.5 + 0.4 * 1.0) / 2, rel=1e-5)
+
+
+def test_lovasz_of_sure_answers_is_one_minus_the_iou():
+    generator = torch.Generator().manual_seed(1)
+    target, said = (torch.randint(0, 4, (1, 9, 9), generator=generator) for _ in range(2))
+    target[0, :2] = IGNORE
+    logits = 200.0 * torch.nn.functional.one_hot(said, 4).movedim(-1, 1)
+    iou = scores(confusion_matrices(said, target, 4)[0])["iou"]
+    assert SegmentationLoss(4, kind="lovasz")({"logits": logits}, target).item() == pytest.approx(1 - np.mean(iou) / 100)
+
+
 def test_half_precision_sums_in_float32():
     logits = torch.zeros(1, 4, 300, 300, dtype=torch.float16)  # 90000 pixels x log 4 is beyond float16
     assert SegmentationLoss(4)({"logits": logits}, torch.zeros(1, 300, 300, dtype=torch.int64)).item() == pytest.approx(
@@ -156,6 +204,7 @@ def test_never_waits_for_the_device():
     """On the meta device nothing has a value: reading one back raises."""
     outputs = {"logits": torch.zeros(2, 3, 8, 8), "aux": torch.zeros(2, 3, 8, 8), "se": torch.zeros(2, 3)}
     outputs = {name: output.to("meta").requires_grad_() for name, output in outputs.items()}
-    criterion = SegmentationLoss(3, aux_weight=0.4, se_weight=0.2, ohem=(0.7, 9))
-    criterion(outputs, torch.zeros(2, 8, 8, dtype=torch.int64, device="meta")).backward()
-    assert all(output.grad is not None for output in outputs.values())
+    for options in ({"ohem": (0.7, 9)}, {"kind": "ce+dice"}, {"kind": "lovasz"}, {"weights": [1.0, 2.0, 3.0]}):
+        criterion = SegmentationLoss(3, aux_weight=0.4, se_weight=0.2, **options).to("meta")
+        criterion(outputs, torch.zeros(2, 8, 8, dtype=torch.int64, device="meta")).backward()
+        assert all(output.grad is not None for output in outputs.values())

@@ -89,6 +89,12 @@ def add_stream_flags(topic):
     topic.add("--train_images", type=whole(1), help="training images of --streaming, where the data does not tell")
 
 
+def add_balance_flags(topic):
+    topic.add("--class_weights", nargs="+", metavar="WORD_FILE_OR_NAME=W", help="how much each class counts in the loss: "
+              "inv_freq, the inverse of its share of the training data; auto, the square root of that; effective_num "
+              "(beta 0.999); a JSON file {name: weight}; or name=weight …, others 1")  # fmt: skip
+
+
 def add_batch_flags(parser):
     topic = parser.topic("batch")
     topic.add("--batch_size", free=True, type=whole(1), help="images per process and micro-batch; none: 64 in recognition, 16 "

@@ -3,6 +3,7 @@
 from segmentation_networks import HEADS
 from utils.cli import flags
 from utils.cli.arguments import key_value, number, refuse_idle, settings_of, value_name, whole
+from utils.losses import SEGMENTATION_LOSSES
 from utils.sources import SEGMENTATION_SETS
 
 # What suits the built-in scenes of digits. Holds where neither --data_path nor --dataset is given; a flag on the line wins.
@@ -117,6 +118,10 @@ Augmentation = settings_of("Augmentation", add_augmentation_flags)
 
 def add_loss_flags(parser):
     topic = parser.topic("loss")
+    topic.add("--loss", choices=tuple(SEGMENTATION_LOSSES), default="ce", help="ce: cross-entropy of the pixels; ce+dice: and "
+              "Dice; focal: pixels that are right already count less; lovasz: mean IoU itself; the last two and Dice are for "
+              "small objects")  # fmt: skip
+    flags.add_balance_flags(topic)
     topic.add("--aux_weight", type=number(0), default=0.2, help="weight of the auxiliary head's loss, with --aux true")
     topic.switch("--se_loss", False, "encnet learns which classes are in the image, too")
     topic.add("--se_weight", type=number(0), default=0.2, help="weight of that loss, with --se_loss true")
@@ -183,6 +188,7 @@ def check(args, error):
     refuse_idle(
         args, error,
         ("aux_weight aux_channels", args.aux, "with --aux true"),
+        ("ohem loss_mean", args.loss == "ce", "with --loss ce"),
         ("se_weight", args.se_loss, "with --se_loss true"),
         ("group_by", args.val_split and args.data_path, "with --data_path and --val_split"),
         ("cat_max_ratio", args.transforms == "mmseg", "with --transforms mmseg"),

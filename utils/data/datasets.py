@@ -29,7 +29,7 @@ class RecognitionDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, key):
         key = key if isinstance(key, Key) else Key(key)
-        seed = None if self.seed is None else stream_seed(self.seed, AUGMENT, key.epoch, key.index)
+        seed = None if self.seed is None else key.seed(self.seed)
         parts, index = read_or_replace(lambda index: self._read(index, seed), key, self.seed, len(self))
         label = int(self.source.labels[index]) if key.counts else -1
         return (*parts, label) if seed is None else (*parts, label, -1 if index == key.index else key.index)
@@ -90,7 +90,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
         key = key if isinstance(key, Key) else Key(key)
         sample, index = read_or_replace(self.source.read, key, self.seed, len(self))
         if self.seed is not None:
-            seed_everything(stream_seed(self.seed, AUGMENT, key.epoch, key.index))
+            seed_everything(key.seed(self.seed))
         *parts, mask = self.transform(*sample)
         mask = pack_masks(mask if key.counts else torch.full_like(mask, IGNORE), len(self.source.classes))
         return (*parts, mask) if self.seed is None else (*parts, mask, -1 if index == key.index else key.index)

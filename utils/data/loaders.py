@@ -17,13 +17,14 @@ LAST_BATCHES = 15  # seconds that a loader worker goes on after SIGTERM, for the
 def build_loaders(
     train_set, val_set, batch, *, device, seed, eval_batch_size=None, workers=0, pin_memory=True, dist_eval=True,
     shuffle_buffer=None, collate=None, eval_collate=None, finish=None, finish_labels=None, channels_last=False,
-    needs_updates=True,
+    needs_updates=True, sampling=None,
 ):  # fmt: skip
     """(Loader to train on, Loader to evaluate on).
 
     train_set, val_set: of utils/data/datasets.py; batch: Batch. eval_batch_size: images per process, None: as in training.
     shuffle_buffer: samples that a stream shuffles at a time; None: `train_set` is no stream. collate: as of torch's
     DataLoader; eval_collate: another one for evaluation; finish, finish_labels: what is left to do on the device, see `Loader`.
+    sampling: how often the samples of each class come; None: each sample once.
     Raises InputError where the training images are fewer than one update needs, if `needs_updates`.
     """
     share = (batch.process, batch.processes)
@@ -36,7 +37,7 @@ def build_loaders(
             shuffle_buffer, collate, pin_memory=pinned, worker_init_fn=in_worker,
         )  # fmt: skip
     else:
-        order = TrainBatches(len(train_set), batch.size, batch.update_freq, *share, seed)
+        order = TrainBatches(len(train_set), batch.size, batch.update_freq, *share, seed, sampling)
         batches = torch.utils.data.DataLoader(
             train_set, batch_sampler=order, collate_fn=collate, persistent_workers=workers > 0, **options
         )

@@ -15,15 +15,21 @@ import torch
 from utils.cli.errors import InputError
 
 # What a random number is drawn for. It is part of every seed, so that no two uses have the same numbers.
-ORDER, AUGMENT, MIX, MODEL, REPLACE = range(5)
+ORDER, AUGMENT, MIX, MODEL, REPLACE, DRAW = range(6)
 
 
 class Key(NamedTuple):
-    """One use of one sample. `counts` is False if the sample only fills up the last batch of an evaluation."""
+    """One use of one sample. `counts` is False if the sample only fills up the last batch of an evaluation. `again`: how often
+    the sample came before in this epoch, so that it is augmented otherwise."""
 
     index: int
     epoch: int = 0
     counts: bool = True
+    again: int = 0
+
+    def seed(self, seed):
+        """The seed of this use's augmentation in a run with that `seed`."""
+        return stream_seed(seed, AUGMENT, self.epoch, self.index, *[self.again] * (self.again > 0))
 
 
 def stream_seed(seed, purpose, *position):
@@ -43,6 +49,39 @@ def epoch_order(samples, seed, epoch):
     """The samples in the order of this epoch: a permutation of range(samples), (samples,) int64."""
     generator = torch.Generator().manual_seed(stream_seed(seed, ORDER, epoch))
     return torch.randperm(samples, generator=generator)
+
+
+class Sampling(NamedTuple):
+    """How often the samples of each class come in an epoch, which keeps its length.
+
+    labels: (N,) classes of the samples, or None where `kind` is uniform. kind: "uniform": each sample once; "balanced": each
+    class as often as any other; "sqrt": in proportion to the square root of its size. repeats: each sample comes so many times
+    in a row, and fewer samples come (Hoffer et al. 2020, repeated augmentation).
+    """
+
+    labels: np.ndarray | None = None
+    kind: str = "uniform"
+    repeats: int = 1
+
+    def order(self, samples, seed, epoch):
+        """The samples in the order of this epoch, (samples,) int64."""
+        order = epoch_order(samples, seed, epoch)
+        if self.kind != "uniform":
+            order = self._drawn(samples, seed, epoch)[order]
+        return order[: -(-samples // self.repeats)].repeat_interleave(self.repeats)[:samples] if self.repeats > 1 else order
+
+    def _drawn(self, samples, seed, epoch):
+        """(samples,): those of each class as often as `kind` wants, as evenly as whole numbers allow."""
+        classes, sizes = np.unique(self.labels, return_counts=True)
+        shares = sizes ** (0.5 if self.kind == "sqrt" else 0.0)
+        edges = np.round(np.cumsum(shares) / shares.sum() * samples).astype(int)
+        drawn = []
+        for label, wanted in zip(classes, np.diff(edges, prepend=0), strict=True):
+            members = np.flatnonzero(self.labels == label)
+            generator = np.random.default_rng([seed, DRAW, epoch, int(label)])
+            rounds = -(-wanted // len(members))
+            drawn.append(np.concatenate([members[:0], *(generator.permutation(members) for _ in range(rounds))])[:wanted])
+        return torch.from_numpy(np.concatenate(drawn).astype(np.int64))
 
 
 def replacement(seed, epoch, index, attempt, samples):
@@ -74,6 +113,16 @@ def spread(count, most):
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist()
 
 
+def times_before(order):
+    """(N,): how often the sample at each place of an order came before it."""
+    order = np.asarray(order)
+    by_sample = np.argsort(order, kind="stable")
+    first = np.flatnonzero(np.diff(order[by_sample], prepend=-1))  # of each sample's places
+    again = np.empty(len(order), np.int64)
+    again[by_sample] = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
+    return again
+
+
 class TrainBatches:
     """Batch sampler of training: lists of `Key`, this process's batches of each update.
 
@@ -83,7 +132,8 @@ class TrainBatches:
     number of updates sets `last_update` in its last epoch.
     """
 
-    def __init__(self, samples, batch_size, update_freq=1, process=0, processes=1, seed=0):
+    def __init__(self, samples, batch_size, update_freq=1, process=0, processes=1, seed=0, sampling=None):
+        self.sampling = sampling or Sampling()
         self.samples, self.batch_size, self.update_freq = samples, batch_size, update_freq
         self.process, self.processes, self.seed = process, processes, seed
         self.updates = samples // (batch_size * processes) // update_freq
@@ -94,10 +144,12 @@ class TrainBatches:
         return self.updates * self.update_freq
 
     def __iter__(self):
-        order = epoch_order(self.samples, self.seed, self.epoch)
+        order = self.sampling.order(self.samples, self.seed, self.epoch)
+        again = times_before(order)
         for batch in range(self.first_update * self.update_freq, self.last_update * self.update_freq):
             start = (batch * self.processes + self.process) * self.batch_size
-            yield [Key(index, self.epoch) for index in order[start : start + self.batch_size].tolist()]
+            part = slice(start, start + self.batch_size)
+            yield [Key(i, self.epoch, True, n) for i, n in zip(order[part].tolist(), again[part].tolist(), strict=True)]
 
 
 class EvalBatches:

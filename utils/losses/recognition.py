@@ -3,18 +3,24 @@
 import torch
 import torch.nn.functional as F
 
-from utils.cli.errors import choose_one
+from utils.cli.errors import InputError, choose_one
 from utils.cli.registry import load
 from utils.losses import LOSSES
 
 
-def make_loss(name, smoothing=0.0):
+def make_loss(name, smoothing=0.0, weights=None):
     """The loss `name`, one of LOSSES, for hard labels and soft targets alike. Raises InputError for an unknown name.
 
-    smoothing: this share of a hard label is spread over all classes; soft targets are taken as they are.
+    smoothing: this share of a hard label is spread over all classes; soft targets are taken as they are. weights: (classes,)
+    how much each class counts, or None.
     """
     choose_one(name, LOSSES, "loss")
-    return load(LOSSES[name])(smoothing)
+    if weights is None:
+        return load(LOSSES[name])(smoothing)
+    try:
+        return load(LOSSES[name])(smoothing, weight=torch.as_tensor(weights, dtype=torch.float32))
+    except TypeError:
+        raise InputError(f"--class_weights with --loss {name}: that loss takes none; use ce or bce") from None
 
 
 class CrossEntropy(torch.nn.Module):
@@ -22,13 +28,18 @@ class CrossEntropy(torch.nn.Module):
 
     logits (B, classes); targets: labels (B,) int64, or soft targets (B, classes) float32, which are smoothed already.
     timm.loss has one class for each of the two, and other rounding for the first; a run may see both (--mixup_off_epoch).
+    weight: (classes,) how much each class counts; the mean is then over the weights of the targets, as torch has it for labels.
     """
 
-    def __init__(self, smoothing=0.0):
+    def __init__(self, smoothing=0.0, weight=None):
         super().__init__()
         self.smoothing = smoothing
+        self.register_buffer("weight", weight)
 
     def forward(self, logits, targets):
-        if targets.is_floating_point():
+        if not targets.is_floating_point():
+            return F.cross_entropy(logits, targets, self.weight, label_smoothing=self.smoothing)
+        if self.weight is None:
             return torch.sum(-targets * F.log_softmax(logits, dim=-1), dim=-1).mean()
-        return F.cross_entropy(logits, targets, label_smoothing=self.smoothing)
+        weighted = targets * self.weight
+        return torch.sum(-weighted * F.log_softmax(logits, dim=-1)) / weighted.sum()

@@ -11,11 +11,15 @@ from utils.cli.errors import InputError, choose_one
 from utils.images import IGNORE
 
 
-def make_segmentation_loss(options, classes, *, aux):
-    """SegmentationLoss of these options (segmentation_flags.LossOptions). aux: whether the network has an auxiliary head."""
+def make_segmentation_loss(options, classes, *, aux, weights=None):
+    """SegmentationLoss of these options (segmentation_flags.LossOptions). aux: whether the network has an auxiliary head;
+    weights: (classes,) how much each class counts, or None."""
     aux_weight, se_weight = options.aux_weight if aux else 0.0, options.se_weight if options.se_loss else 0.0
     ohem = options.ohem and (options.ohem[0], int(options.ohem[1]))
-    return SegmentationLoss(classes, aux_weight=aux_weight, se_weight=se_weight, ohem=ohem, mean=options.loss_mean)
+    return SegmentationLoss(
+        classes, aux_weight=aux_weight, se_weight=se_weight, ohem=ohem, mean=options.loss_mean, kind=options.loss,
+        weights=weights,
+    )  # fmt: skip
 
 
 class SegmentationLoss(torch.nn.Module):
@@ -32,11 +36,18 @@ class SegmentationLoss(torch.nn.Module):
       these are more; threshold 0 always keeps just min_kept x B. Source: mmsegmentation, OHEMPixelSampler; unlike there
       the mean is over the kept pixels, so that the size of the loss does not depend on how many they are.
 
-    Raises InputError for an `ohem` out of range.
+    - kind, of SEGMENTATION_LOSSES: "ce": the above. "ce+dice": and `dice_loss`. "focal": cross-entropy in which a pixel of
+      probability p counts (1 - p)^2 times (Lin et al. 2017). "lovasz": `lovasz_loss` alone. It holds for "aux", too.
+    - weights: (classes,) how much the pixels of each class count in cross-entropy and focal loss, whose mean is then over the
+      weights of the pixels, and each class in the SE-loss, as published; with mean "all" it is over the pixels.
+
+    Ignored pixels are in neither value nor gradient. Raises InputError for an `ohem` out of range.
     """
 
-    def __init__(self, classes, *, aux_weight=0.0, se_weight=0.0, ohem=None, mean="labelled"):
+    def __init__(self, classes, *, aux_weight=0.0, se_weight=0.0, ohem=None, mean="labelled", kind="ce", weights=None):
         super().__init__()
+        self.kind = kind
+        self.register_buffer("weights", None if weights is None else torch.as_tensor(weights, dtype=torch.float32))
         if ohem is not None and not (0 <= ohem[0] <= 1 and ohem[1] >= 1):
             raise InputError(f"OHEM with threshold {ohem[0]} and {ohem[1]} kept pixels: expected 0..1 and at least 1")
         choose_one(mean, ("labelled", "all"), "mean of the loss")
@@ -48,12 +59,12 @@ class SegmentationLoss(torch.nn.Module):
         A term whose weight is 0 is left out; so is, in evaluation, one whose output the network left out. Raises InputError
         for logits of another shape, and in training for an output that is missing.
         """
-        loss = self._cross_entropy(outputs["logits"], target)
+        loss = self._of_pixels(outputs["logits"], target)
         if self._wants("aux", self.aux_weight, outputs):
-            loss = loss + self.aux_weight * self._cross_entropy(outputs["aux"], target)
+            loss = loss + self.aux_weight * self._of_pixels(outputs["aux"], target)
         if self._wants("se", self.se_weight, outputs):
             present = present_classes(target, self.classes)
-            se = F.binary_cross_entropy_with_logits(_wide(outputs["se"]), present)
+            se = F.binary_cross_entropy_with_logits(_wide(outputs["se"]), present, self.weights)
             loss = loss + self.se_weight * se * (target != IGNORE).any()  # nothing labelled, nothing to learn
         return loss
 
@@ -62,15 +73,26 @@ class SegmentationLoss(torch.nn.Module):
             raise InputError(f"--{name}_weight {weight}: the network has no '{name}' output; build it with one, or give 0")
         return weight and name in outputs
 
-    def _cross_entropy(self, logits, target):
+    def _of_pixels(self, logits, target):
         if logits.shape[1] != self.classes or logits.shape[2:] != target.shape[1:]:
             raise InputError(
                 f"logits {tuple(logits.shape)} for masks {tuple(target.shape)}: expected (B, {self.classes}, H, W), (B, H, W)"
             )
-        losses = F.cross_entropy(_wide(logits), target, ignore_index=IGNORE, reduction="none")  # (B, H, W)
+        logits = _wide(logits)
+        if self.kind == "lovasz":
+            return lovasz_loss(logits, target)
+        loss = self._cross_entropy(logits, target)
+        return loss + dice_loss(logits, target) if self.kind == "ce+dice" else loss
+
+    def _cross_entropy(self, logits, target):
+        losses = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")  # (B, H, W)
+        if self.kind == "focal":
+            losses = (1 - (-losses).exp()).square() * losses
         labelled = target != IGNORE
         counted = labelled if self.ohem is None else labelled & self._hard(losses.detach())
         weights = counted.to(losses.dtype)
+        if self.weights is not None:
+            weights = weights * self.weights[target.clamp(min=0)]
         if self.mean == "all":
             return (losses * weights).mean()
         total = weights.sum()
@@ -83,6 +105,40 @@ class SegmentationLoss(torch.nn.Module):
         last_kept = losses.flatten().topk(kept, sorted=False).values.amin()
         probabilities = (-losses).exp()
         return (losses >= last_kept) | (probabilities < threshold)
+
+
+def dice_loss(logits, target):
+    """1 - Dice of the probabilities, mean over the classes that the batch has (Milletari et al. 2016). logits (B, C, H, W) at
+    least float32; target (B, H, W) int64. 0 where nothing is labelled."""
+    probabilities, truth, present = _flat(logits, target)
+    overlap, both = (probabilities * truth).sum(0), (probabilities + truth).sum(0)  # (C,)
+    return ((1 - 2 * overlap / both.clamp(min=1e-7)) * present).sum() / present.sum().clamp(min=1)
+
+
+def lovasz_loss(logits, target):
+    """Lovász-Softmax: the extension of 1 - IoU to probabilities, mean over the classes that the batch has (Berman et al. 2018,
+    algorithm 1). Arguments as of `dice_loss`."""
+    probabilities, truth, present = _flat(logits, target)
+    labelled = truth.sum(1, keepdim=True)  # (P, 1)
+    total = 0
+    for c in range(logits.shape[1]):  # one class at a time, for the sake of memory
+        errors = (truth[:, c] - probabilities[:, c]).abs()
+        # What is ignored comes last, so that it is in no union before.
+        order = (errors.detach() * labelled[:, 0] + labelled[:, 0]).argsort(descending=True)
+        inside = truth[order, c]
+        left = inside.sum() - inside.cumsum(0)
+        jaccard = 1 - left / (inside.sum() + (1 - inside).cumsum(0)).clamp(min=1)
+        steps = torch.diff(jaccard, prepend=jaccard.new_zeros(1))
+        total = total + present[c] * (errors[order] * steps * labelled[order, 0]).sum()
+    return total / present.sum().clamp(min=1)
+
+
+def _flat(logits, target):
+    """(probabilities, truth) (B x H x W, C), both 0 where nothing is labelled, and which classes the truth has, (C,) floats."""
+    classes, labelled = logits.shape[1], (target != IGNORE).to(logits.dtype).flatten()[:, None]
+    probabilities = logits.softmax(1).movedim(1, -1).flatten(0, -2) * labelled
+    truth = F.one_hot(target.clamp(min=0).flatten(), classes) * labelled
+    return probabilities, truth, (truth.sum(0) > 0).to(logits.dtype)
 
 
 def present_classes(target, classes):
