@@ -96,6 +96,9 @@ class Batches(list):
     def start(self, *_):
         pass
 
+    def load_state_dict(self, _):
+        pass
+
 
 class NoImages:
     """A source of which nothing is read."""

@@ -66,3 +66,21 @@ def test_a_run_without_progress_ends_and_ends_at_the_same_epoch_when_resumed(tmp
     assert epochs_of(tmp_path / "b", scores, "--patience", 4) == list(range(10))
     assert epochs_of(tmp_path / "c", scores, "--patience", 1, "--eval_freq", 2) == [0, 1, 2, 3]  # epochs 2 and 4: 30 and 30
     assert epochs_of(tmp_path / "d", scores, "--eval_freq", 4) == list(range(10))
+
+
+@pytest.mark.parametrize("left", [0, 3])
+def test_a_state_of_another_run_brings_its_best_or_finds_one_anew(tmp_path, capsys, left):
+    first = tmp_path / "first"
+    epochs_of(first, [50.0, 70.0, 60.0], stop=3)
+    states = sorted((first / "checkpoints").iterdir())
+    run, _ = begin(tmp_path / "more", "--resume", states[-1])
+    assert run.counters.best == {"test_acc1": 70.0} and (tmp_path / "more/best/model.safetensors").is_file()
+    assert (tmp_path / "more/evaluation.json").read_text() == (first / "evaluation.json").read_text()
+    run, _ = begin(tmp_path / "older", "--resume", states[0])  # best/ of the run may be of a later epoch
+    assert run.counters.best == {} and not (tmp_path / "older/best").exists()
+    run, _ = begin(tmp_path / "again", "--resume", states[-1])
+    with run:
+        for epoch in run.epochs(3 + left):
+            run.counters.epoch = epoch + 1
+    assert run.counters.epoch == 3 + left
+    assert ("nothing left to do: 3 epochs are done" in capsys.readouterr().out) == (left == 0)

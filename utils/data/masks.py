@@ -51,6 +51,21 @@ def to_classes(values, tables, name, unknown=None):
     return mask
 
 
+def unknown_line(sources):
+    """A line about the values that were met in the masks of these sources and are no class of theirs, named once; or ""."""
+    marks = [source.ids.unknown for source in sources if getattr(getattr(source, "ids", None), "unknown", None) is not None]
+    found = sorted({value for mark in marks for value in (mark == 1).nonzero().flatten().tolist()})
+    for mark in marks:
+        mark[mark == 1] = 2
+    if not found:
+        return ""
+    names = ", ".join(map(str, found[:10])) + ", …" * (len(found) > 10)
+    return (
+        f"masks hold {names}, which none of those looked at before did: these pixels are not learned and not scored; name all "
+        "classes in classes.txt, or start anew with --check_data true, which counts in all masks"
+    )
+
+
 def _ranges(values):
     """[0, 1, 2, 255] -> "0..2, 255" """
     runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)

@@ -7,15 +7,18 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import sys
 
 import accelerate
 
 from utils import files, versions
 from utils.cli.errors import InputError, one_line
+from utils.report.evaluation import FILES
 from utils.run import checkpoint
 
 FINISHED = "finished.json"
+OF_THE_BEST = (*FILES, "answers.npz")  # what is kept of its evaluation
 _locks = []  # descriptors of open files, held until this process ends
 
 
@@ -103,6 +106,32 @@ def open_together(accelerator, *words, say, **settings):
     if found[2]:
         raise InputError(found[2])
     return found[:2]
+
+
+def take_best(accelerator, state, folder, best):
+    """The scores in `best`, of a state, whose weights lie in `folder`; all processes call it together.
+
+    A state of another run brings scores without weights. These are copied, with what is known of that evaluation, if no later
+    state is in that run, whose best they may be; otherwise the next evaluation finds a best anew.
+    """
+    kept = [best]
+    if accelerator.is_main_process:
+        run, folder = pathlib.Path(state).resolve().parent.parent, pathlib.Path(folder)
+        newest = [path.resolve() for path in checkpoint.states(run / "checkpoints")[-1:]] == [pathlib.Path(state).resolve()]
+        for name in ("best", "best_ema"):
+            if newest and not (folder / name / "model.safetensors").is_file() and (run / name / "model.safetensors").is_file():
+                with contextlib.suppress(OSError):
+                    shutil.copytree(run / name, folder / name, dirs_exist_ok=True)
+                    for file in OF_THE_BEST if name == "best" else ():
+                        if (run / file).is_file():
+                            shutil.copy(run / file, folder / file)
+        kept = [{key: value for key, value in best.items() if _has_weights(folder, key)}]
+    accelerate.utils.broadcast_object_list(kept)
+    return kept[0]
+
+
+def _has_weights(folder, score):
+    return (folder / ("best_ema" if score.endswith("_ema") else "best") / "model.safetensors").is_file()
 
 
 def mark_finished(accelerator, log, folder, best, fault):

@@ -13,6 +13,7 @@ import accelerate
 from utils.cli.errors import InputError, Stopped
 from utils.data.bad_samples import BadSamples, check_data
 from utils.data.fingerprint import fingerprint
+from utils.data.masks import unknown_line
 from utils.data.sampling import stream_seed
 from utils.files import write_json
 from utils.model.processes import peak_memory
@@ -98,6 +99,7 @@ class Run:
         if self.state:
             self.counters = state.load(self.state, accelerator, model, optimizer, ema, self.settings, batch, per_epoch, say)
             train_loader.load_state_dict(self.counters.stream)
+            self.counters.best = folder.take_best(accelerator, self.state, self.folder, self.counters.best)
             self.gallery.recover(self.sources[1])
         self.log.cut(self.counters.epoch, self.counters.update)
         self.n_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -143,6 +145,8 @@ class Run:
     def epochs(self, updates):
         """The numbers of the epochs that are left of a run of so many updates, each begun. --patience may end them sooner."""
         per_epoch = self.loader.updates
+        if self.counters.epoch >= math.ceil(updates / per_epoch):
+            self.say(f"nothing left to do: {self.counters.epoch} epochs are done, and no more were asked for (--epochs)")
         while self.counters.epoch < math.ceil(updates / per_epoch) and not self.out_of_patience:
             self.start_epoch(math.ceil(updates / per_epoch), min(per_epoch, updates - self.counters.epoch * per_epoch))
             yield self.counters.epoch
@@ -258,6 +262,8 @@ class Run:
             f"{line}, {speed:.{0 if speed >= 100 else 1}f} images/s, {memory}, {clock(passed)}"
             + f", {clock(left)} left" * (left > 0)
         )
+        if line := unknown_line(self.sources):
+            self.log.warn(line)
         self.gallery.refresh()
         self.remarks.after_epoch()
         counters.epoch, counters.loss_sum, counters.losses = counters.epoch + 1, 0.0, 0
