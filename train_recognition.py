@@ -122,7 +122,7 @@ def main(args):
             **Schedule.of(args)._asdict(),
         )  # fmt: skip
     weights = class_weights(args.class_weights, classes, functools.partial(count_labels, train_source), run.say)
-    criterion = make_loss(args.loss, args.smoothing, weights).to(accelerator.device)
+    criterion = make_loss(args.loss, args.smoothing, weights, args.bce_target_thresh).to(accelerator.device)
     mixup = make_mixup(MixupOptions.of(args), len(classes), args.smoothing)
     if args.dry_run:
         return print_dry_run(
@@ -262,6 +262,7 @@ def predict_only(args, accelerator, batch, run, start, told):
         folder, args.predict, os.path.join(args.output_dir or ".", "predictions.csv"), topk=args.topk, batch_size=batch.size,
         settings=Augmentation.of(args) if start else None, device=accelerator.device, workers=loader_workers(args.num_workers),
         process=batch.process, processes=batch.processes, gather=accelerate.utils.gather_object, say=run.say,
+        value_range=args.value_range,
     )  # fmt: skip
     accelerator.end_training()
 

@@ -279,7 +279,7 @@ def predict_only(args, accelerator, batch, run, told):
     predict_folder(
         Segmenter(model, view, config.get("image_size")), args.predict, args.output_dir, classes=config["classes"],
         palette=np.array(config["palette"], np.uint8), process=batch.process, processes=batch.processes,
-        gather=accelerate.utils.gather_object, say=run.say,
+        gather=accelerate.utils.gather_object, say=run.say, value_range=args.value_range,
     )  # fmt: skip
     accelerator.end_training()
 

@@ -12,6 +12,7 @@ from small_sources import encoded, write
 from utils.check.facts import find_facts
 from utils.check.report import describe
 from utils.folders.class_folders import class_folders
+from utils.model.as_trained import as_trained
 
 
 def photo(seed=0, size=(64, 48)):
@@ -135,6 +136,22 @@ def test_time_of_the_look(tmp_path):
     begin = time.process_time()
     find_facts(*sources)
     assert time.process_time() - begin < 1
+
+
+def test_the_range_of_deep_greys_goes_with_the_weights(tmp_path):
+    for split, count in (("train", 4), ("val", 2)):
+        for label, name in enumerate(("dark", "light")):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(count):
+                grey = np.full((30, 32), 200 + 1500 * label + 10 * i, np.uint16)
+                Image.fromarray(grey).save(tmp_path / "data" / split / name / f"{i}{split}.png")
+    flags = ("--batch_size", "4", "--epochs", "1", "--warmup_epochs", "0", "--data_path", tmp_path / "data")
+    done = train(*flags, "--output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "deep greys: 0 is black, 2047 is white (11 bits)" in done.stdout
+    assert as_trained(str(tmp_path / "run/best")).evaluation["value_range"] == [0, 2047]
+    done = train("--predict", tmp_path / "data/val", "--finetune", tmp_path / "run/best", "--output_dir", tmp_path)
+    assert done.returncode == 0 and (tmp_path / "predictions.csv").is_file(), done.stderr
 
 
 def test_masks_are_reported_too(tmp_path):

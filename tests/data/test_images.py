@@ -111,3 +111,37 @@ def test_postscript_is_not_run(tmp_path, monkeypatch, name):
     with pytest.raises(BadImage, match=f"{name} is no image"):
         read_image(str(tmp_path / name))
     assert not is_image("x.eps") and is_image("x.PNG")
+
+
+def deep(path, values, dtype=np.uint16):
+    Image.fromarray(np.array(values, dtype).reshape(2, -1)).save(path)
+    return str(path)
+
+
+def test_one_range_for_a_data_set_of_deep_greys(tmp_path):
+    from utils.data.look import look, value_range_of
+
+    def found(*files):
+        return value_range_of([look(file, "x") for file in files])
+
+    dark, twelve = deep(tmp_path / "dark.png", [10, 200, 3, 150]), deep(tmp_path / "twelve.png", [0, 300, 4000, 2048])
+    assert found(dark) == (0, 255) and found(dark, twelve) == (0, 4095)  # a dark one is no image of 8 bits beside others
+    assert np.asarray(read_image(dark, value_range=(0, 4095)))[..., 0].ravel().tolist() == [0, 12, 0, 9]
+    assert np.asarray(read_image(twelve, value_range=(0, 4095)))[..., 0].ravel().tolist() == [0, 18, 250, 128]
+    full = deep(tmp_path / "full.png", [0, 65535, 256, 300])
+    assert found(dark, full) == (0, 65535) and np.asarray(read_image(full))[..., 0].ravel().tolist() == [0, 255, 1, 1]
+    whole = deep(tmp_path / "whole.tif", [-500, 1500, 0, 500], np.int32)
+    assert found(whole) == (-500, 1500)
+    assert np.asarray(read_image(whole))[..., 0].ravel().tolist() == [0, 255, 64, 128]
+    unit = deep(tmp_path / "unit.tif", [0, 1, 0.5, np.nan], np.float32)
+    assert found(unit) == (0, 1) and np.asarray(read_image(unit))[..., 0].ravel().tolist() == [0, 255, 128, 0]
+    large = deep(tmp_path / "large.tif", [0, 100_000, 50_000, 7], np.int32)
+    assert found(large) == (0, 131071) and np.asarray(read_image(large))[0, 1, 0] == 195
+    Image.new("RGB", (3, 3)).save(tmp_path / "rgb.png")
+    assert found(str(tmp_path / "rgb.png")) is None
+    assert np.asarray(read_image(twelve))[..., 0].max() == 250 and np.asarray(read_image(dark))[..., 0].max() == 12  # alone
+
+
+@pytest.mark.parametrize("name", ["x.h5", "x.mpg", "x.grib", "x.wmf"])
+def test_what_pillow_knows_and_is_no_photograph(name):
+    assert not is_image(name)

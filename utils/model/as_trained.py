@@ -19,8 +19,8 @@ from utils.model.segmentation_weights import read_config
 
 NAMES = {"ImageNet": "IMAGENET_DEFAULT", "Inception": "IMAGENET_INCEPTION", "CLIP": "OPENAI_CLIP", "DPN": "IMAGENET_DPN"}
 # What config.json of a run says beside timm's words: how train_recognition.py and train_segmentation.py looked at images.
-VIEW_OF_RECOGNITION = ("transforms", "tta_flip")
-VIEW_OF_SEGMENTATION = ("transforms", "crop_size", "base_size", "eval_mode", "eval_scales", "eval_flip")
+VIEW_OF_RECOGNITION = ("transforms", "tta_flip", "value_range")
+VIEW_OF_SEGMENTATION = ("transforms", "crop_size", "base_size", "eval_mode", "eval_scales", "eval_flip", "value_range")
 
 
 class AsTrained(NamedTuple):
@@ -74,7 +74,7 @@ def as_trained(source, name=None):
 def _of_folder(folder):
     if (config := read_config(folder)) is not None:
         images = {name: config[name] for name in ("mean", "std") if name in config}
-        evaluation = {name: config[name] for name in VIEW_OF_SEGMENTATION if name in config}
+        evaluation = _view(config, VIEW_OF_SEGMENTATION)
         license, classes = config.get("license") or _license_of_card(folder), config["classes"]
         return AsTrained(images, evaluation, license, classes, len(classes), config["network"], config["palette"])
     path = folder / "config.json"
@@ -88,10 +88,19 @@ def _of_folder(folder):
         kwargs = config.get("model_args") or {}
         found = _of_timm(cfg, config["architecture"], kwargs)
         _check(config["architecture"], found)
-        found.evaluation.update({name: config[name] for name in VIEW_OF_RECOGNITION if name in config})
+        found.evaluation.update(_view(config, VIEW_OF_RECOGNITION))
         return found
     except (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError, RecursionError) as error:
         raise InputError(f"{path}: describes no model as timm does ({first_line(error)})") from None
+
+
+def _view(config, names):
+    """What config.json says of these. Raises InputError for a range of values that is none."""
+    limits = config.get("value_range", [0, 255])
+    numbers = isinstance(limits, list) and len(limits) == 2 and all(type(limit) in (int, float) for limit in limits)
+    if not numbers or not -math.inf < limits[0] < limits[1] < math.inf:
+        raise InputError(f"config.json: value_range {limits}: expected the values of black and white")
+    return {name: config[name] for name in names if name in config}
 
 
 def _check(architecture, found):

@@ -26,13 +26,13 @@ NAME_WIDTH = 48  # columns of the terminal that an image's or a label's name may
 
 def predict(
     folder, images, output, *, settings=None, topk=5, batch_size=64, device, workers=0, process=0, processes=1, gather=None,
-    say=print,
+    say=print, value_range=None,
 ):  # fmt: skip
     """Write the `topk` likeliest classes of every image at or below `images` to the CSV file `output`, in one step.
 
     folder: with config.json and model.safetensors as training writes them (RUN/best). settings: Augmentation, how images are
-    looked at; None: as its config.json says. process, processes: they take turns;
-    only process 0 writes and says anything. gather: list of a process -> list of all of them, needed where there are several.
+    looked at; None: as its config.json says. value_range: as of images.to_rgb. process, processes: they take turns; only
+    process 0 writes and says anything. gather: list of a process -> list of all of them, needed where there are several.
     Columns: image (its path below `images`, or its name), label_1, probability_1 (0..1), label_2, …; empty where an image
     cannot be read, which is also said. Raises InputError for a folder without such a model, a path without images, images
     none of which can be read, and an output that cannot be written.
@@ -44,7 +44,7 @@ def predict(
     output, topk = pathlib.Path(output), min(topk, len(classes))
     if process == 0:
         _check_output(output, say)  # now, not after an hour
-    mine = _Images(files, range(process, len(files), processes), transform)
+    mine = _Images(files, range(process, len(files), processes), transform, value_range)
     answers = _predict(model.to(device), mine, topk, batch_size, torch.device(device), workers, show=process == 0)
     answers = sorted(gather(answers) if gather else answers, key=lambda answer: answer[0])
     faults = [fault for _, fault, _ in answers if fault]
@@ -88,8 +88,8 @@ def open_classifier(folder):
 class _Images(torch.utils.data.Dataset):
     """The images with these `numbers` among `files`: (number, image (3, H, W) or None, why it cannot be read or None)."""
 
-    def __init__(self, files, numbers, transform):
-        self.files, self.numbers, self.transform = files, numbers, transform
+    def __init__(self, files, numbers, transform, value_range):
+        self.files, self.numbers, self.transform, self.value_range = files, numbers, transform, value_range
 
     def __len__(self):
         return len(self.numbers)
@@ -98,7 +98,7 @@ class _Images(torch.utils.data.Dataset):
         number = self.numbers[index]
         path, _ = self.files[number]
         try:
-            image = read_image(path)
+            image = read_image(path, value_range=self.value_range)
             with naming(path):  # 1 x 60,000 pixels are soon read, but enlarged they need more memory than there is
                 return number, self.transform(image), None
         except InputError as error:

@@ -93,12 +93,13 @@ def usual_size(source):
     return sorted(sizes, key=max)[len(sizes) // 2] if sizes else None
 
 
-def predict_folder(segment, images, output_dir, *, classes, palette, process=0, processes=1, gather=None, say=print):
+def predict_folder(segment, images, output_dir, *, classes, palette, process=0, processes=1, gather=None, say=print,
+                   value_range=None):  # fmt: skip
     """Write output_dir/masks and output_dir/overlays (PNG, in the size of the images), and legend.png.
 
     segment: PIL image -> mask (H, W) int, below 0 where a pixel has no class. images: a folder, or one file. classes: names;
     palette: (C, 3) uint8. process, processes: they take turns. gather: list of a process -> list of all of them, needed where
-    there are several. An image that cannot be read is named and left out.
+    there are several. value_range: as of images.to_rgb. An image that cannot be read is named and left out.
     Raises InputError for a path without images, images none of which can be read, and for files in the way that no prediction
     wrote.
     """
@@ -112,7 +113,7 @@ def predict_folder(segment, images, output_dir, *, classes, palette, process=0, 
     for number in tqdm(numbers, desc="predict", unit="image", disable=process > 0):
         path, name = files[number]
         try:
-            image = read_image(path)
+            image = read_image(path, value_range=value_range)
             mask = segment(image)
         except InputError as error:
             faults.append(str(error))

@@ -64,6 +64,8 @@ class Run:
         batch (mean, std, and palette where it has masks). groups: rows of the parameter groups.
         """
         args, classes = self.args, train_source.classes
+        if value_range := getattr(train_source, "value_range", None):
+            config = config | {"value_range": list(value_range)}
         facts = {"train_images": len(train_source), "val_images": len(val_source), "classes": classes}
         facts |= {"data": fingerprint(train_source), "precision": self.accelerator.mixed_precision}
         self.settings = args.decisive() | {"total_batch": self.batch.total} | facts
