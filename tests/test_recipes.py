@@ -161,6 +161,24 @@ def test_a_recipe_has_the_published_settings(name, golden):
         assert f"# Expected: {score} % mIoU" in text if score else "# Expected: none published." in text
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),  # ResNet strikes back, table 2
+    [
+        ("a1", (224, 600, 5e-3, 0.01, "rand-m7-mstd0.5-inc1", 0.2, 0.1, 0.05, 3)),
+        ("a2", (224, 300, 5e-3, 0.02, "rand-m7-mstd0.5-inc1", 0.1, 0.0, 0.05, 3)),
+        ("a3", (160, 100, 8e-3, 0.02, "rand-m6-mstd0.5-inc1", 0.1, 0.0, 0.0, 1)),
+    ],
+)
+def test_resnet_strikes_back(name, settings):
+    args = parse("train_recognition.py", "", [f"@{RECIPES[f'resnet50_rsb_{name}_in1k']}"])
+    names = "input_size epochs lr weight_decay aa mixup smoothing drop_path aug_repeats".split()
+    assert tuple(getattr(args, flag) for flag in names) == settings
+    shared = (
+        "opt total_batch_size warmup_epochs cutmix mixup_switch_prob loss bce_target_thresh crop_pct reprob model_ema".split()
+    )
+    assert [getattr(args, flag) for flag in shared] == ["lamb", 2048, 5, 1.0, 0.5, "bce", 0.2, 0.95, 0.0, False]
+
+
 # --- dry runs ---------------------------------------------------------------------------------------------------------
 
 

@@ -50,3 +50,12 @@ def test_binary_cross_entropy_takes_labels_and_soft_targets():
 def test_an_unknown_loss_names_the_nearest():
     with pytest.raises(InputError, match="unknown loss 'bec', did you mean bce"):
         make_loss("bec")
+
+
+def test_a_target_above_the_threshold_counts_as_one():
+    """Mixed with 0.3 and 0.7, and smoothed by 0.1 over four classes: both classes are there, at a threshold of 0.2."""
+    logits = torch.tensor([[2.0, -1.0, 0.0, 1.0]])
+    targets = torch.tensor([[0.3 * 0.925 + 0.7 * 0.025, 0.3 * 0.025 + 0.7 * 0.925, 0.025, 0.025]])
+    loss = make_loss("bce", 0.1, target_threshold=0.2)(logits, targets)
+    signs = torch.tensor([[-1.0, -1.0, 1.0, 1.0]])
+    assert loss.item() == pytest.approx((1 + (signs * logits).exp()).log().mean().item(), rel=1e-6)

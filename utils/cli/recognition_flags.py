@@ -140,6 +140,8 @@ def add_loss_flags(parser):
     topic.add("--loss", choices=tuple(LOSSES), default="ce", help="ce: cross-entropy; bce: binary cross-entropy of each class; "
               "utils/losses/__init__.py adds others")  # fmt: skip
     topic.switch("--bce_loss", False, "as published: --loss bce")
+    topic.add("--bce_target_thresh", type=number(0, 1), help="of bce: a target above this counts as 1, any other as 0, after "
+              "mixing and smoothing")  # fmt: skip
     flags.add_balance_flags(topic)
     topic.add("--sampling", choices=("uniform", "sqrt", "balanced"), default="uniform", help="how often the images of a class "
               "come: as many as there are, in proportion to the root of that, or each class as often; an epoch keeps its "
@@ -184,6 +186,7 @@ def check(args, error):
         ("mixup_prob mixup_mode mixup_off_epoch", mixes, "with --mixup or --cutmix"),
         ("mixup_switch_prob", args.mixup and (args.cutmix or args.cutmix_minmax), "with both --mixup and --cutmix"),
         ("eval_freq best_metric patience", not args.disable_eval, "without --disable_eval"),
+        ("bce_target_thresh", args.loss == "bce" or args.bce_loss, "with --loss bce"),
         ("sampling aug_repeats", not args.streaming, "without --streaming, whose images come as they are stored"),
         ("topk", args.predict, "with --predict"),
         ("group_by", args.val_split and args.data_path, "with --data_path and --val_split"),

@@ -8,17 +8,18 @@ from utils.cli.registry import load
 from utils.losses import LOSSES
 
 
-def make_loss(name, smoothing=0.0, weights=None):
+def make_loss(name, smoothing=0.0, weights=None, target_threshold=None):
     """The loss `name`, one of LOSSES, for hard labels and soft targets alike. Raises InputError for an unknown name.
 
     smoothing: this share of a hard label is spread over all classes; soft targets are taken as they are. weights: (classes,)
-    how much each class counts, or None.
+    how much each class counts, or None. target_threshold: of bce, see --bce_target_thresh.
     """
     choose_one(name, LOSSES, "loss")
+    options = {} if target_threshold is None else {"target_threshold": target_threshold}
     if weights is None:
-        return load(LOSSES[name])(smoothing)
+        return load(LOSSES[name])(smoothing, **options)
     try:
-        return load(LOSSES[name])(smoothing, weight=torch.as_tensor(weights, dtype=torch.float32))
+        return load(LOSSES[name])(smoothing, weight=torch.as_tensor(weights, dtype=torch.float32), **options)
     except TypeError:
         raise InputError(f"--class_weights with --loss {name}: that loss takes none; use ce or bce") from None
 
