@@ -9,6 +9,7 @@ import pathlib
 import shlex
 
 from utils.report import page
+from utils.report.data import data_section
 from utils.report.evaluation import class_key, read_classes, read_evaluation, sure_text
 from utils.report.page import bar, cell, escaped, section, table
 from utils.report.run_files import is_count, number, of_type, read_json, read_run, read_text
@@ -40,7 +41,7 @@ def write_report(run_folder):
     Raises InputError for a folder that holds no run, or that cannot be written.
     """
     run = read_run(run_folder)
-    sections = (_heading, _result, _pictures, _classes, _timing, _warnings, _use, _repeat, _settings)
+    sections = (_heading, _result, _pictures, _classes, _data, _timing, _warnings, _use, _repeat, _settings)
     return page.write(run.folder / NAME, page.html_page(run.title, "".join(part(run) for part in sections)))
 
 
@@ -88,6 +89,10 @@ def _whose(evaluation):
     """Which weights an evaluation is of, in words."""
     epoch = f", epoch {evaluation['epoch']}" if is_count(evaluation.get("epoch")) else ""
     return f"{evaluation.get('weights', 'the weights')}{'/' * ('epoch' in evaluation)}{epoch}"
+
+
+def _data(run):
+    return data_section(run.folder)
 
 
 def _start_license(run):
