@@ -58,3 +58,124 @@ def never_predicted(classes, epochs):
         return None
     named = ", ".join(map(str, never[:5])) + f" and {len(never) - 5} more" * (len(never) > 5)
     return f"no validation image is taken for {named}: look at those images, and at how many there are to learn from"
+
+
+# --- in words, for the top of report.html
+
+RARE, UNEQUAL, LAGS = 0.01, 4, 10  # share of pixels; how many times larger; points of a score that a class lies below the mean
+CONFUSED = 20  # per cent of a class
+
+
+def in_words(epochs, classes, evaluation, args, segments=False):
+    """What a run has reached and what to try next, as sentences, the most important first.
+
+    epochs: records of log.txt; classes: rows of classes.json; evaluation: the content of evaluation.json; args: the flags of
+    the run; segments: whether classes are of pixels.
+    """
+    metric = evaluation.get("metric", "")
+    said = [_how_good(classes, evaluation, segments), _trend(epochs, metric, evaluation.get("epoch")), _who_suffers(classes)]
+    next_steps = [_unequal(classes, args, segments), _small_objects(classes, args, segments), _from_scratch(args)]
+    next_steps.append(_alike(classes))
+    said += [f"Try next: {line}" for line in next_steps if line]
+    return [line for line in said if line]
+
+
+def _counts(classes):
+    return [(row["count"], row) for row in classes if isinstance(row.get("count"), int) and row["count"] > 0]
+
+
+def _how_good(classes, evaluation, segments):
+    """The score, how sure it is, and what always saying the commonest class would reach."""
+    scores, counts = evaluation.get("scores", {}), _counts(classes)
+    name, words = ("miou", "mean IoU") if segments else ("acc1", "top-1 accuracy")
+    if name not in scores or not counts:
+        return None
+    whole, (most, commonest) = sum(count for count, _ in counts), max(counts, key=lambda pair: pair[0])
+    baseline = 100 * most / whole / (len(counts) if segments else 1)
+    low, high = evaluation.get("intervals", {}).get(name, (scores[name],) * 2)
+    sure = f" ({low:.0f} to {high:.0f} with 95 % confidence)" if low < high else ""
+    found = f"{words} is {scores[name]:.1f} %{sure}"
+    common = f"always saying {commonest.get('name')}, the commonest class, would reach {baseline:.1f} %"
+    if low <= baseline:
+        return f"The {found}; {common}: by this score nothing of use is learned yet."
+    balanced = scores.get("balanced_acc")
+    lag = balanced is not None and scores[name] - balanced > LAGS / 2
+    mean = f" Over the classes the mean is {balanced:.1f} %: rare ones are found less often." if lag else ""
+    return f"The {found}; {common}.{mean}"
+
+
+def _trend(epochs, metric, best_epoch):
+    """Whether the run overfits, still improves, or has long reached what it can."""
+    if line := overfits(epochs):
+        return f"It overfits: {line}."
+    scored = [record["epoch"] + 1 for record in epochs if isinstance(record.get(f"test_{metric}"), int | float)]
+    if len(scored) < LOOKED_AT or best_epoch not in scored:
+        return None
+    last, after = scored[-1], len(scored) - 1 - scored.index(best_epoch)
+    if after <= len(scored) // 10:
+        return f"It still improves: the best epoch, {best_epoch}, is one of the last of {last}. Try next: --epochs {2 * last}."
+    if after >= len(scored) // 2:
+        return f"Since epoch {best_epoch} of {last} it became no better: --patience {max(3, last // 5)} would end it sooner."
+    return None
+
+
+def _who_suffers(classes):
+    """The classes with the lowest scores, and what they are taken for."""
+    key, word = ("iou", "IoU") if any("iou" in row for row in classes) else ("recall", "found")
+    known = sorted((row for row in classes if isinstance(row.get(key), int | float)), key=lambda row: row[key])
+    parts = []
+    for row in [row for row in known if row[key] < 100][:3]:
+        share = row.get("taken_for_share")
+        taken = f", {share:.0f} % taken for {row.get('taken_for')}" if isinstance(share, int | float) else ""
+        parts.append(f"{row.get('name')} ({row[key]:.0f} % {word}{taken})")
+    return f"Hardest: {'; '.join(parts)}." if parts and len(known) > 1 else None
+
+
+def _unequal(classes, args, segments):
+    """A class that is rare in the data does worse than the others, and nothing was done about it."""
+    counts, key = _counts(classes), "iou" if segments else "recall"
+    scores = [row[key] for _, row in counts if isinstance(row.get(key), int | float)]
+    if len(scores) < 2 or args.get("class_weights") or args.get("sampling", "uniform") != "uniform":
+        return None
+    (least, rare), (most, _) = (pick(counts, key=lambda pair: pair[0]) for pick in (min, max))
+    lags = isinstance(rare.get(key), int | float) and rare[key] < sum(scores) / len(scores) - LAGS
+    if most < UNEQUAL * least or not lags:
+        return None
+    flags = "--class_weights auto"
+    if not segments:
+        flags = f"--sampling balanced or {flags}, with --best_metric balanced_acc"
+    return f"{flags}: {rare.get('name')} is {most / least:.0f} times rarer than the commonest class, and does worse."
+
+
+def _small_objects(classes, args, segments):
+    """Classes of few pixels do worse than the others."""
+    counts = _counts(classes)
+    if not segments or args.get("loss", "ce") != "ce" or not counts:
+        return None
+    whole = sum(count for count, _ in counts)
+    mean = sum(row.get("iou") or 0 for _, row in counts) / len(counts)
+    small = [str(row.get("name")) for count, row in counts if count < RARE * whole and (row.get("iou") or 0) < mean - LAGS]
+    if not small:
+        return None
+    named = ", ".join(small[:3]) + ", …" * (len(small) > 3)
+    return f"--loss ce+dice, or a larger --crop_size: {named} take up less than 1 % of the pixels and are found badly."
+
+
+def _from_scratch(args):
+    """Weights from scratch on own images."""
+    own = args.get("data_path") or args.get("dataset")
+    started = any(args.get(key) for key in ("pretrained", "finetune", "resume"))
+    return None if started or not own or args.get("eval") else "--pretrained true: trained weights need far fewer images."
+
+
+def _alike(classes):
+    """Two classes that are taken for each other."""
+    by_name = {row.get("name"): row for row in classes}
+    for row in classes:
+        other = by_name.get(row.get("taken_for"), {})
+        shares = [part.get("taken_for_share") for part in (row, other)]
+        sure = all(isinstance(share, int | float) and share >= CONFUSED for share in shares)
+        if sure and other.get("taken_for") == row.get("name"):
+            both = f"{row['name']} and {other['name']}"
+            return f"look at {both}, which are taken for each other: wrong labels, or images too small to tell them apart?"
+    return None

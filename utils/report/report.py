@@ -8,6 +8,7 @@ import json
 import pathlib
 import shlex
 
+from utils.metrics.advice import in_words
 from utils.report import page
 from utils.report.data import data_section
 from utils.report.evaluation import class_key, read_classes, read_evaluation, sure_text
@@ -41,7 +42,7 @@ def write_report(run_folder):
     Raises InputError for a folder that holds no run, or that cannot be written.
     """
     run = read_run(run_folder)
-    sections = (_heading, _result, _pictures, _classes, _data, _timing, _warnings, _use, _repeat, _settings)
+    sections = (_heading, _result, _words, _pictures, _classes, _data, _timing, _warnings, _use, _repeat, _settings)
     return page.write(run.folder / NAME, page.html_page(run.title, "".join(part(run) for part in sections)))
 
 
@@ -83,6 +84,12 @@ def _result(run):
     sure = f'<div class="faint small">{escaped(sure)}</div>' if sure else ""
     first = f'<div><div class="big">{escaped(big)}</div><div class="faint">{escaped(what)}</div>{sure}</div>'
     return f'<section class="result">{first}<dl class="facts">{rows}</dl></section>\n'
+
+
+def _words(run):
+    """What the numbers say, in sentences."""
+    lines = in_words(run.epochs, read_classes(run.folder), read_evaluation(run.folder), run.args, run.segments)
+    return section("In words", "".join(f"<p>{escaped(line)}</p>" for line in lines))
 
 
 def _whose(evaluation):
