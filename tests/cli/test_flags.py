@@ -120,7 +120,7 @@ IDLE = [
     (RECOGNITION, "--topk 3", "with --predict"),
     (RECOGNITION, DATA + "--shuffle_buffer 10", "with --streaming true"),
     (RECOGNITION, DATA + "--train_images 10", "with --streaming true"),
-    (RECOGNITION, DATA + "--image_column x", "with --dataset only"),
+    (RECOGNITION, DATA + "--image_column x", "with --dataset or --labels"),
     (RECOGNITION, "--model_ema_decay 0.9", "with --model_ema true"),
     (RECOGNITION, "--model_ema_warmup false --model_ema_eval true", "--model_ema_eval True would do nothing"),
     (RECOGNITION, "--model_ema_warmup true", "with --model_ema true"),

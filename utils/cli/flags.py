@@ -259,7 +259,7 @@ def check_common(args, error):
     check_colours(args, error)
     refuse_idle(
         args, error,
-        ("image_column", args.dataset, "with --dataset only"),
+        ("image_column", args.dataset or getattr(args, "labels", None), "with --dataset or --labels"),
         ("shuffle_buffer train_images", args.streaming, "with --streaming true"),
         ("model_ema_decay", args.model_ema, "with --model_ema true"),
         ("model_ema_warmup", args.model_ema or not args.model_ema_warmup, "with --model_ema true"),

@@ -1,5 +1,7 @@
 """The flags of train_recognition.py, what suits the built-in digits, and which flags go together."""
 
+import os
+
 from utils.cli import flags
 from utils.cli.arguments import key_value, number, refuse_idle, settings_of, whole
 from utils.losses import LOSSES
@@ -62,8 +64,11 @@ def add_data_flags(parser):
               "IMNET and image_folder, as published, class folders; the others are downloaded there")  # fmt: skip
     topic.add("--dataset", free=True, metavar="NAME_OR_DIR", help="read through the library datasets: a name on the Hub, or a "
               "folder of Parquet, Arrow, image or WebDataset files")  # fmt: skip
-    topic.add("--image_column", help="column of --dataset with the images; none: found by type and name")
-    topic.add("--label_column", help="column of --dataset with the labels; none: found by type and name")
+    topic.add("--labels", free=True, nargs="+", metavar="TABLE", help="images in one heap, and a table (.csv, .tsv, .parquet) that "
+              "says what each shows; a second one: those to validate on; --data_path: where the images lie, if not beside "
+              "it")  # fmt: skip
+    topic.add("--image_column", help="column of --dataset or --labels with the images; none: found by type and name")
+    topic.add("--label_column", help="column of --dataset or --labels with the labels; none: found by type and name")
     topic.add("--val_split", type=number(above=0, maximum=0.9), help="share of each class that is held out for validation, "
               "chosen by --seed")  # fmt: skip
     topic.add("--nb_classes", type=whole(1), help="number of classes, to be compared with the data; none: as the data has")
@@ -152,15 +157,20 @@ def add_loss_flags(parser):
 
 def defaults_for(args):
     """{flag: default} of the data: those of the digits where no data is given."""
-    return {} if args.data_path or args.dataset else DIGITS
+    return {} if args.data_path or args.dataset or args.labels else DIGITS
 
 
 def check(args, error):
     """error(message) for flags that contradict each other, or that would do nothing."""
+    if args.labels:
+        if args.dataset or args.data_set or args.eval_data_path:
+            error("--labels goes with --data_path, and not with --dataset, --data_set or --eval_data_path")
+        args.data_path = args.data_path or os.path.dirname(args.labels[0]) or "."
     flags.check_common(args, error)
     if args.predict and not args.finetune:
         error("--predict needs --finetune RUN/best")
-    for name, needs in (("eval_data_path", args.data_path), ("data_set", args.data_path), ("label_column", args.dataset),
+    for name, needs in (("eval_data_path", args.data_path), ("data_set", args.data_path),
+                        ("label_column", args.dataset or args.labels),
                         ("val_split", args.data_path or args.dataset)):  # fmt: skip
         if getattr(args, name) is not None and not needs:
             error(f"--{name} needs images of yours: give {'--dataset' if name == 'label_column' else '--data_path'} too")

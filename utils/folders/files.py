@@ -32,12 +32,19 @@ def _suffix(images, masks):
     return f"; if {name}{longer[0]} is its mask, give --mask_suffix {longer[0]}" if len(longer) == 1 and longer[0] else ""
 
 
-def scan_files(folder, ending=None, may_be_empty=False, suffix="", left_out=None):
+def scan_paths(root):
+    """Sorted paths, from `root` on and with slashes, of all images below it but for what `scan_files` leaves out."""
+    found = scan_files(root, may_be_empty=True, by_ending=True) if os.path.isdir(root) else {}
+    return sorted(os.path.relpath(path, root).replace(os.sep, "/") for path in found.values())
+
+
+def scan_files(folder, ending=None, may_be_empty=False, suffix="", left_out=None, by_ending=False):
     """{path below `folder` without the ending: path} of all images, or of all files with this ending.
 
     suffix: that names end with before the ending; files without it are left out, and the keys are without it. Links are
     followed, but not in a circle; hidden files, those of systems and folders of runs are left out. left_out: a Counter that
-    counts what is no image. Raises InputError for two files of one name, and for no files at all.
+    counts what is no image. by_ending: a name may have files of several endings, and keys are paths. Raises InputError for two
+    files of one name, and for no files at all.
     """
     found, seen, left_out = {}, set(), collections.Counter() if left_out is None else left_out
     for below, folders, files in os.walk(folder, followlinks=True):
@@ -60,7 +67,7 @@ def scan_files(folder, ending=None, may_be_empty=False, suffix="", left_out=None
             name = os.path.relpath(path, folder).removesuffix(ending or os.path.splitext(file)[1])
             if not name.endswith(suffix):
                 continue
-            name = name.removesuffix(suffix)
+            name = path if by_ending else name.removesuffix(suffix)
             if name in found:
                 raise InputError(f"{found[name]} and {path} have the same name; keep one of them")
             found[name] = path

@@ -13,6 +13,7 @@ from utils.data.look import see
 from utils.data.sampling import spread
 from utils.folders.class_folders import Folder, class_folders, refuse_one_class
 from utils.folders.class_names import check_number
+from utils.folders.label_table import labelled_images
 from utils.images import check_header
 from utils.sources import RECOGNITION_SETS, DataSet
 from utils.sources.built_in import digits
@@ -39,6 +40,11 @@ def open_recognition_data(data, *, seed, need_val=True, need_train=True, dry_run
         train, val = open_published(RECOGNITION_SETS[data.data_set], data.data_path, dry_run=dry_run)
     elif data.data_path and dry_run and not os.path.isdir(data.data_path):
         train, val = _imagenet(data.data_path, data.nb_classes)
+    elif data.labels:
+        train, val = labelled_images(
+            data.labels, data.data_path, image_column=data.image_column, label_column=data.label_column,
+            val_split=data.val_split, seed=seed, group_by=data.group_by, need_val=need_val, say=say,
+        )  # fmt: skip
     elif data.data_path:
         train, val = class_folders(
             data.data_path, data.eval_data_path, data.val_split, seed, need_val, need_train, say, data.group_by
@@ -52,7 +58,7 @@ def open_recognition_data(data, *, seed, need_val=True, need_train=True, dry_run
     else:
         train, val = digits()
     if need_train is True:
-        refuse_one_class(train, data.data_path)
+        refuse_one_class(train, None if data.labels else data.data_path)
     check_number(data.nb_classes, train.classes)
     see(train, val, data.value_range)
     return train, val

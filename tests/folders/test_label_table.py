@@ -1,0 +1,104 @@
+"""Images in one heap whose labels stand in a table."""
+
+import numpy as np
+import pytest
+from small_sources import names, write_image, write_parquet
+
+from utils.cli.errors import InputError
+from utils.cli.recognition_flags import Data
+from utils.folders.label_table import labelled_images
+from utils.sources.recognition import open_recognition_data
+
+
+def heap(root, count=10, folder="images", first=0):
+    for i in range(first, first + count):
+        write_image(root / folder / f"{i}.png", shade=i)
+    return root
+
+
+def table(path, *rows, **options):
+    path.write_text("\n".join(rows) + "\n", **options)
+    return str(path)
+
+
+def opened(root, *tables, **options):
+    return labelled_images(tables, str(root), say=lambda line: None, **options)
+
+
+@pytest.mark.parametrize(
+    "value", ["{}", "{}.png", "images/{}.png", "./images/{}.png", "/home/me/images/{}.png", "images\\{}.png"]
+)
+def test_an_image_is_named_by_its_path_or_name(tmp_path, value):
+    rows = [f"{value.format(i)},{'cat' if i % 3 else 'dog'}" for i in range(8)]
+    file = table(tmp_path / "labels.csv", "id,label", *rows, encoding="utf-8-sig", newline="\r\n")
+    train, val = opened(heap(tmp_path), file, val_split=0.25)
+    assert train.classes == ["cat", "dog"] and (len(train), len(val)) == (6, 2)
+    labels = {name: train.classes[label] for part in (train, val) for name, label in zip(names(part), part.labels, strict=True)}
+    assert labels == {f"{i}.png": "cat" if i % 3 else "dog" for i in range(8)}
+    assert train.left_out == {"images that the table does not name": 2}
+
+
+def test_two_tables_and_folders_of_their_names(tmp_path):
+    for split in ("train", "val"):
+        heap(tmp_path, 4, split)  # the same names in both
+        table(tmp_path / f"{split}.tsv", "file\tage\tbreed", *[f"{i}.png\t{i}\t{'ab'[i % 2]}" for i in range(4)])
+    tables = [str(tmp_path / f"{split}.tsv") for split in ("train", "val")]
+    with pytest.raises(
+        InputError, match=r"which column holds the labels\? found age \(numbers\), breed \(text\); name it with"
+    ):
+        opened(tmp_path, *tables)
+    _, val = opened(tmp_path, *tables, label_column="breed")
+    assert {name.split("/")[-2] for name in map(val.name, range(4))} == {"val"} and val.labels.tolist() == [0, 0, 1, 1]
+    with pytest.raises(InputError, match="is a validation set already"):
+        opened(tmp_path, *tables, label_column="breed", val_split=0.5)
+
+
+def test_parquet_numbers_and_classes_txt(tmp_path):
+    write_parquet(heap(tmp_path) / "t.parquet", image_id=[str(i) for i in range(10)], target=[3, 5] * 5)
+    train, _ = opened(tmp_path, str(tmp_path / "t.parquet"), val_split=0.2)
+    assert train.classes == ["3", "5"]
+    table(tmp_path / "classes.txt", *"abcdef")
+    train, _ = opened(tmp_path, str(tmp_path / "t.parquet"), val_split=0.2)
+    assert train.classes == list("abcdef") and set(train.labels.tolist()) == {3, 5}
+
+
+def test_a_column_of_splits(tmp_path):
+    rows = [f"{i},{'ab'[i % 2]},{'Train' if i < 6 else 'valid'}" for i in range(10)]
+    file = table(heap(tmp_path) / "t.csv", "id,class,split", *rows)
+    train, val = opened(tmp_path, file)
+    assert (len(train), len(val)) == (6, 4) and train.classes == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["id,label", "77,a", "0,b"], "no image for 1 of 2 rows .77."),
+        (["id,label", "0,a", "1,"], "1 of 2 rows have no label in the column label"),
+        (["id,label", "0,-1", "1,-1", "2,0"], "2 of 3 rows have no label"),
+        (["id,label", "0,a", "0,b"], "images/0.png has two labels, a and b"),
+        (["id,label", "0,a,x"], "line 2 has 3 cells, the first line 2"),
+        (["x,y", "hello,0.5"], "no column names images that lie there; found x .hello., y .0.5."),
+        (["id,label"], "found no rows"),
+        (["id,x,y", "0,1,2", "1,2,1"], "which column holds the labels. found x .numbers., y .numbers."),
+        (["id,label", "0,a", "1,b"], "found one table; give a second one to validate on, or --val_split 0.1"),
+    ],
+)
+def test_tables_that_cannot_be_meant(tmp_path, rows, message):
+    with pytest.raises(InputError, match=message):
+        opened(heap(tmp_path), table(tmp_path / "t.csv", *rows))
+
+
+def test_names_that_are_there_twice_and_other_encodings(tmp_path):
+    heap(heap(tmp_path), 10, "again")
+    with pytest.raises(InputError, match="again/0.png and images/0.png have the same name; write paths"):
+        opened(tmp_path, table(tmp_path / "t.csv", "id,label", "0,a", "1,b"))
+    with pytest.raises(InputError, match="cannot be read as text in UTF-8 .it is UTF-16.; .* save it as UTF-8"):
+        opened(tmp_path, table(tmp_path / "t.csv", "id,label", "0,a", encoding="utf-16"))
+    with pytest.raises(InputError, match="perhaps it is Windows-1252"):
+        opened(tmp_path, table(tmp_path / "t.csv", "id,label", "0,Käse", encoding="cp1252"))
+
+
+def test_by_the_flags(tmp_path):
+    file = table(heap(tmp_path) / "t.csv", "id,label", *[f"{i},{'ab'[i % 2]}" for i in range(10)])
+    train, val = open_recognition_data(Data(labels=[file], data_path=str(tmp_path), val_split=0.2), seed=0)
+    assert (len(train), len(val)) == (8, 2) and train.seen and np.bincount(train.labels).tolist() == [4, 4]

@@ -1,0 +1,221 @@
+"""--labels: images in one heap, and a table that says what each shows: CSV, TSV or Parquet."""
+
+import collections
+import csv
+import io
+import os
+
+import numpy as np
+
+from utils.cli.errors import InputError, first_line
+from utils.files import read_text
+from utils.folders.class_folders import Folder
+from utils.folders.class_names import listed_classes
+from utils.folders.files import scan_paths
+from utils.folders.hold_out import hold_out
+from utils.folders.names import few, split_of
+
+IMAGE = "image image_path path file file_name filename filepath img image_id id name".split()
+LABEL = "label labels class target category fine_label cls".split()
+SPLIT = ("split", "set", "subset")
+
+
+def labelled_images(tables, root, *, image_column=None, label_column=None, val_split=None, seed=0, group_by=None, need_val=True,
+                    say=print):  # fmt: skip
+    """(training, validation) `Folder` of the images below `root` by one table of labels, or one for each split.
+
+    A row names an image by its path from `root`, its name, or its name without the ending, whatever folder it lies in. The
+    columns are found by their names and values if they are not given. One table is parted by a column split that says train
+    and val, or by `val_split`, see `hold_out`. Raises InputError for rows without a file or a label, and where two columns may
+    hold the labels.
+    """
+    if len(tables) > 2:
+        raise InputError(f"--labels: found {len(tables)} tables; expected one, or one to train on and one to validate on")
+    if len(tables) == 2 and val_split is not None:
+        raise InputError(f"--val_split {val_split}: {tables[1]} is a validation set already; leave one of the two out")
+    files, parts = _Files(root), []
+    for path in tables:
+        columns = read_table(path)
+        image = _image_column(path, columns, files, image_column)
+        label = _label_column(path, columns, image, label_column)
+        parts.append(_rows(path, columns, image, label, files))
+    listed = listed_classes(root) or listed_classes(os.path.dirname(os.path.abspath(tables[0])))
+    classes = _classes(parts[0].labels, listed)
+    sources = [_source(path, root, rows, classes, listed) for path, rows in zip(tables, parts, strict=True)]
+    whole = sources[0]
+    if unnamed := len(files.paths) - len({path for rows in parts for path in rows.paths}):
+        whole.left_out[f"images that {'no table names' if len(tables) == 2 else 'the table does not name'}"] = unnamed
+    if len(tables) == 2:
+        return sources[0], sources[1]
+    if val_split is not None:
+        return hold_out(whole, val_split, seed, group_by, say)
+    if parts[0].splits:
+        train, val = (np.flatnonzero([split == wanted for split in parts[0].splits]) for wanted in ("train", "val"))
+        if len(train) and len(val):
+            say(f"data: {tables[0]} says what is validated on, in its column of splits")
+            return whole.part(train), whole.part(val)
+    if need_val:
+        raise InputError(f"--labels {tables[0]}: found one table; give a second one to validate on, or --val_split 0.1")
+    return whole, whole.part(np.array([], np.int64))
+
+
+def read_table(path):
+    """{column: list of its values} of a CSV, TSV or Parquet file; whole numbers in text are numbers, empty cells None.
+
+    Raises InputError for a file that is none, and for one without rows.
+    """
+    if not os.path.isfile(path):
+        raise InputError(f"--labels {path}: no such file; expected a table, .csv, .tsv or .parquet")
+    try:
+        columns = _read_parquet(path) if path.lower().endswith(".parquet") else _read_text(path)
+    except InputError:
+        raise
+    except Exception as error:  # csv and pyarrow raise many kinds
+        raise InputError(f"--labels {path}: no table ({first_line(error)}); expected .csv, .tsv or .parquet") from None
+    if not columns or not next(iter(columns.values())):
+        raise InputError(f"--labels {path}: found no rows; expected the names of columns on the first line, and an image a row")
+    return columns
+
+
+def _read_parquet(path):
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path)
+    return {name: [_plain(value) for value in table[name].to_pylist()] for name in table.column_names}
+
+
+def _read_text(path):
+    text = read_text(path, "a table, the names of its columns on the first line")
+    first = text.partition("\n")[0]
+    delimiter = max("\t,;|", key=first.count)
+    rows = list(csv.reader(io.StringIO(text), delimiter=delimiter))
+    head, rows = [name.strip() for name in rows[0]], [row for row in rows[1:] if any(cell.strip() for cell in row)]
+    if wrong := next((number for number, row in enumerate(rows, 2) if len(row) != len(head)), 0):
+        raise InputError(
+            f"--labels {path}: line {wrong} has {len(rows[wrong - 2])} cells, the first line {len(head)} ({few(head)})"
+        )
+    return {name: _numbers([row[place].strip() for row in rows]) for place, name in enumerate(head)}
+
+
+def _numbers(cells):
+    """Whole numbers where all cells are, None where one is empty."""
+    try:
+        return [int(cell) if cell else None for cell in cells]
+    except ValueError:
+        return [cell or None for cell in cells]
+
+
+def _plain(value):
+    return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+class _Files:
+    """The images below a folder, by their paths, names, and names without the ending."""
+
+    def __init__(self, root):
+        self.paths = scan_paths(root)
+        if not self.paths:
+            raise InputError(f"--data_path {root}: no images in it; expected those that --labels names")
+        self.known = set(self.paths)
+        self.named, self.stems = collections.defaultdict(list), collections.defaultdict(list)
+        for path in self.paths:
+            name = os.path.basename(path)
+            self.named[name].append(path)
+            self.stems[os.path.splitext(name)[0]].append(path)
+
+    def find(self, value, split):
+        """The paths that `value` of a table may mean, of a split where folders are called like that."""
+        text = os.path.normpath(str(value)).replace("\\", "/")
+        if text in self.known:
+            return [text]
+        name = os.path.basename(text)
+        found = self.named.get(name) or self.stems.get(name) or []
+        of_split = [path for path in found if split and any(split_of(part) == split for part in path.split("/")[:-1])]
+        ends = [path for path in found if f"/{path}".endswith(f"/{text}")]
+        return next((some for some in (ends, of_split) if len(some) == 1), found)
+
+
+def _image_column(path, columns, files, wanted):
+    if wanted:
+        return _given(path, columns, wanted, "image")
+    lower = {name.lower(): name for name in reversed(columns)}
+    usual = [lower[name] for name in IMAGE if name in lower]
+    for name in [*usual, *(name for name in columns if name not in usual)]:
+        some = [value for value in columns[name][:50] if value is not None]
+        if some and sum(bool(files.find(value, None)) for value in some) * 2 >= len(some):
+            return name
+    some = {name: values[0] for name, values in columns.items()}
+    raise InputError(
+        f"--labels {path}: no column names images that lie there; found {few([f'{k} ({v})' for k, v in some.items()])}; "
+        f"expected names such as {files.paths[0]}; --data_path names the folder with the images"
+    )
+
+
+def _label_column(path, columns, image, wanted):
+    if wanted:
+        return _given(path, columns, wanted, "label")
+    fitting = [
+        name
+        for name, values in columns.items()
+        if name != image
+        and name.lower() not in SPLIT
+        and all(value is None or isinstance(value, str | int) for value in values)
+    ]
+    lower = {name.lower(): name for name in reversed(fitting)}
+    usual = [lower[name] for name in LABEL if name in lower]
+    if usual or len(fitting) == 1:
+        return (usual or fitting)[0]
+    kinds = [f"{name} ({'text' if isinstance(columns[name][0], str) else 'numbers'})" for name in fitting or columns]
+    raise InputError(f"--labels {path}: which column holds the labels? found {few(kinds, 12)}; name it with --label_column")
+
+
+def _given(path, columns, wanted, what):
+    if wanted not in columns:
+        raise InputError(f"--{what}_column {wanted}: no such column in {path}; found {few(list(columns), 12)}")
+    return wanted
+
+
+Rows = collections.namedtuple("Rows", "paths labels splits")
+
+
+def _rows(path, columns, image, label, files):
+    """The `Rows` of a table: paths of images, their labels, and the splits that a column says, or None."""
+    split = split_of(os.path.splitext(os.path.basename(path))[0])
+    found = [files.find(value, split) if value is not None else [] for value in columns[image]]
+    if lonely := [value for value, paths in zip(columns[image], found, strict=True) if not paths]:
+        raise InputError(f"--labels {path}: no image for {len(lonely):,} of {len(found):,} rows ({few(lonely, 3)})")
+    if several := next((paths for paths in found if len(paths) > 1), None):
+        raise InputError(f"--labels {path}: {several[0]} and {several[1]} have the same name; write paths into the table")
+    paths, labels = [paths[0] for paths in found], columns[label]
+    if missing := sum(value is None or value == -1 for value in labels):
+        raise InputError(
+            f"--labels {path}: {missing:,} of {len(labels):,} rows have no label in the column {label}; leave them out"
+        )
+    label_of = {}
+    for name, value in zip(paths, labels, strict=True):
+        if label_of.setdefault(name, value) != value:
+            raise InputError(
+                f"--labels {path}: {name} has two labels, {label_of[name]} and {value}; expected one of each image"
+            )
+    if len(label_of) < len(paths):
+        raise InputError(f"--labels {path}: {len(paths) - len(label_of):,} images are in it more than once; leave them out")
+    names = {name.lower(): name for name in columns}
+    said = next((columns[names[name]] for name in SPLIT if name in names and names[name] != label), None)
+    return Rows(paths, labels, [split_of(str(value)) for value in said] if said else None)
+
+
+def _classes(labels, listed):
+    if listed and all(isinstance(value, int) for value in labels):
+        return listed
+    values = sorted(set(labels), key=lambda value: (isinstance(value, str), value))
+    return listed or [str(value) for value in values]
+
+
+def _source(path, root, rows, classes, listed):
+    numbered = listed and all(isinstance(value, int) for value in rows.labels)
+    label_of = dict(enumerate(range(len(classes)))) if numbered else {name: label for label, name in enumerate(classes)}
+    labels = rows.labels if numbered else [str(value) for value in rows.labels]
+    if extra := sorted({str(value) for value in labels if value not in label_of}):
+        raise InputError(f"--labels {path}: found labels that are no class ({few(extra)}); expected {few(classes)}")
+    order = np.argsort(np.array([label_of[value] for value in labels]), kind="stable")
+    return Folder(str(root), [rows.paths[i] for i in order], np.array([label_of[labels[i]] for i in order]), classes)
