@@ -76,7 +76,7 @@ def test_the_commands_run(added, title):
         done = run(script, *words, *TINY[script].split(), cwd=added)
         assert done.returncode == 0, done.stderr
     if title == "A metric":
-        assert re.search(r"balanced accuracy [\d.]+ %", done.stdout)
+        assert re.search(r"kappa [\d.]+ %", done.stdout)
     if title == "A tracker":
         assert re.search(r"^1,loss,[\d.]+$", (added / "run_csv" / "points.csv").read_text(), re.MULTILINE)
     if title == "A recipe":
