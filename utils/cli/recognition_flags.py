@@ -64,8 +64,8 @@ def add_data_flags(parser):
               "IMNET and image_folder, as published, class folders; the others are downloaded there")  # fmt: skip
     topic.add("--dataset", free=True, metavar="NAME_OR_DIR", help="read through the library datasets: a name on the Hub, or a "
               "folder of Parquet, Arrow, image or WebDataset files")  # fmt: skip
-    topic.add("--labels", free=True, nargs="+", metavar="TABLE", help="images in one heap, and a table (.csv, .tsv, .parquet) that "
-              "says what each shows; a second one: those to validate on; --data_path: where the images lie, if not beside "
+    topic.add("--labels", free=True, nargs="+", metavar="TABLE", help="images in one heap, and a table (.csv, .tsv, .parquet) "
+              "that says what each shows; a second one: those to validate on; --data_path: where images lie, if not beside "
               "it")  # fmt: skip
     topic.add("--image_column", help="column of --dataset or --labels with the images; none: found by type and name")
     topic.add("--label_column", help="column of --dataset or --labels with the labels; none: found by type and name")
