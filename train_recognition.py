@@ -151,6 +151,7 @@ def main(args):
                         run.score(*evaluate(accelerator, network, val_loader, run, args.tta_flip), "best_ema")
             run.end_epoch(train_lr=schedule(run.counters.update - 1))
         run.finish()
+        score_test(args, accelerator, batch, run, network, getattr(val_source, "test", None), transforms)
     accelerator.end_training()
 
 
@@ -213,6 +214,25 @@ def evaluate(accelerator, model, loader, run, flip=False):
     return recognition_scores(rows[:, :3], answers), answers
 
 
+def evaluation_loader(args, accelerator, batch, source, transforms):
+    """The batches of a `source` in its order, for `evaluate` alone."""
+    images = RecognitionDataset(source, transforms.evaluate)
+    _, loader = build_loaders(
+        images, images, batch, device=accelerator.device, seed=args.seed, workers=loader_workers(args.num_workers),
+        pin_memory=args.pin_mem, dist_eval=args.dist_eval, collate=transforms.collate, finish=transforms.finish,
+        channels_last=args.channels_last, needs_updates=False,
+    )  # fmt: skip
+    return loader
+
+
+def score_test(args, accelerator, batch, run, network, source, transforms):
+    """Score the test images, if there are any, by the weights in best/: once, so that they choose nothing."""
+    if source is not None:
+        run.load_best()
+        loader = evaluation_loader(args, accelerator, batch, source, transforms)
+        run.keep_test(evaluate(accelerator, network, loader, run, args.tta_flip)[0])
+
+
 def evaluate_only(args, accelerator, batch, run, start, told):
     """Evaluate the start weights or those of the state --resume, and its average, if it has one."""
     with accelerator.local_main_process_first():
@@ -223,13 +243,8 @@ def evaluate_only(args, accelerator, batch, run, start, told):
     classes = classes_of(start, source)
     source = in_classes(source, classes, say=run.say)
     transforms = build_transforms(Augmentation.of(args))
-    val_set = RecognitionDataset(source, transforms.evaluate)
-    _, loader = build_loaders(
-        val_set, val_set, batch, device=accelerator.device, seed=args.seed, workers=loader_workers(args.num_workers),
-        pin_memory=args.pin_mem, dist_eval=args.dist_eval, collate=transforms.collate, finish=transforms.finish,
-        channels_last=args.channels_last, needs_updates=False,
-    )  # fmt: skip
-    run.say(f"data: {len(val_set)} validation images, {len(classes)} classes")
+    loader = evaluation_loader(args, accelerator, batch, source, transforms)
+    run.say(f"data: {len(source)} validation images, {len(classes)} classes")
     with torch.device("meta" if args.dry_run else "cpu"):
         model = build_model(
             ModelOptions.of(args), classes, input_size=args.input_size, pretrained=args.pretrained and not args.dry_run

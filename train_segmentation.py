@@ -154,6 +154,7 @@ def main(args):
                         run.score(*evaluate(accelerator, model, val_loader, view, run), "best_ema")
             run.end_epoch(train_lr=schedule(run.counters.update - 1))
         run.finish()
+        score_test(args, accelerator, batch, run, model, getattr(val_source, "test", None), transforms, view)
     accelerator.end_training()
 
 
@@ -218,6 +219,25 @@ def logits_of(model):
     return lambda images: model(images, only_logits=True)["logits"]
 
 
+def evaluation_loader(args, accelerator, batch, source, transforms):
+    """The batches of a `source` in its order, for `evaluate` alone."""
+    images = SegmentationDataset(source, transforms.evaluate)
+    _, loader = build_loaders(
+        images, images, batch, device=accelerator.device, seed=args.seed, workers=loader_workers(args.num_workers),
+        pin_memory=args.pin_mem, dist_eval=args.dist_eval, eval_batch_size=args.eval_batch_size,
+        channels_last=args.channels_last, needs_updates=False, **transforms.batches,
+    )  # fmt: skip
+    return loader
+
+
+def score_test(args, accelerator, batch, run, model, source, transforms, view):
+    """Score the test images, if there are any, by the weights in best/: once, so that they choose nothing."""
+    if source is not None:
+        run.load_best()
+        loader = evaluation_loader(args, accelerator, batch, source, transforms)
+        run.keep_test(evaluate(accelerator, model, loader, view, run)[0])
+
+
 def evaluate_only(args, accelerator, batch, run, start, told):
     """Evaluate the start weights or those of the state --resume, and its average, if it has one."""
     with accelerator.local_main_process_first():
@@ -232,13 +252,8 @@ def evaluate_only(args, accelerator, batch, run, start, told):
         source = in_classes(source, start.classes, start.palette, say=run.say)
     settings = Augmentation.of(args)
     transforms = build_transforms(settings)
-    val_set = SegmentationDataset(source, transforms.evaluate)
-    _, loader = build_loaders(
-        val_set, val_set, batch, device=accelerator.device, seed=args.seed, workers=loader_workers(args.num_workers),
-        pin_memory=args.pin_mem, dist_eval=args.dist_eval, eval_batch_size=args.eval_batch_size,
-        channels_last=args.channels_last, needs_updates=False, **transforms.batches,
-    )  # fmt: skip
-    run.say(f"data: {source.title}, {len(val_set)} validation images, {len(source.classes)} classes")
+    loader = evaluation_loader(args, accelerator, batch, source, transforms)
+    run.say(f"data: {source.title}, {len(source)} validation images, {len(source.classes)} classes")
     with torch.device("meta" if args.dry_run else "cpu"):
         model = build_network(**network, input_size=args.crop_size)
     args.eval_mode = check_crop(model, network, args.crop_size, args.eval_mode, run.say)

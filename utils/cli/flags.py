@@ -77,6 +77,13 @@ def _boolean_or_only(text):
 
 def add_image_flags(topic):
     """What is taken of own data, and how deep images are read."""
+    topic.add("--classes", metavar="FILE", help="classes in this order, a name on each line, others are left out; "
+              "vehicle = car, truck makes one class of two")  # fmt: skip
+    topic.add("--max_train_images", type=whole(1), metavar="N", help="train on N images only, of each class in proportion, for "
+              "a quick try")  # fmt: skip
+    topic.add("--max_val_images", type=whole(1), metavar="N", help="validate on N images only")
+    topic.add("--test_data_path", free=True, metavar="DIR", help="images that are scored once, after training, by best/; none: "
+              "those in test/ beside train/ and val/, if it is there")  # fmt: skip
     topic.add("--group_by", metavar="REGEX", help="--val_split keeps images on one side whose names, or first groups of it, "
               "match alike, such as '^[^_]+' for all up to the first _")  # fmt: skip
     topic.add("--value_range", nargs=2, type=number(), metavar=("BLACK", "WHITE"), help="values that become black and white in "

@@ -75,7 +75,7 @@ def see(train, val, value_range=None, say=print):
     found = [one for source in (train, val) for one in getattr(source, "seen", {}).values()]
     found_range = tuple(value_range) if value_range else value_range_of(found)
     upright = _masks_upright([source for source in dict.fromkeys((train, val)) if hasattr(source, "mask")], say)
-    for source in (train, val):
+    for source in (train, val, getattr(val, "test", None)):
         if hasattr(source, "file"):
             source.value_range = found_range
         if hasattr(source, "mask"):

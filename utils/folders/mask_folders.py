@@ -29,9 +29,13 @@ class Pairs:
     value_range, upright, left_out = None, True, {}
 
     def __init__(self, title, images, masks, ids, values=read_values):
-        self.title, self.ids, self.values = title, ids, values
-        self.classes, self.palette, self.notes = ids.classes, ids.palette, ids.notes
+        self.title, self.values = title, values
         self.images, self.masks = StringList(images), StringList(masks)
+        self.set_ids(ids)
+
+    def set_ids(self, ids):
+        """ids: MaskIds."""
+        self.ids, self.classes, self.palette, self.notes = ids, ids.classes, ids.palette, ids.notes
 
     def __len__(self):
         return len(self.images)
@@ -113,6 +117,11 @@ def mask_folders(root, need_train=True, *, val_split=None, seed=0, options=DEFAU
 
 def _pairs(images, masks, suffix, left_out):
     return match(scan_files(images, left_out=left_out), scan_files(masks, suffix=suffix, left_out=left_out))
+
+
+def pairs_of(images, masks, title, train, suffix):
+    """The `Pairs` in these two folders, whose masks mean what those of the source `train` do."""
+    return Pairs(str(title), *_pairs(images, masks, suffix, collections.Counter()), train.ids, train.values)
 
 
 def read_ids(masks, root, options):

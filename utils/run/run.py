@@ -9,6 +9,7 @@ import os
 import time
 
 import accelerate
+from safetensors.torch import load_file
 
 from utils.cli.errors import InputError, Stopped
 from utils.data.bad_samples import BadSamples, check_data
@@ -16,11 +17,12 @@ from utils.data.fingerprint import fingerprint
 from utils.data.masks import unknown_line
 from utils.data.sampling import stream_seed
 from utils.files import write_json
+from utils.model import sharding
 from utils.model.processes import peak_memory
 from utils.pictures.curves import lr_groups, lr_range
 from utils.pictures.gallery import Gallery
 from utils.report.evaluation import read_classes, read_evaluation, sure_text, worst_line
-from utils.report.scores import epoch_line, is_better, score_of, value_of
+from utils.report.scores import epoch_line, is_better, result_lines, score_of, value_of
 from utils.result.card import Cards
 from utils.result.export import reopened_differs
 from utils.result.publish import publish
@@ -297,6 +299,19 @@ class Run:
         return fault
 
     # --- after the last epoch
+
+    def load_best(self):
+        """Put the weights of best/, if it is there, into the model."""
+        path = os.path.join(self.folder, "best", "model.safetensors")
+        if os.path.isfile(path):
+            sharding.load_model(self.model, load_file(path))
+
+    def keep_test(self, scores):
+        """Say what the test images, which chose nothing, were scored with, and keep it in test.json."""
+        self.say(*result_lines("test, by best/", scores, self.sources[0].classes))
+        if self.log.folder:
+            write_json(self.log.folder / "test.json", {k: v for k, v in scores.items() if isinstance(v, int | float)})
+            self.gallery.end()
 
     def finish(self):
         """Leave the last weights, pictures, cards and whatever else was asked for; then mark the run as finished.

@@ -7,13 +7,15 @@ source of these samples only, `notes`, lines to say, and `left_out`, {kind: numb
 """
 
 import os
+import pathlib
 
 from utils.cli.errors import InputError
 from utils.data.look import see
 from utils.data.sampling import spread
-from utils.folders.class_folders import Folder, class_folders, refuse_one_class
+from utils.folders.class_folders import Folder, class_folders, find_splits, refuse_one_class, scan_folder
 from utils.folders.class_names import check_number
 from utils.folders.label_table import labelled_images
+from utils.folders.select import in_groups, read_groups, select
 from utils.images import check_header
 from utils.sources import RECOGNITION_SETS, DataSet
 from utils.sources.built_in import digits
@@ -57,11 +59,32 @@ def open_recognition_data(data, *, seed, need_val=True, need_train=True, dry_run
         )
     else:
         train, val = digits()
+    train, val = select(
+        train, val, classes=data.classes, max_train_images=data.max_train_images, max_val_images=data.max_val_images, seed=seed,
+        say=say,
+    )  # fmt: skip
     if need_train is True:
         refuse_one_class(train, None if data.labels else data.data_path)
+        val.test = _test_images(data, train.classes, say)
     check_number(data.nb_classes, train.classes)
     see(train, val, data.value_range)
     return train, val
+
+
+def _test_images(data, classes, say):
+    """The source that is scored once, after training: of --test_data_path, or of test/ beside train/ and val/; None."""
+    path = data.test_data_path
+    if not path and data.data_path and not (data.labels or data.data_set in RECOGNITION_SETS) and os.path.isdir(data.data_path):
+        root, splits = find_splits(pathlib.Path(data.data_path), lambda line: None)
+        if "test" in splits and ("val" in splits or data.val_split or data.eval_data_path):
+            path = root / splits["test"]
+    if not path:
+        return None
+    test = scan_folder(path, None if data.classes else classes)
+    if data.classes:
+        test = in_groups(test, read_groups(data.classes, test.classes), say, "test")
+    say(f"data: {len(test):,} images of {path} are scored once, after training, by best/")
+    return test
 
 
 def _imagenet(data_path, nb_classes):

@@ -12,9 +12,11 @@ from utils.data.bad_samples import in_threads
 from utils.data.look import see
 from utils.data.sampling import spread
 from utils.folders.class_names import SAMPLE, check_number
-from utils.folders.mask_folders import mask_folders
+from utils.folders.mask_folders import Pairs, mask_folders, pairs_of
+from utils.folders.mask_layouts import find_layout
 from utils.folders.mask_options import mask_options
 from utils.folders.names import few
+from utils.folders.select import select
 from utils.images import IGNORE, BadImage
 from utils.sources import SEGMENTATION_SETS
 from utils.sources.built_in import scenes
@@ -45,9 +47,30 @@ def open_segmentation_data(data, *, crop_size, seed, need_train=True, dry_run=Fa
         )
     else:
         train, val = scenes(crop_size)
+    train, val = select(
+        train, val, classes=data.classes, max_train_images=data.max_train_images, max_val_images=data.max_val_images, seed=seed,
+        say=say,
+    )  # fmt: skip
     check_number(data.nb_classes, train.classes)
+    if need_train is True and (test := _test_masks(data, train, say)):
+        val.test = test
     see(train, val, data.value_range, say)
     return train, val
+
+
+def _test_masks(data, train, say):
+    """The source that is scored once, after training: of --test_data_path, or of test beside train and val; None."""
+    if not (data.test_data_path or data.data_path) or data.data_set or not isinstance(train, Pairs):
+        return None
+    layout = find_layout(data.test_data_path or data.data_path)
+    split = "test" if "test" in layout else "" if data.test_data_path and "" in layout else None
+    if split is None and data.test_data_path:
+        raise InputError(f"--test_data_path {data.test_data_path}: found no test split; expected images/ and masks/ in it")
+    if split is None or not (data.test_data_path or "val" in layout or data.val_split):
+        return None
+    test = pairs_of(*layout[split], data.test_data_path or data.data_path, train, data.mask_suffix or "")
+    say(f"data: {len(test):,} images of {layout[split][0]} are scored once, after training, by best/")
+    return test
 
 
 def check_sources(train, val):

@@ -244,7 +244,8 @@ class _Masks:
 
     def set_ids(self, ids):
         """ids: MaskIds."""
-        self.ids, self.classes, self.palette, self.notes = ids, ids.classes, ids.palette, self.notes + ids.notes
+        self.ids, self.classes, self.palette = ids, ids.classes, ids.palette
+        self.notes = tuple(dict.fromkeys((*self.notes, *ids.notes)))
 
     def _read(self, row, place):
         """(PIL image, mask (H, W) int64) of a row; place: its index or number."""
