@@ -29,6 +29,7 @@ from utils.data.loaders import build_loaders
 from utils.data.sampling import MIX, MODEL, Sampling, image_numbers
 from utils.losses.class_weights import class_weights, count_labels
 from utils.losses.recognition import make_loss
+from utils.metrics.calibration import calibration_columns
 from utils.metrics.recognition import Answers, recognition_scores
 from utils.model.download import fetch_folder
 from utils.model.ema import EMA
@@ -204,13 +205,14 @@ def evaluate(accelerator, model, loader, run, flip=False):
         best = logits.topk(min(5, logits.shape[1])).indices  # (B, 5)
         right = best == labels.unsqueeze(1)
         columns = [right[:, 0], right.any(1), loss, labels, best[:, 0], logits.softmax(1).amax(1)]
-        rows.append(torch.stack([column.float() for column in columns], dim=1))
+        columns = torch.stack([column.float() for column in columns], dim=1)
+        rows.append(torch.cat([columns, calibration_columns(logits, labels)], dim=1))
         run.stop_if_asked()
     rows, numbers = torch.cat(rows), torch.tensor(image_numbers(loader.order))
     rows = (accelerator.gather(rows) if loader.order.processes > 1 else rows).cpu()
     counted = rows[:, 3] >= 0
     rows, numbers = rows[counted].double(), numbers[counted]
-    answers = Answers.of_rows(numbers, *rows[:, 3:].T, logits.shape[1])
+    answers = Answers.of_rows(numbers, *rows[:, 3:6].T, logits.shape[1], rows[:, 6:])
     return recognition_scores(rows[:, :3], answers), answers
 
 
@@ -277,7 +279,7 @@ def predict_only(args, accelerator, batch, run, start, told):
         folder, args.predict, os.path.join(args.output_dir or ".", "predictions.csv"), topk=args.topk, batch_size=batch.size,
         settings=Augmentation.of(args) if start else None, device=accelerator.device, workers=loader_workers(args.num_workers),
         process=batch.process, processes=batch.processes, gather=accelerate.utils.gather_object, say=run.say,
-        value_range=args.value_range,
+        value_range=args.value_range, unsure=args.unsure,
     )  # fmt: skip
     accelerator.end_training()
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -252,3 +253,21 @@ def test_a_file_that_breaks_off_leaves_the_old_one_and_nothing_aside(one_folder,
     with pytest.raises(InputError, match="cannot be written .*surrogates"):
         quiet(tmp_path, images, tmp_path / "out.csv")
     assert (tmp_path / "out.csv").read_text() == EARLIER and sorted(tmp_path.iterdir()) == before
+
+
+def test_a_temperature_makes_it_less_sure_and_what_is_unsure_is_said(one_folder, images, tmp_path):
+    quiet(one_folder, images, tmp_path / "before.csv")
+    warm = tmp_path / "warm"
+    shutil.copytree(one_folder, warm)
+    config = json.loads((warm / "config.json").read_text())
+    (warm / "config.json").write_text(json.dumps(config | {"temperature": 2.0}))
+    quiet(warm, images, tmp_path / "after.csv", unsure=0.7)
+    before, after = read(tmp_path / "before.csv"), read(tmp_path / "after.csv")
+    for old, new in zip(before, after, strict=True):
+        probabilities = np.array([float(old[f"probability_{i}"]) for i in (1, 2, 3)]) ** 0.5
+        assert float(new["probability_1"]) == pytest.approx(probabilities[0] / probabilities.sum(), rel=1e-4)
+        assert new["label_1"] == old["label_1"] and "answer" not in old
+        assert new["answer"] == (new["label_1"] if float(new["probability_1"]) >= 0.7 else "unsure")
+    (warm / "config.json").write_text(json.dumps(config | {"temperature": 0}))
+    with pytest.raises(InputError, match="temperature 0 in config.json; expected a number of 0.01 to 100"):
+        quiet(warm, images, tmp_path / "after.csv")

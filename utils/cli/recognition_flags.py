@@ -33,6 +33,8 @@ def add_flags(parser):
     topic.switch("--tta_flip", False, "average the logits of each image and its mirror image")
     topic.add("--predict", metavar="DIR_OR_FILE", help="classify these images with --finetune RUN/best into predictions.csv, "
               "and stop")  # fmt: skip
+    topic.add("--unsure", type=number(0, 1), help="--predict adds a column `answer`: the class, or 'unsure' where its "
+              "probability is less than this; none: no such column")  # fmt: skip
     topic.add("--topk", type=whole(1), default=5, help="classes that --predict writes for each image")
     flags.add_speed_flags(parser)
     flags.add_output_flags(parser, "train_recognition")
@@ -198,6 +200,6 @@ def check(args, error):
         ("eval_freq best_metric patience", not args.disable_eval, "without --disable_eval"),
         ("bce_target_thresh", args.loss == "bce" or args.bce_loss, "with --loss bce"),
         ("sampling aug_repeats", not args.streaming, "without --streaming, whose images come as they are stored"),
-        ("topk", args.predict, "with --predict"),
+        ("topk unsure", args.predict, "with --predict"),
         ("group_by", args.val_split and args.data_path, "with --data_path and --val_split"),
     )  # fmt: skip

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.metrics.calibration import calibrate
 from utils.metrics.interval import FEWEST, bootstrap, wilson
 from utils.metrics.per_class import Pairs, class_rows, mean, per_class
 
@@ -19,14 +20,25 @@ class Answers(NamedTuple):
     predicted: np.ndarray  # the likeliest class
     probability: np.ndarray  # of that class, 0..1
     classes: np.ndarray  # () int64: how many the model tells apart
+    sureness: np.ndarray = np.zeros((0, 1))  # (N, …): columns of `calibration_columns`, or none
 
     @classmethod
-    def of_rows(cls, index, label, predicted, probability, classes):
+    def of_rows(cls, index, label, predicted, probability, classes, sureness=None):
         """Columns in any order, as tensors on the CPU."""
         order = np.argsort(np.asarray(index), kind="stable")
         label, predicted = (np.asarray(column, np.int64)[order] for column in (label, predicted))
         probability = np.asarray(probability, np.float64)[order]
-        return cls(np.asarray(index)[order], label, predicted, probability, np.int64(classes))
+        sureness = cls._field_defaults["sureness"] if sureness is None else np.asarray(sureness, np.float64)[order]
+        return cls(np.asarray(index)[order], label, predicted, probability, np.int64(classes), sureness)
+
+    @property
+    def calibration(self):
+        """How sure the model is of what, and the temperature that mends it; see `calibration.calibrate`."""
+        return calibrate(self.sureness, self.label == self.predicted)
+
+    def config(self):
+        """What config.json says of the weights that gave these answers."""
+        return {"temperature": found["temperature"]} if (found := self.calibration) else {}
 
     @property
     def pairs(self):

@@ -64,6 +64,15 @@ class MaskAnswers(NamedTuple):
     def pairs(self):
         return Pairs.of_matrix(self.matrix)
 
+    @property
+    def calibration(self):
+        """Not known of pixels."""
+        return {}
+
+    def config(self):
+        """What config.json says of the weights that gave these answers: nothing."""
+        return {}
+
     def class_rows(self, names):
         """The rows of classes.json."""
         rows = class_rows(self.pairs, names, ("iou", "f1", "precision", "recall"))

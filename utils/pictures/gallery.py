@@ -16,6 +16,7 @@ from utils.metrics.segmentation import MaskAnswers
 from utils.pictures.confusion import confusion
 from utils.pictures.curves import curves
 from utils.pictures.images import SHOWN_SAMPLES, mistakes, predictions, samples
+from utils.pictures.reliability import reliability
 from utils.report import report
 from utils.report.evaluation import write_evaluation
 from utils.report.run_files import read_records
@@ -85,6 +86,8 @@ class Gallery:
         answers: Answers or MaskAnswers; source: of the images, with name(index), `classes`, and read(index) -> PIL image.
         """
         self.put("confusion", confusion, pairs=answers.pairs, classes=source.classes)
+        if answers.calibration:
+            self.put("reliability", reliability, calibration=answers.calibration)
         if hasattr(answers, "truth"):
             images = {name: getattr(answers, name) for name in ("images", "truth", "predicted")}
             if len(answers.shown):

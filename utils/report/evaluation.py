@@ -30,6 +30,7 @@ def write_evaluation(folder, answers, source, scores, metric, **facts):
     single = {name: value for name, value in scores.items() if isinstance(value, int | float) and math.isfinite(value)}
     sure = {name: answers.interval(name, scores) for name in single if name in (metric, "acc1", "miou")}
     sure = {name: [round(bound, 2) for bound in bounds] for name, bounds in sure.items() if bounds}
+    facts |= {"calibration": answers.calibration} if answers.calibration else {}
     write_json(folder / "evaluation.json", facts | {"metric": metric, "scores": single, "intervals": sure})
 
 

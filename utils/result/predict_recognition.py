@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 import os
 import pathlib
 import unicodedata
@@ -26,13 +27,15 @@ NAME_WIDTH = 48  # columns of the terminal that an image's or a label's name may
 
 def predict(
     folder, images, output, *, settings=None, topk=5, batch_size=64, device, workers=0, process=0, processes=1, gather=None,
-    say=print, value_range=None,
+    say=print, value_range=None, unsure=None,
 ):  # fmt: skip
     """Write the `topk` likeliest classes of every image at or below `images` to the CSV file `output`, in one step.
 
     folder: with config.json and model.safetensors as training writes them (RUN/best). settings: Augmentation, how images are
     looked at; None: as its config.json says. value_range: as of images.to_rgb. process, processes: they take turns; only
     process 0 writes and says anything. gather: list of a process -> list of all of them, needed where there are several.
+    unsure: None, or a probability: a column `answer` has the likeliest class, or "unsure" where it is less probable. The
+    probabilities are those at the `temperature` of config.json, if it has one (utils/metrics/calibration.py).
     Columns: image (its path below `images`, or its name), label_1, probability_1 (0..1), label_2, …; empty where an image
     cannot be read, which is also said. Raises InputError for a folder without such a model, a path without images, images
     none of which can be read, and an output that cannot be written.
@@ -40,12 +43,14 @@ def predict(
     assert gather is not None or processes == 1, "several processes need gather"
     model, transform, classes = open_classifier(folder)
     transform = transform if settings is None else eval_transform(settings)
+    temperature = temperature_of(folder)
     files = find_images(images, say if process == 0 else _say_nothing)
     output, topk = pathlib.Path(output), min(topk, len(classes))
     if process == 0:
         _check_output(output, say)  # now, not after an hour
     mine = _Images(files, range(process, len(files), processes), transform, value_range)
-    answers = _predict(model.to(device), mine, topk, batch_size, torch.device(device), workers, show=process == 0)
+    model = model.to(device)
+    answers = _predict(model, mine, topk, batch_size, torch.device(device), workers, temperature, show=process == 0)
     answers = sorted(gather(answers) if gather else answers, key=lambda answer: answer[0])
     faults = [fault for _, fault, _ in answers if fault]
     if len(faults) == len(files):
@@ -54,7 +59,7 @@ def predict(
     if process > 0:
         return
     rows = [(files[i][1], [(classes[label], p) for label, p in best]) for i, _, best in answers]
-    _write(output, rows, topk)
+    _write(output, rows, topk, unsure)
     for fault in faults:
         say(f"warning: {fault}")
     for line in table(rows[:SHOWN]):
@@ -63,6 +68,15 @@ def predict(
     more = f", the first {SHOWN} of them above" if len(files) > SHOWN else ""
     unread = f", {len(faults)} more could not be read" if faults else ""
     say(f"predicted: {whole} image{'s' * (whole != 1)}{unread}{more}; all are in {one_line(str(output))}")
+
+
+def temperature_of(folder):
+    """By which logits are divided, so that the model is as sure as it is right: that of config.json, else 1."""
+    config = json.loads((pathlib.Path(folder) / "config.json").read_text(encoding="utf-8"))
+    temperature = config.get("temperature", 1.0)
+    if type(temperature) not in (int, float) or not 0.01 <= temperature <= 100:
+        raise InputError(f"{folder}: temperature {one_line(str(temperature))} in config.json; expected a number of 0.01 to 100")
+    return temperature
 
 
 def open_classifier(folder):
@@ -113,7 +127,7 @@ def _collate(samples):
 
 
 @torch.no_grad()
-def _predict(model, images, topk, batch_size, device, workers, show):
+def _predict(model, images, topk, batch_size, device, workers, temperature, show):
     """[(number of the image, why it cannot be read or None, [(label, probability)] from the likeliest down)] of `images`."""
     loader = torch.utils.data.DataLoader(
         images, batch_size, num_workers=workers, collate_fn=_collate, pin_memory=device.type == "cuda", worker_init_fn=in_worker
@@ -122,7 +136,8 @@ def _predict(model, images, topk, batch_size, device, workers, show):
     with tqdm(total=len(images), desc="predict", unit="image", disable=not show) as progress:
         for numbers, batch, faults in loader:
             if numbers:
-                probabilities = model(batch.to(device, non_blocking=device.type != "mps")).float().softmax(1)  # (B, classes)
+                logits = model(batch.to(device, non_blocking=device.type != "mps")).float() / temperature  # (B, classes)
+                probabilities = logits.softmax(1)
                 if not probabilities.isfinite().all():
                     path, _ = images.files[numbers[0]]
                     raise InputError(f"{path}: the model's output is not finite; its weights are broken")
@@ -155,7 +170,7 @@ def _say_nothing(line):
     pass
 
 
-def _write(path, rows, topk):
+def _write(path, rows, topk, unsure):
     """rows: (name, [(label, probability)]). Names that are no UTF-8 keep their bytes."""
     columns = [f"{column}_{i}" for i in range(1, topk + 1) for column in ("label", "probability")]
     with (
@@ -164,10 +179,13 @@ def _write(path, rows, topk):
         open(aside, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(["image", *columns])
+        writer.writerow(["image", *columns, *["answer"] * (unsure is not None)])
         for name, best in rows:
             cells = [cell for label, p in best for cell in (label, f"{p:.8g}")]
-            writer.writerow([name, *cells, *[""] * (len(columns) - len(cells))])
+            cells += [""] * (len(columns) - len(cells))
+            if unsure is not None and best:
+                cells.append(best[0][0] if best[0][1] >= unsure else "unsure")
+            writer.writerow([name, *cells])
 
 
 @contextlib.contextmanager

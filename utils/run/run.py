@@ -239,7 +239,7 @@ class Run:
         # Each may have looked at all images, and added up in another order: the main process decides which weights are best.
         key, (value,) = f"test_{self.metric}{suffix}", accelerate.utils.broadcast_object_list([scores[self.metric]])
         highest = all(is_better(self.metric, value, best) for best in counters.best.values())
-        if is_better(self.metric, value, counters.best.get(key)) and self._export(name) is None:
+        if is_better(self.metric, value, counters.best.get(key)) and self._export(name, answers.config()) is None:
             counters.best[key] = value
             self.improved.append(name)
             if highest:
@@ -289,8 +289,10 @@ class Run:
         )  # fmt: skip
         self.signals.saved(self.fault)
 
-    def _export(self, name):
-        fault = state.export(self.accelerator, self.log, self.model, self.config, self.folder, name)
+    def _export(self, name, more=()):
+        """Write the weights of the model to `name`/, and the config with `more` of it; returns what went wrong, or None."""
+        config = self.config | dict(more)
+        fault = state.export(self.accelerator, self.log, self.model, config, self.folder, name)
         if not self.compared and fault is None and self.accelerator.is_main_process:
             folder, self.compared = os.path.join(self.folder, name), True
             sharded = self.accelerator.distributed_type == "FSDP"
