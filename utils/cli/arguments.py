@@ -13,6 +13,7 @@ import shlex
 import sys
 from typing import NamedTuple
 
+from utils.cli.elsewhere import called_here
 from utils.cli.errors import InputError, did_you_mean, one_line
 
 RECIPE_BYTES = 100_000
@@ -178,7 +179,8 @@ def _explain_unknown(unknown, flags):
         name = word.partition("=")[0]
         if not name.startswith("--"):
             continue  # most likely the value of an unknown flag
-        parts.append(f"unknown flag {name}{did_you_mean(name, flags)}")
+        here = called_here(name.removeprefix("--"), flags)
+        parts.append(f"unknown flag {name}" + (f": here it is {here}" if here else did_you_mean(name, flags)))
     return "; ".join(parts) or f"unexpected '{unknown[0]}': every value belongs to a --flag before it"
 
 
