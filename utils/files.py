@@ -46,7 +46,7 @@ def read_text(path, expected):
 def write_text(path, text):
     """Replace a text file in one step."""
     with replace(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path, value):

@@ -8,13 +8,9 @@ import difflib
 import functools
 import itertools
 import os
-import re
 import sys
 
 STOPPED = 75  # exit code: EX_TEMPFAIL of sysexits.h, "try again"
-# How gloo and NCCL say that another process is gone.
-LOST = re.compile(r"closed by peer|reset by peer|broken pipe|remote process exited|watchdog|timed out|timeout", re.I)
-NO_DETERMINISTIC = " does not have a deterministic implementation"  # in what torch says of an operation
 
 
 class InputError(ValueError):
@@ -24,10 +20,7 @@ class InputError(ValueError):
     """
 
     def __str__(self):
-        text = super().__str__()
-        if text.startswith("Caught ") and "\nOriginal Traceback" in text:  # raised in a loader worker
-            text = text.strip().splitlines()[-1].partition(": ")[2]
-        return one_line(text)
+        return one_line(_of_worker(super().__str__()))
 
 
 class Stopped(Exception):
@@ -47,6 +40,8 @@ def input_errors(flag=""):
 
 def run_script(script, main, args):
     """main(args); what a user can put right ends the process with one line and exit code 1, a signal with code STOPPED."""
+    ready_output()
+    sys.unraisablehook = _unraisable
     try:
         main(args)
     except InputError as error:
@@ -57,20 +52,49 @@ def run_script(script, main, args):
             _leave(code)
     except KeyboardInterrupt:
         code, line = 130, "interrupted; what was saved is whole"
-    except RuntimeError as error:
-        code, what = 1, first_line(error)
-        if "DataLoader worker" in what and "killed by signal" in what:
-            line = f"error: {what.strip()} Memory is the usual reason: try fewer --num_workers. The same command goes on"
-        elif "WORLD_SIZE" in os.environ and LOST.search(str(error)):
-            line = f"error: a process of this run was lost ({what}); the same command goes on from the last state"
-        elif NO_DETERMINISTIC in what:
-            line = f"error: --deterministic: {what.split(NO_DETERMINISTIC)[0]} has no deterministic kernel here; leave it out"
-        else:
+    except Exception as error:
+        from utils.cli.explain import explain
+
+        code, line = 1, explain(error, args)
+        if line is None:
             raise
+        line = f"error: {one_line(line)}"
     else:
+        _flush()
         return
-    print(f"{script}: {line}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(f"{script}: {line}", file=sys.stderr, flush=True)
     _leave(code)
+
+
+def _unraisable(found):
+    """A lost loader worker is noticed wherever Python is; where that can raise nothing, it is raised a moment later."""
+    if "DataLoader worker" not in str(found.exc_value):
+        sys.__unraisablehook__(found)
+
+
+def ready_output():
+    """Print whatever names hold: what an encoding has no letter for is escaped. What is closed takes output and loses it.
+
+    A file that is opened would get the number of a closed output, and what libraries print there.
+    """
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115, for as long as the process lives
+        if number and hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def _flush():
+    """Print what waits; where that cannot be done, drop it, or Python would end with a code of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _leave(code):
@@ -78,6 +102,17 @@ def _leave(code):
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(code)
+
+
+def last_words(error):
+    """What an exception says, on one line; of one that a loader worker raised, without the way it took."""
+    return first_line(_of_worker(str(error)).strip() or type(error).__name__)
+
+
+def _of_worker(text):
+    if text.startswith("Caught ") and "\nOriginal Traceback" in text:  # raised in a loader worker
+        return text.strip().splitlines()[-1].partition(": ")[2]
+    return text
 
 
 def first_line(error):

@@ -4,11 +4,13 @@ which takes seconds.
 A training script imports this file before all others. In any other program importing it does nothing.
 """
 
+import contextlib
 import os
 import sys
 
 from utils.cli import recognition_flags, segmentation_flags
 from utils.cli.arguments import Parser
+from utils.cli.errors import ready_output
 from utils.cli.threads import spin_briefly
 
 FLAGS = {"train_recognition.py": recognition_flags, "train_segmentation.py": segmentation_flags}
@@ -27,16 +29,16 @@ def _answer():
     script = os.path.basename(getattr(main, "__file__", None) or "")
     if script not in FLAGS:
         return
+    ready_output()
     args = parse(script, main.__doc__)
     spin_briefly()
     if os.environ.get("RANK", "0") == "0" and args.dry_run != "json":
         model = f"{args.model} on {args.backbone}" if hasattr(args, "backbone") else args.model
         if args.predict or (args.eval and args.finetune and not {"model", "backbone"} & args.given):
             model = args.finetune  # which says what it is
-        print(
-            f"{script.removesuffix('.py')}: {model}, {args.predict or args.data_path or args.dataset or 'built-in data'}",
-            flush=True,
-        )
+        with contextlib.suppress(OSError):  # a full disk, a pipe that nobody reads: the run says so
+            print(f"{script.removesuffix('.py')}: {model}, {args.predict or args.data_path or args.dataset or 'built-in data'}",
+                  flush=True)  # fmt: skip
 
 
 _answer()

@@ -8,6 +8,7 @@ import signal
 import torch
 
 from utils.cli.errors import InputError
+from utils.data.room import workers_that_fit
 from utils.data.sampling import EvalBatches, TrainBatches
 from utils.data.streaming import StreamLoader
 
@@ -29,6 +30,8 @@ def build_loaders(
     """
     share = (batch.process, batch.processes)
     pinned = pin_memory and device.type == "cuda"
+    say = print if batch.process == 0 else (lambda line: None)
+    workers = workers_that_fit(workers, train_set, batch.size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), say)
     options = {"num_workers": workers, "pin_memory": pinned, "worker_init_fn": in_worker}
     on_device = {"device": device, "finish": finish, "finish_labels": finish_labels, "channels_last": channels_last}
     if shuffle_buffer:

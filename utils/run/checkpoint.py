@@ -115,6 +115,8 @@ def newest_state(folder, say=print):
 def find_fault(path):
     """What is wrong with the state at `path` by its manifest, or None."""
     try:
+        if not is_state(path):  # a pipe would be waited for
+            return f"found no {MANIFEST}"
         manifest = json.loads((path / MANIFEST).read_text())
         there = {name for name in (*_NEEDED, _EMA) if os.path.isfile(path / name) and not os.path.islink(path / name)}
         if set(manifest) != there or not there >= _NEEDED:  # other names could lead anywhere

@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import shutil
+import stat
 import sys
 
 import accelerate
@@ -31,34 +32,52 @@ def open_folder(folder, script, settings, args, *, resume="", auto_resume=True, 
     files of another program; for a broken `resume`; and where the folder cannot be written.
     """
     folder = pathlib.Path(folder) if folder else _restarted(script) or _fresh_name(script)
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:  # safetensors, and what else is written in Rust, opens no such path
+        raise InputError(f"--output_dir {folder}: its name is no UTF-8; choose another folder") from None
+    try:
+        return _open(folder, settings, args, resume, auto_resume, say)
+    except OSError as error:
+        raise InputError(f"--output_dir {folder} cannot be written ({error.strerror}): choose another folder") from None
+
+
+def _open(folder, settings, args, resume, auto_resume, say):
+    """`open_folder`, with the errors of the disk as they come."""
     record, states_folder = folder / "args.json", folder / "checkpoints"
     if resume:
         checkpoint.check(resume)
     known = None
+    _refuse_odd_files(folder)
     if record.exists():
         known = _known(folder, record, settings, resume, auto_resume)
     elif foreign := [name for name in ("log.txt", "updates.txt", "best", "last") if (folder / name).exists()]:
         raise InputError(f"--output_dir {folder} holds {foreign[0]} of another program: choose another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _lock(folder)
-        state = pathlib.Path(resume) if resume else None
-        if known and (not resume or known["args"].get("resume") == resume):
-            own = checkpoint.newest_state(states_folder, say)
-            if own is None and not resume:
-                _refuse_lost_states(folder, known)
-            if own is not None and resume and own.resolve() != state.resolve():
-                say(f"note: {own} was saved after {resume} by this same command, and wins; --output_dir elsewhere goes back")
-            state = own or state
-        checkpoint.set_aside_newer(states_folder, state)
-        record_of_this_start = {
-            "settings": settings, "args": args, "command": sys.argv, "launcher": _launcher(), "commit": versions.commit(),
-            "versions": versions.versions(),
-        }  # fmt: skip
-        files.write_json(record, record_of_this_start)
-    except OSError as error:
-        raise InputError(f"--output_dir {folder} cannot be written ({error.strerror}): choose another folder") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    _lock(folder)
+    state = pathlib.Path(resume) if resume else None
+    if known and (not resume or known["args"].get("resume") == resume):
+        own = checkpoint.newest_state(states_folder, say)
+        if own is None and not resume:
+            _refuse_lost_states(folder, known)
+        if own is not None and resume and own.resolve() != state.resolve():
+            say(f"note: {own} was saved after {resume} by this same command, and wins; --output_dir elsewhere goes back")
+        state = own or state
+    checkpoint.set_aside_newer(states_folder, state)
+    record_of_this_start = {
+        "settings": settings, "args": args, "command": sys.argv, "launcher": _launcher(), "commit": versions.commit(),
+        "versions": versions.versions(),
+    }  # fmt: skip
+    files.write_json(record, record_of_this_start)
     return str(folder), state and str(state)
+
+
+def _refuse_odd_files(folder):
+    """InputError for a pipe or a device in `folder`, at which whoever opens it waits for ever."""
+    for entry in os.scandir(folder) if folder.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):  # a link that leads nowhere
+            if not (entry.is_dir() or entry.is_file() or stat.S_ISSOCK(entry.stat().st_mode)):
+                raise InputError(f"--output_dir {folder} holds {entry.name}, which is no file: choose another folder")
 
 
 def _known(folder, record, settings, resume, auto_resume):

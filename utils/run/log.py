@@ -57,7 +57,7 @@ class RunLog:
         try:
             size = path.stat().st_size if path.exists() else 0
             try:
-                with open(path, "a", encoding="utf-8") as file:
+                with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
                     file.writelines(lines)
             except OSError:
                 os.truncate(path, size)
