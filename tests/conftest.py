@@ -1,5 +1,6 @@
 """What several tests share: the golden numbers, running the scripts as users do, and small image folders."""
 
+import collections
 import gzip
 import json
 import multiprocessing.forkserver
@@ -24,6 +25,17 @@ TINY = (
     "--model convnextv2_atto --model_kwargs depths=(1,1,2,1) dims=(8,8,16,16) --input_size 32 --epochs 2 --warmup_epochs 1 "
     "--num_workers 0 --batch_size 64 --report_to none"
 ).split()
+
+
+def pytest_xdist_auto_num_workers(config):
+    """-n auto: a worker for each core, four at most, since most tests train on two threads or two processes."""
+    return min(4, os.cpu_count() or 1)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no worker begins a long file when the others are done."""
+    slow = collections.Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)
