@@ -10,8 +10,8 @@ from small_sources import SIZE, ids, write, write_image, write_mask
 from utils.cli.errors import InputError
 from utils.data.look import see
 from utils.data.masks import read_values, unknown_line, voc_palette
-from utils.folders.mask_folders import MaskOptions, mask_folders
 from utils.images import IGNORE
+from utils.mask_folders.pairs import MaskOptions, mask_folders
 
 
 def columns(*values, dtype=np.uint8):
@@ -124,7 +124,7 @@ def test_colours(tmp_path):
     ):
         mask_folders(tmp_path)
     from utils.cli.segmentation_flags import Data
-    from utils.folders.mask_options import mask_options
+    from utils.mask_folders.options import mask_options
 
     def opened(text):
         (tmp_path / "colours.csv").write_text(text, encoding="utf-8-sig", newline="\r\n")

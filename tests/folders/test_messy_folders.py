@@ -10,9 +10,9 @@ from PIL import Image
 from small_sources import encoded, names, write, write_image, write_mask
 
 from utils.cli.errors import InputError
-from utils.data.copies import equal_groups, look_alike
 from utils.folders.class_folders import class_folders
-from utils.folders.mask_folders import MaskOptions, mask_folders
+from utils.folders.copies import equal_groups, look_alike
+from utils.mask_folders.pairs import MaskOptions, mask_folders
 from utils.sources.recognition import open_recognition_data
 
 
@@ -136,7 +136,7 @@ def test_pictures_that_look_alike(tmp_path):
     files = [str(tmp_path / f"{i}.png") for i in range(10)] + [str(tmp_path / "plain.png")]
     others = [str(tmp_path / name) for name in ("10.png", "again.jpg", "plain.png", "11.png")]
     assert look_alike(files, others) == [(3, 1)]
-    import utils.data.copies as copies
+    import utils.folders.copies as copies
 
     copies.PAIRS, pairs = 1, copies.PAIRS  # as for millions of pictures
     try:

@@ -6,7 +6,7 @@ from small_sources import encoded, encoded_mask, write, write_image, write_mask,
 from utils.cli.errors import InputError
 from utils.cli.registry import load
 from utils.cli.segmentation_flags import Data
-from utils.folders.mask_folders import mask_folders
+from utils.mask_folders.pairs import mask_folders
 from utils.sources import SEGMENTATION_SETS, segmentation
 from utils.sources.segmentation import check_files, open_segmentation_data
 

@@ -6,9 +6,9 @@ import os
 import numpy as np
 
 from utils.data.bad_samples import in_threads
-from utils.data.copies import equal_groups, look_alike
 from utils.data.look import look_at
 from utils.data.sampling import spread
+from utils.folders.copies import equal_groups, look_alike
 from utils.images import BadImage
 
 NEAR, MOST_FILES, MOST_ROWS = 100, 200_000, 2_000  # images of each split that are compared by looks, and by bytes

@@ -7,8 +7,8 @@ import re
 import numpy as np
 
 from utils.cli.errors import InputError
-from utils.data.copies import equal_groups
 from utils.data.sampling import stratified_split
+from utils.folders.copies import equal_groups
 from utils.folders.names import few
 
 MOST_FILES, MOST_ROWS = 200_000, 10_000  # images among which copies are looked for

@@ -33,7 +33,7 @@ def labelled_images(tables, root, *, image_column=None, label_column=None, val_s
         raise InputError(f"--labels: found {len(tables)} tables; expected one, or one to train on and one to validate on")
     if len(tables) == 2 and val_split is not None:
         raise InputError(f"--val_split {val_split}: {tables[1]} is a validation set already; leave one of the two out")
-    files, parts = _Files(root), []
+    files, parts = Files(root), []
     for path in tables:
         columns = read_table(path)
         image = _image_column(path, columns, files, image_column)
@@ -109,7 +109,7 @@ def _plain(value):
     return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
-class _Files:
+class Files:
     """The images below a folder, by their paths, names, and names without the ending."""
 
     def __init__(self, root):

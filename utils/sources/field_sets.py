@@ -15,9 +15,9 @@ from utils.cli.errors import InputError, first_line
 from utils.data.masks import class_table, draw_instances, fit_image, voc_palette
 from utils.data.string_list import StringList
 from utils.folders.files import candidates, find_folder, match, scan_files
-from utils.folders.mask_folders import split_pairs, with_val
 from utils.folders.names import few
 from utils.images import read_image
+from utils.mask_folders.pairs import split_pairs, with_val
 
 # --- classes, in the order of their ids -------------------------------------------------------------------------------
 

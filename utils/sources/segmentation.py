@@ -12,12 +12,13 @@ from utils.data.bad_samples import in_threads
 from utils.data.look import see
 from utils.data.sampling import spread
 from utils.folders.class_names import SAMPLE, check_number
-from utils.folders.mask_folders import Pairs, mask_folders, pairs_of
-from utils.folders.mask_layouts import find_layout
-from utils.folders.mask_options import mask_options
 from utils.folders.names import few
-from utils.folders.select import select
+from utils.folders.select import in_groups, read_groups, select
 from utils.images import IGNORE, BadImage
+from utils.mask_folders.layouts import find_layout
+from utils.mask_folders.options import mask_options
+from utils.mask_folders.outlines import Outlines, find_outlines
+from utils.mask_folders.pairs import Pairs, mask_folders, pairs_of
 from utils.sources import SEGMENTATION_SETS
 from utils.sources.built_in import scenes
 from utils.sources.published import open_published
@@ -60,16 +61,24 @@ def open_segmentation_data(data, *, crop_size, seed, need_train=True, dry_run=Fa
 
 def _test_masks(data, train, say):
     """The source that is scored once, after training: of --test_data_path, or of test beside train and val; None."""
-    if not (data.test_data_path or data.data_path) or data.data_set or not isinstance(train, Pairs):
+    if not (data.test_data_path or data.data_path) or data.data_set or not isinstance(train, Pairs | Outlines):
         return None
-    layout = find_layout(data.test_data_path or data.data_path)
+    root = data.test_data_path or data.data_path
+    layout = find_outlines(root, lambda line: None) if isinstance(train, Outlines) else find_layout(root)
     split = "test" if "test" in layout else "" if data.test_data_path and "" in layout else None
     if split is None and data.test_data_path:
         raise InputError(f"--test_data_path {data.test_data_path}: found no test split; expected images/ and masks/ in it")
     if split is None or not (data.test_data_path or "val" in layout or data.val_split):
         return None
-    test = pairs_of(*layout[split], data.test_data_path or data.data_path, train, data.mask_suffix or "")
-    say(f"data: {len(test):,} images of {layout[split][0]} are scored once, after training, by best/")
+    if isinstance(train, Outlines):
+        test = layout[split]
+        if data.classes:
+            test = in_groups(test, read_groups(data.classes, test.classes), say, "test")
+        if test.classes != train.classes:
+            raise InputError(f"{root}: the test images have other classes ({few(test.classes)}) than {few(train.classes)}")
+    else:
+        test = pairs_of(*layout[split], root, train, data.mask_suffix or "")
+    say(f"data: {len(test):,} images of {root}/{split} are scored once, after training, by best/")
     return test
 
 

@@ -16,9 +16,9 @@ from utils.data.sampling import spread
 from utils.data.streaming import place_of
 from utils.folders.class_names import MOST_CLASSES, listed_classes
 from utils.folders.hold_out import hold_out
-from utils.folders.mask_ids import SAMPLE, find_ids
 from utils.folders.names import few
 from utils.images import BadImage, decode_image
+from utils.mask_folders.ids import SAMPLE, find_ids
 from utils.sources.hub import (
     check_columns,
     encoded_images,

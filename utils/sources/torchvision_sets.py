@@ -12,7 +12,7 @@ import numpy as np
 from utils.cli.errors import InputError, first_line
 from utils.data.masks import class_table
 from utils.folders.class_folders import Folder
-from utils.folders.mask_folders import split_pairs
+from utils.mask_folders.pairs import split_pairs
 from utils.sources.built_in import Pictures
 
 

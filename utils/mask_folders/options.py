@@ -2,7 +2,7 @@
 
 from utils.cli.errors import InputError
 from utils.files import read_text
-from utils.folders.mask_folders import MaskOptions
+from utils.mask_folders.pairs import MaskOptions
 
 
 def mask_options(data):

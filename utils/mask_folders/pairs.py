@@ -13,10 +13,11 @@ from utils.data.string_list import StringList
 from utils.folders.class_names import MOST_CLASSES, listed_classes
 from utils.folders.files import match, scan_files
 from utils.folders.hold_out import hold_out
-from utils.folders.mask_ids import MaskIds, colour_reader, colours_of, find_ids, refuse_other_palettes
-from utils.folders.mask_layouts import find_layout
-from utils.folders.names import test_note
+from utils.folders.names import few, test_note
 from utils.images import read_image
+from utils.mask_folders.ids import MaskIds, colour_reader, colours_of, find_ids, refuse_other_palettes
+from utils.mask_folders.layouts import find_layout
+from utils.mask_folders.outlines import find_outlines
 
 
 class Pairs:
@@ -81,14 +82,15 @@ DEFAULTS = MaskOptions()
 
 
 def mask_folders(root, need_train=True, *, val_split=None, seed=0, options=DEFAULTS, say=print):
-    """(training, validation) from images and masks of the same names, in a layout of `mask_layouts`.
+    """(training, validation) from images and masks of the same names, in a layout of layouts.py.
 
     need_train: True; None: without a training split the validation images stand for both; False: they always do. val_split:
     the fraction of the images that is held out, keyed by `seed`, where there is no validation split. A mask holds class ids;
     255, or 65535 in masks of 16 bits, is no class. classes.txt in `root` names the classes, one a line; without it they are
     counted in a sample. Raises InputError for folders that are missing and files without a counterpart.
     """
-    layout = find_layout(root)
+    drawn = {} if options.values or options.colours else find_outlines(root, say)
+    layout = drawn or find_layout(root)
     alone = need_train is False or (need_train is None and "train" not in layout and "" not in layout)
     held_out = next((split for split in ("val", "test") if split in layout), None)
     if val_split is not None and "val" in layout:
@@ -96,23 +98,33 @@ def mask_folders(root, need_train=True, *, val_split=None, seed=0, options=DEFAU
     train = "train" if "train" in layout else ""
     if val_split is None and (held_out is None or not (alone or train in layout)):
         how = "; or give --val_split 0.1 to hold out a part of them" if train in layout else ""
-        found = ", ".join(f"{images} and {masks}" for images, masks in layout.values())
+        found = few(sorted(split or "images without a split" for split in layout)) if drawn else ", ".join(
+            f"{images} and {masks}" for images, masks in layout.values())  # fmt: skip
         raise InputError(f"--data_path {root}: found {found}; expected images/train, images/val, masks/train, masks/val{how}")
-    left_out = collections.Counter()
     splits = (train,) if val_split is not None else (held_out,) if alone else (train, held_out)
-    parts = [_pairs(*layout[split], options.suffix, left_out) for split in splits]
-    if str((images := layout[splits[0]])[0]) != os.path.join(root, "images", splits[0]):
-        say(f"data: images from {images[0]}, masks from {images[1]}")
-    masks = [mask for part in parts for mask in part[1]]
-    values, ids = read_ids(masks, root, options)
-    sources = [Pairs(str(root), *part, ids, values) for part in parts]
-    for source in sources:
-        source.left_out = dict(left_out)
+    if drawn:
+        sources = [drawn[split] for split in splits]
+    else:
+        sources = _mask_files(root, [layout[split] for split in splits], options)
+        first = layout[splits[0]]
+        if [str(path) for path in first] != [os.path.join(root, kind, splits[0]) for kind in ("images", "masks")]:
+            say(f"data: images from {first[0]}, masks from {first[1]}")
     if val_split is None and held_out == "test" and not alone:
         sources[0].notes += (test_note("test"),)
     if val_split is not None:
         return hold_out(sources[0], val_split, seed, options.group_by, say)
     return sources[0], sources[-1]
+
+
+def _mask_files(root, folders, options):
+    """`Pairs` of each of these (folder of images, folder of masks), all with the same classes."""
+    left_out = collections.Counter()
+    parts = [_pairs(*pair, options.suffix, left_out) for pair in folders]
+    values, ids = read_ids([mask for part in parts for mask in part[1]], root, options)
+    sources = [Pairs(str(root), *part, ids, values) for part in parts]
+    for source in sources:
+        source.left_out = dict(left_out)
+    return sources
 
 
 def _pairs(images, masks, suffix, left_out):
