@@ -46,6 +46,8 @@ def test_a_test_split_is_validated_on_aloud_or_left_alone(tmp_path):
         (("val",), {}, "found val/ and no train/"),
         (("test", "val"), {"val_split": 0.2}, "there is a validation set already"),
         (("x/train", "x/test"), {"val_split": 0.2}, None),  # the folder of an archive
+        (("train/train", "train/val"), {}, None),
+        (("x/train", "x/test", "y/q"), {"val_split": 0.2}, "the folder x holds test/, train/, which are splits"),
     ],
 )
 def test_splits_never_become_classes(tmp_path, folders, options, message):

@@ -101,7 +101,8 @@ def find_splits(root, say=print):
     among cars). Raises InputError for two folders of one split, and for splits beside class folders.
     """
     names = _folders(root)
-    if len(names) == 1 and split_of(names[0]) is None and split_folders(_folders(root / names[0]))[0].get("train"):
+    inside = split_folders(_folders(root / names[0]))[0] if len(names) == 1 else {}
+    if "train" in inside and (len(inside) > 1 or split_of(names[0]) is None):
         root = root / names[0]
         say(f"data: read from {root}, the only folder there")
         names = _folders(root)
@@ -131,7 +132,7 @@ def scan_folder(root, classes=None):
     Raises InputError if there are no class folders, if they are splits, if one has no images, or is not among `classes`.
     """
     root = str(root)
-    found, images, counts, left_out = index_folder(root)
+    found, images, counts, left_out, inside = index_folder(root)
     if not found:
         images = sum(is_image(name) for name in os.listdir(root))
         tables = [*tables_in(root), *tables_in(os.path.dirname(os.path.abspath(root)))]
@@ -146,6 +147,12 @@ def scan_folder(root, classes=None):
         raise InputError(
             f"{root}: the folders {few(found)} are splits by their names, not classes; expected one folder per class in "
             "each of train/ and val/"
+        )
+    if inside:
+        (name, splits), *_ = inside.items()
+        raise InputError(
+            f"{root}: the folder {name} holds {few([f'{split}/' for split in splits])}, which are splits by their names, and "
+            f"would be one class; expected train/ and val/ with a folder for each class, or --data_path {os.path.join(root, name)}"
         )
     if empty := [name for name, count in zip(found, counts, strict=True) if not count]:
         what = f" ({line})" if (line := left_out_line(left_out)) else ""

@@ -20,7 +20,7 @@ from PIL import Image
 from utils.cli.errors import InputError
 from utils.data.string_list import StringList
 from utils.files import replace
-from utils.folders.names import ending, is_run, why_left_out
+from utils.folders.names import ending, is_run, split_folders, why_left_out
 from utils.images import is_image
 
 VERSION = 2  # of the format of kept lists
@@ -31,12 +31,14 @@ THREADS = 16  # that wait for a network drive; on a local disk they cost nothing
 
 class Index(NamedTuple):
     """classes: sorted names of class folders; images: `class/…/file`, sorted by class and name; counts: (classes,) int64;
-    left_out: {kind: number} of what lies among them and is no image of the data, such as {".heic": 20, "hidden": 1}."""
+    left_out: {kind: number} of what lies among them and is no image of the data, such as {".heic": 20, "hidden": 1}; inside:
+    {class folder: its folders that are called as splits}, where there are two at least."""
 
     classes: list
     images: StringList
     counts: np.ndarray
     left_out: dict
+    inside: dict
 
 
 def index_folder(root):
@@ -64,6 +66,7 @@ class _Walk:
         self.lasting = True  # False after a link to nothing, which may become a folder without a change of the times
         self.left_out = []  # a Counter for each folder
         self.with_runs = set()  # class folders in which runs lie
+        self.inside = {}  # as of Index
 
     def classes(self):
         return sorted(self._list("")[1])
@@ -84,6 +87,8 @@ class _Walk:
             return []
         images, folders = self._list(below)
         images = [f"{below}/{name}" for name in images]
+        if "/" not in below and len(splits := split_folders(folders)[0]) > 1:
+            self.inside[below] = sorted(splits.values())
         for name in sorted(folders):
             inside = self._below(f"{below}/{name}", seen)
             if not inside and self._is_image(name):  # a folder in place of an image counts as a broken image, which is named
@@ -133,7 +138,8 @@ def _scan(root, endings, file, key):
     dropped = [name for name, paths in zip(classes, per_class, strict=True) if not paths and name in walk.with_runs]
     found = [(name, len(paths)) for name, paths in zip(classes, per_class, strict=True) if name not in dropped]
     left_out = {kind: count for kind, count in sum(walk.left_out, collections.Counter()).items() if count}
-    index = Index([name for name, _ in found], images, np.array([count for _, count in found], dtype=np.int64), left_out)
+    index = Index([name for name, _ in found], images, np.array([count for _, count in found], dtype=np.int64), left_out,
+                  dict(sorted(walk.inside.items())))  # fmt: skip
     if len(images) >= WORTH and walk.lasting and _telling([times for _, times in walk.folders], now):
         _save(file, key, dict(sorted(walk.folders)), index, dropped)
     return index
@@ -174,7 +180,7 @@ def _save(file, key, folders, index, dropped):
             np.savez(
                 path, key=np.array(key), times=np.array(list(folders.values())), counts=index.counts,
                 folders=names.data, folder_ends=names.ends, images=index.images.data, image_ends=index.images.ends,
-                beside=np.array(json.dumps([index.left_out, dropped])),
+                beside=np.array(json.dumps([index.left_out, dropped, index.inside])),
             )  # fmt: skip
 
 
@@ -189,17 +195,18 @@ def _load(file, key, root):
             folders = _names(kept["folders"], kept["folder_ends"])
             images = _names(kept["images"], kept["image_ends"])
             times, counts = kept["times"], kept["counts"]
-            left_out, dropped = json.loads(str(kept["beside"]))
+            left_out, dropped, inside = json.loads(str(kept["beside"]))
         folders = list(folders)
         classes = [below for below in folders if "/" not in below and below not in dropped]
         left_out = {str(kind): int(count) for kind, count in left_out.items()}
+        inside = {str(name): [str(split) for split in splits] for name, splits in inside.items()}
         if counts.dtype != np.int64 or counts.shape != (len(classes),) or counts.min() < 0 or counts.sum() != len(images):
             return None
         with ThreadPoolExecutor(THREADS) as pool:
             now = list(pool.map(_times, [root, *(os.path.join(root, below) for below in folders)]))
     except Exception:  # NumPy and zipfile raise many kinds for a damaged file
         return None
-    return Index(classes, images, counts, left_out) if np.array_equal(times, now) else None
+    return Index(classes, images, counts, left_out, inside) if np.array_equal(times, now) else None
 
 
 def _names(data, ends):
