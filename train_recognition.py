@@ -30,6 +30,7 @@ from utils.data.sampling import MIX, MODEL, Sampling, image_numbers
 from utils.losses.class_weights import class_weights, count_labels
 from utils.losses.recognition import make_loss
 from utils.metrics.calibration import calibration_columns
+from utils.metrics.label_sets import label_set_scores
 from utils.metrics.recognition import Answers, recognition_scores
 from utils.model.download import fetch_folder
 from utils.model.ema import EMA
@@ -260,6 +261,7 @@ def evaluate_only(args, accelerator, batch, run, start, told):
     network = prepare_to_evaluate(accelerator, fit_to_hardware(model, channels_last=args.channels_last))
     begin = time.perf_counter()
     scores, answers = evaluate(accelerator, network, loader, run, args.tta_flip)
+    scores |= label_set_scores(args.label_sets, answers, source) if args.label_sets else {}
     run.say(*result_lines("result", scores))
     run.say(f"throughput: {scores['images'] / (time.perf_counter() - begin):.0f} images/s")
     if accelerator.is_main_process:

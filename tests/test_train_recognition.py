@@ -91,6 +91,8 @@ def test_output_folder(finished):
         "epoch", "train_loss", "train_lr", "test_acc1", "test_acc5", "test_loss", "test_images", "n_parameters",
         "test_acc1_ema", "test_acc5_ema", "test_loss_ema", "test_images_ema", "bad_samples", "skipped_updates",
     }  # fmt: skip
+    scores = ("balanced_acc", "f1", "class_precision", "class_recall", "class_f1")
+    expected |= {f"test_{score}{ema}" for score in scores for ema in ("", "_ema")}
     assert set(log[0]) == expected and log[0]["test_images"] == 359
     updates = lines(finished / "updates.txt")
     assert len(updates) == 2 * (1438 // 64) and {"update", "epoch", "loss", "lr", "grad_norm"} == set(updates[0])
@@ -117,7 +119,8 @@ def test_timm_opens_the_result(finished):
 def test_eval_gives_the_logged_numbers_on_one_and_two_processes(finished):
     last = lines(finished / "log.txt")[-1]
     expected = (
-        f"result: top-1 {last['test_acc1']:.5f} %, top-5 {last['test_acc5']:.5f} %, loss {last['test_loss']:.6f}, 359 images"
+        f"result: top-1 {last['test_acc1']:.5f} %, top-5 {last['test_acc5']:.5f} %, "
+        f"balanced {last['test_balanced_acc']:.4f} %, F1 {last['test_f1']:.4f} %, loss {last['test_loss']:.6f}, 359 images"
     )
     for processes, more in ((1, ["--batch_size", 50]), (2, ["--dist_eval", "true"]), (2, ["--dist_eval", "false"])):
         done = train("--eval", "--finetune", finished / "last", *more, processes=processes)
@@ -162,7 +165,7 @@ def test_flips_average_the_logits(main, finished):
         logits = (model(images) + model(images.flip(-1))) / 2
     accuracy = 100 * (logits.argmax(1) == labels).double().mean().item()
     loss = torch.nn.functional.cross_entropy(logits, labels).item()
-    found = re.search(r"top-1 ([\d.]+) %, top-5 [\d.]+ %, loss ([\d.]+)", out)
+    found = re.search(r"top-1 ([\d.]+) %, top-5 .*, loss ([\d.]+)", out)
     assert float(found[1]) == pytest.approx(accuracy, abs=1e-4) and float(found[2]) == pytest.approx(loss, abs=1e-5)
 
 

@@ -30,6 +30,9 @@ def add_flags(parser):
     flags.add_ema_flags(parser)
     metrics = {"acc1": "top-1 accuracy", "balanced_acc": "mean of the classes' recalls", "f1": "mean of their F1"}
     topic = flags.add_evaluation_flags(parser, metrics | {"loss": "the least cross-entropy"})
+    topic.add("--label_sets", metavar="FILE", help="--eval true also scores by sets of labels, where an image may have "
+              "several: JSON, a list for each image in the order of file names, as ImageNet's real.json, or {file name: "
+              "labels}")  # fmt: skip
     topic.switch("--tta_flip", False, "average the logits of each image and its mirror image")
     topic.add("--predict", metavar="DIR_OR_FILE", help="classify these images with --finetune RUN/best into predictions.csv, "
               "and stop")  # fmt: skip
@@ -200,6 +203,7 @@ def check(args, error):
         ("eval_freq best_metric patience", not args.disable_eval, "without --disable_eval"),
         ("bce_target_thresh", args.loss == "bce" or args.bce_loss, "with --loss bce"),
         ("sampling aug_repeats", not args.streaming, "without --streaming, whose images come as they are stored"),
+        ("label_sets", args.eval, "with --eval true"),
         ("topk unsure", args.predict, "with --predict"),
         ("group_by", args.val_split and args.data_path, "with --data_path and --val_split"),
     )  # fmt: skip

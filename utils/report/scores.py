@@ -39,6 +39,7 @@ SCORES = {
     "test_acc5": Score("top-5 accuracy", "top-5", decimals=5),
     "test_balanced_acc": Score("balanced accuracy", "balanced"),
     "test_f1": Score("macro F1", "F1"),
+    "test_sets_acc1": Score("accuracy by sets of labels", "by sets of labels"),
     "test_auroc": Score("area under the ROC curve", "AUROC"),
     "test_dice": Score("mean Dice", "Dice"),
     "test_pixacc": Score("pixel accuracy", "pixel accuracy"),
