@@ -7,12 +7,14 @@ import pytest
 from conftest import ROOT
 
 # What the files of a folder may import, besides those of their own.
-LEAVES = {"cli", "files", "images", "versions", "optim_factory", "lr_sched"}
+LEAVES = {"cli", "files", "images", "machine", "versions", "optim_factory", "lr_sched"}
 MAY_IMPORT = {
     "cli": {"registries", "lr_sched"},
     "files": {"cli"},
     "images": {"cli"},
+    "machine": set(),
     "versions": set(),
+    "doctor": LEAVES | {"data", "model"},
     "augment": LEAVES,
     "data": LEAVES,
     "check": LEAVES | {"data", "folders"},

@@ -10,12 +10,12 @@ import sys
 import pytest
 from conftest import ROOT, lines, train
 
+from utils import machine
 from utils.cli.explain import explain
-from utils.data import room
 
 
 def little_shared_memory(_rank):
-    room.shared_memory = lambda: 3 << 20
+    machine.shared_memory = lambda: 3 << 20
 
 
 def few_files(_rank):
@@ -41,13 +41,13 @@ def test_fewer_workers_than_asked_for_train_the_same(losses_without_workers, tmp
 
 
 def test_shared_memory_that_is_missing_or_not_to_be_written(monkeypatch):
-    monkeypatch.setattr(room, "SHARED", "/nowhere")
-    assert room.shared_memory() is None
-    monkeypatch.setattr(room, "SHARED", "/dev")
+    monkeypatch.setattr(machine, "SHARED", "/nowhere")
+    assert machine.shared_memory() is None
+    monkeypatch.setattr(machine, "SHARED", "/dev")
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert room.shared_memory() == 0
-    said, samples = [], [(bytes(0), room.torch.zeros(3, 4, 4, dtype=room.torch.uint8))]
-    assert room.workers_that_fit(4, samples, 8, say=said.append) == 0 and "0 MiB free" in said[0]
+    assert machine.shared_memory() == 0
+    said, samples = [], [(bytes(0), machine.torch.zeros(3, 4, 4, dtype=machine.torch.uint8))]
+    assert machine.workers_that_fit(4, samples, 8, say=said.append) == 0 and "0 MiB free" in said[0]
 
 
 # --- memory

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import unicodedata
 
 from utils.cli.errors import InputError, first_line
 
@@ -52,6 +53,19 @@ def write_text(path, text):
 def write_json(path, value):
     """Replace a JSON file in one step."""
     write_text(path, json.dumps(value, indent=1))
+
+
+def csv_cell(value):
+    """`value` as text for a cell of a CSV file that people open: control characters are escaped, and a quote stands before
+    what a spreadsheet would run as a formula.
+    """
+    odd = {c for c in str(value) if unicodedata.category(c) == "Cc" and c != "\n"}  # a line break is quoted
+    text = "".join(c.encode("unicode_escape").decode("ascii") if c in odd else c for c in str(value))
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return text
 
 
 def flush(path):

@@ -1,6 +1,7 @@
 """Weights from a URL and from the Hub, served by this machine."""
 
 import argparse
+import base64
 import csv
 import hashlib
 import http.server
@@ -18,6 +19,8 @@ from safetensors.torch import save_file
 from timm.data import ImageNetInfo
 
 from utils.cli.errors import InputError
+from utils.cli.first import parse
+from utils.cli.urls import full_address, hide_secrets
 from utils.model.download import cached_path, check_reachable, fetch
 from utils.model.weights import load_weights
 
@@ -34,6 +37,7 @@ def server(tmp_path):
 
         def do_GET(self, body=True):
             box.seen.append((self.command, self.path))
+            box.logins += self.headers.get("Authorization", "")
             file = root / self.path.partition("?")[0].rsplit("/", 1)[-1]
             if not file.exists():
                 self.send_response(404)
@@ -53,7 +57,7 @@ def server(tmp_path):
             pass
 
     instance = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    box = argparse.Namespace(root=root, cut=False, seen=[], address=f"http://127.0.0.1:{instance.server_port}")
+    box = argparse.Namespace(root=root, cut=False, seen=[], logins="", address=f"http://127.0.0.1:{instance.server_port}")
     threading.Thread(target=instance.serve_forever, daemon=True).start()
     yield box
     instance.shutdown()
@@ -91,7 +95,7 @@ def test_the_hash_in_a_name_is_checked(server, tmp_path, monkeypatch):
     assert fetch(f"{server.address}/w-20210315.pth").read_bytes() == data  # a date
     with pytest.raises(InputError, match=f"its name says SHA-256 0badf00d, the file has {mark}"):
         fetch(f"{server.address}/w-0badf00d.pth?download=1")
-    assert len(list((tmp_path / "hub/checkpoints").iterdir())) == 2
+    assert len(list((tmp_path / "hub/checkpoints").glob("w-*.pth"))) == 2
 
 
 @pytest.mark.slow
@@ -143,3 +147,52 @@ def test_a_hub_that_does_not_answer_is_said_at_once(server, tmp_path, monkeypatc
     (cached / "refs" / "main").write_text("abc")
     (cached / "snapshots" / "abc" / "model.safetensors").touch()
     check_reachable("resnet18")
+
+
+def test_a_cached_download_that_was_changed_is_not_used_again(server, tmp_path, monkeypatch):
+    url = server.address
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    (server.root / "w.bin").write_bytes(b"weights" * 1000)
+    path = fetch(f"{url}/w.bin")
+    for damaged in (b"weights", b"x" * 7000):
+        path.write_bytes(damaged)
+        assert fetch(f"{url}/w.bin").read_bytes() == b"weights" * 1000
+    path.write_bytes(b"weights")
+    (server.root / "w.bin").unlink()
+    with pytest.raises(InputError, match="cannot be downloaded"):
+        fetch(f"{url}/w.bin")
+
+
+@pytest.mark.parametrize(
+    "page", [b"<!DOCTYPE html><title>Sign in</title>", b"\n <html lang=en>", b"<?xml version='1.0'?><Error/>"]
+)
+def test_a_login_page_is_no_weights(server, tmp_path, monkeypatch, page):
+    url = server.address
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    (server.root / "w.pth").write_bytes(page)
+    with pytest.raises(InputError, match="found a web page"):
+        fetch(f"{url}/w.pth")
+    assert not list((tmp_path / "cache" / "checkpoints").iterdir())
+
+
+def test_what_is_secret_in_an_address_is_sent_and_shown_nowhere(server, tmp_path, monkeypatch):
+    url = server.address
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    (server.root / "w.bin").write_bytes(b"weights")
+    place = url.partition("://")[2]
+    for given, shown in (
+        (f"HTTP://anna:hunter2@{place}/w.bin", f"http://{place}/w.bin"),
+        (f"http://{place}/w.bin?download=true&token=hunter2", f"http://{place}/w.bin?download=true&token=hidden"),
+        (f"http://{place}/w.bin?x=hunter2hunter2hunter2", f"http://{place}/w.bin?x=hidden"),
+    ):
+        assert hide_secrets(f"--finetune={given}") == f"--finetune={shown}"
+        assert fetch(shown).read_bytes() == b"weights"
+        assert hide_secrets(shown) == shown and full_address(shown) == given
+    assert base64.b64encode(b"anna:hunter2").decode() in server.logins
+    (server.root / "w.bin").unlink()
+    secret = f"http://anna:hunter2@{place}/other.bin?sig=hunter2"
+    done = train("--finetune", secret, "--output_dir", tmp_path / "run")
+    assert done.returncode == 1 and "cannot be downloaded" in done.stderr and "hunter2" not in done.stdout + done.stderr
+    (tmp_path / "w.args").write_text(f"--finetune {secret}")
+    args = parse("train_recognition.py", "", [f"@{tmp_path}/w.args"])
+    assert "hunter2" not in args.finetune and full_address(args.finetune) == secret

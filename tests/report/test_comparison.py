@@ -1,5 +1,6 @@
 """Comparisons of runs, their charts, and the command line that writes both kinds of page."""
 
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 from conftest import ROOT, run
 from made_run import make_run, text_of
 
+from utils.cli.errors import InputError
 from utils.report.comparison import write_comparison
 from utils.report.page import chart
 from utils.report.report import write_report
@@ -50,6 +52,21 @@ def test_the_command_writes_reports_and_says_what_is_wrong(tmp_path):
     ):
         done = run(*command, *words, **here)
         assert done.returncode == code and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_comparison_replaces_earlier_comparisons_only(tmp_path):
+    runs = [make_run(tmp_path / name, drawn=False) for name in "ab"]
+    page = write_comparison(runs, tmp_path / "out.html")
+    assert write_comparison(runs, page) == page
+    (tmp_path / "notes.html").write_text("<title>Notes</title>")
+    (tmp_path / "link.html").symlink_to(page)
+    (tmp_path / "broken.html").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.html")
+    others = [tmp_path / f"{name}.html" for name in ("notes", "link", "broken", "pipe")]
+    for path in (*others, "/dev/null", tmp_path):
+        with pytest.raises(InputError, match="expected the name of a new page|no earlier comparison"):
+            write_comparison(runs, path)
+    assert (tmp_path / "notes.html").read_text() == "<title>Notes</title>" and (tmp_path / "link.html").is_symlink()
 
 
 def test_a_report_starts_without_heavy_libraries():

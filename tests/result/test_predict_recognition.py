@@ -162,7 +162,7 @@ def test_one_file_and_a_name_that_is_no_text(one_folder, images, tmp_path):
     except OSError:
         pytest.skip("this disk takes no such name")
     said = quiet(one_folder, odd, tmp_path / "odd.csv")
-    assert [row["image"] for row in read(tmp_path / "odd.csv")] == [name]
+    assert [row["image"] for row in read(tmp_path / "odd.csv")] == ["\udcff\\x1b[31m.png"]
     assert all(line.isprintable() for line in said) and "\\udcff\\x1b[31m.png" in said[1]
 
 
@@ -214,6 +214,17 @@ def test_weights_that_are_not_finite_are_refused_and_leave_the_old_file(one_fold
     with pytest.raises(InputError, match="not finite"):
         quiet(broken, images, output)
     assert output.read_text() == EARLIER
+
+
+def test_names_do_not_steer_a_terminal_or_run_in_a_spreadsheet(tmp_path):
+    folder = write_result(tmp_path / "model", ["=1+1", "-1", "a\x1b[2J"])
+    for name in ("=cmd.png", "@x.png", "a\x1b[2J\t.png", "-x.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+        predict(folder, tmp_path / name, tmp_path / "out.csv", device="cpu", say=lambda line: None)
+        text = (tmp_path / "out.csv").read_text()
+        (row,) = list(csv.reader(text.splitlines()))[1:]
+        assert row[0] == {"a": "a\\x1b[2J\\t.png"}.get(name[0], f"'{name}") and "\x1b" not in text
+        assert {row[1], row[3], row[5]} == {"'=1+1", "-1", "a\\x1b[2J"}
 
 
 def test_images_none_of_which_can_be_read_are_one_line(one_folder, tmp_path):

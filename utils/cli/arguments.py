@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from utils.cli.elsewhere import called_here
 from utils.cli.errors import InputError, did_you_mean, one_line
+from utils.cli.urls import hide_secrets
 
 RECIPE_BYTES = 100_000
 MODEL_SIZE = 20_000  # pixels, widths and depths in one option of a model, added up: more would take hours to build
@@ -38,11 +39,12 @@ class Parser(argparse.ArgumentParser):
         of the built-in data; what is on the line wins. check: a function (args, error) that calls error(message) for
         flags that contradict each other.
         """
-        line = [_underscores(word) for word in (sys.argv[1:] if argv is None else argv)]
+        sys.argv[1:] = map(hide_secrets, sys.argv[1:])  # which runs keep for the record
+        line = [_underscores(hide_secrets(word)) for word in (sys.argv[1:] if argv is None else argv)]
         words = expand_recipes(line, self.error)
         flags = [action for action in self._actions if action.dest != "help"]
         args = Arguments(**{action.dest: _UNSET for action in flags})
-        _, unknown = self.parse_known_args([_underscores(word) for word in words], args)
+        _, unknown = self.parse_known_args([_underscores(hide_secrets(word)) for word in words], args)
         if unknown:
             self.error(_explain_unknown(unknown, [flag for action in flags for flag in action.option_strings]))
         args.given = frozenset(name for name, value in vars(args).items() if value is not _UNSET)

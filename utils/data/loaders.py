@@ -8,9 +8,9 @@ import signal
 import torch
 
 from utils.cli.errors import InputError
-from utils.data.room import workers_that_fit
 from utils.data.sampling import EvalBatches, TrainBatches
 from utils.data.streaming import StreamLoader
+from utils.machine import workers_that_fit
 
 LAST_BATCHES = 15  # seconds that a loader worker goes on after SIGTERM, for the update under way
 

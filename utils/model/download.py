@@ -1,7 +1,9 @@
 """The local path of weights that are given as a URL (downloaded once), as a Hub id, or as a path."""
 
+import base64
 import hashlib
 import http.client
+import json
 import os
 import pathlib
 import re
@@ -17,11 +19,14 @@ import timm
 import torch
 from tqdm import tqdm
 
+from utils import files
 from utils.cli.errors import InputError, first_line
+from utils.cli.urls import full_address, hide_secrets
 
 CHUNK = 1 << 20  # bytes
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # files of a repository of the Hub, the better one first
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.[\w.]+$")
+_PAGE = re.compile(rb"\s*(?:<!doctype html|<html|<head|<\?xml[^>]*>\s*<(?:!doctype html|error|html))", re.I)
 _DATE = re.compile(r"(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])$")
 
 
@@ -32,8 +37,8 @@ def fetch(source):
     the file, as torch.hub checks it. A download that breaks off leaves nothing behind.
     """
     source = os.fspath(source).removeprefix("local-dir:")
-    if re.match(r"https?://", source):
-        return _download(source)
+    if re.match(r"https?://", source, re.I):
+        return _download(full_address(source))
     if re.match(r"hf[-_]hub:", source) or (source.startswith("timm/") and not os.path.exists(source)):
         return _from_hub(source)
     return pathlib.Path(source)
@@ -99,20 +104,22 @@ def cached_path(url):
 
 
 def _download(url):
-    path = cached_path(url)
-    if path.exists():
+    path, shown = cached_path(url), hide_secrets(url)  # the latter for messages
+    if _is_whole(path):
         return path
     aside, sha256 = None, hashlib.sha256()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        request = urllib.request.Request(url, headers={"User-Agent": "strata"})
-        with urllib.request.urlopen(request, timeout=60) as reply:
+        with urllib.request.urlopen(_request(url), timeout=60) as reply:
             size = int(reply.headers.get("Content-Length") or 0)
             # under a name of its own, unlike files.replace: machines that share the folder may download at the same time
             with tempfile.NamedTemporaryFile(dir=path.parent, prefix="tmp-", delete=False) as file:
                 aside = pathlib.Path(file.name)
                 with tqdm(total=size or None, unit="B", unit_scale=True, desc=path.name, leave=False) as bar:
                     while chunk := reply.read(CHUNK):
+                        if not file.tell() and _PAGE.match(chunk):
+                            raise InputError(f"{shown}: found a web page, of a login or an error; expected weights; nothing "
+                                             "was kept: download the file in a browser, and give it instead")  # fmt: skip
                         file.write(chunk)
                         sha256.update(chunk)
                         bar.update(len(chunk))
@@ -120,22 +127,52 @@ def _download(url):
                 os.fsync(file.fileno())
                 got = file.tell()
         if size and got != size:  # http.client takes a connection that ends early for the end of the file
-            raise InputError(f"{url}: the connection ended after {got:,} of {size:,} bytes; run the command again")
+            raise InputError(f"{shown}: the connection ended after {got:,} of {size:,} bytes; run the command again")
         said = _HASH.search(urllib.parse.urlsplit(url).path)
         if said and not _DATE.match(said[1]) and not sha256.hexdigest().startswith(said[1]):
             raise InputError(
-                f"{url}: its name says SHA-256 {said[1]}, the file has {sha256.hexdigest()[: len(said[1])]}: it is damaged or "
-                "another file; nothing was kept"
+                f"{shown}: its name says SHA-256 {said[1]}, the file has {sha256.hexdigest()[: len(said[1])]}: it is damaged "
+                "or another file; nothing was kept"
             )
+        _sum_of(path).unlink(missing_ok=True)  # of a file that was there, which the new one does not match
         aside.replace(path)
+        files.write_json(_sum_of(path), {"size": got, "sha256": sha256.hexdigest()})
     except (OSError, ValueError, http.client.HTTPException) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{url} cannot be downloaded ({first_line(error)}); give a file on this machine instead") from None
+        reason = hide_secrets(first_line(error)).replace(url, shown)
+        raise InputError(f"{shown} cannot be downloaded ({reason}); give a file on this machine instead") from None
     finally:
         if aside is not None:
             aside.unlink(missing_ok=True)
     return path
+
+
+def _request(url):
+    """A request for `url`; a name and a password in it are sent as browsers do."""
+    scheme, place, *rest = urllib.parse.urlsplit(url)
+    login, _, place = place.rpartition("@")
+    headers = {"User-Agent": "strata"}
+    if login:
+        headers["Authorization"] = f"Basic {base64.b64encode(urllib.parse.unquote(login).encode()).decode()}"
+    return urllib.request.Request(urllib.parse.urlunsplit((scheme, place, *rest)), headers=headers)
+
+
+def _sum_of(path):
+    """Where size and checksum of the download at `path` are kept."""
+    return path.with_name(f"{path.name}.json")
+
+
+def _is_whole(path):
+    """Whether the download at `path` is there as it came; one that nothing is known of is taken as it is."""
+    if not path.exists() or not _sum_of(path).exists():
+        return path.exists()
+    try:
+        known = json.loads(_sum_of(path).read_text())
+        with open(path, "rb") as file:
+            return path.stat().st_size == known["size"] and hashlib.file_digest(file, "sha256").hexdigest() == known["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _from_hub(name):

@@ -7,11 +7,14 @@ import os
 import pathlib
 import urllib.parse
 
+from utils.cli.errors import InputError
 from utils.report import page
 from utils.report.page import COLOURS, cell, chart, escaped, section, table
 from utils.report.report import NAME, shown
 from utils.report.run_files import read_run
 from utils.report.scores import BEST_BY, score_of
+
+TITLE = "Comparison of runs"
 
 
 def write_comparison(run_folders, path="comparison.html"):
@@ -26,7 +29,23 @@ def write_comparison(run_folders, path="comparison.html"):
     parts = [f"<h1>Comparison of {len(runs)} runs</h1>", _results(runs, names, path.parent)]
     parts += [_curves(runs, names, key) for key in (*BEST_BY.values(), "train_loss")]
     parts.append(_differences(runs, names))
-    return page.write(path, page.html_page("Comparison of runs", "".join(parts)))
+    _refuse_other_file(path)
+    return page.write(path, page.html_page(TITLE, "".join(parts)))
+
+
+def _refuse_other_file(path):
+    """InputError where there is something at `path` that is no earlier comparison, which it would replace."""
+    if not os.path.lexists(path):
+        return
+    if os.path.islink(path) or not os.path.isfile(path):
+        raise InputError(f"--output {path}: no plain file; expected the name of a new page, or of an earlier comparison")
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            ours = f"<title>{TITLE}" in file.read(4096)
+    except OSError as error:
+        raise InputError(f"--output {path} cannot be read ({error.strerror}); expected the name of a new page") from None
+    if not ours:
+        raise InputError(f"--output {path}: would be replaced, and is no earlier comparison; give another name")
 
 
 def _results(runs, names, base):

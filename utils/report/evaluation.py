@@ -8,7 +8,7 @@ import csv
 import math
 import pathlib
 
-from utils.files import replace, write_json
+from utils.files import csv_cell, replace, write_json
 from utils.report.run_files import number, of_type, read_json
 from utils.report.scores import score_of, value_of
 
@@ -24,7 +24,8 @@ def write_evaluation(folder, answers, source, scores, metric, **facts):
     """
     folder = pathlib.Path(folder)
     with replace(folder / "predictions.csv") as aside, open(aside, "w", encoding="utf-8", errors="replace", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(answers.image_rows(source))
+        rows = (map(csv_cell, row) for row in answers.image_rows(source))
+        csv.writer(file, lineterminator="\n").writerows(rows)
     write_json(folder / "classes.json", answers.class_rows(source.classes))
     scores = scores | {metric: value_of(metric, scores)}
     single = {name: value for name, value in scores.items() if isinstance(value, int | float) and math.isfinite(value)}

@@ -15,7 +15,7 @@ from utils.augment.recognition import eval_transform
 from utils.cli.errors import InputError, first_line, one_line
 from utils.data.classes import imagenet_names
 from utils.data.loaders import in_worker
-from utils.files import replace
+from utils.files import csv_cell, replace
 from utils.images import naming, read_image
 from utils.result.export import OnlyLogits, open_result
 from utils.result.image_files import find_images
@@ -181,11 +181,11 @@ def _write(path, rows, topk, unsure):
         writer = csv.writer(file)
         writer.writerow(["image", *columns, *["answer"] * (unsure is not None)])
         for name, best in rows:
-            cells = [cell for label, p in best for cell in (label, f"{p:.8g}")]
+            cells = [cell for label, p in best for cell in (csv_cell(label), f"{p:.8g}")]
             cells += [""] * (len(columns) - len(cells))
             if unsure is not None and best:
-                cells.append(best[0][0] if best[0][1] >= unsure else "unsure")
-            writer.writerow([name, *cells])
+                cells.append(csv_cell(best[0][0]) if best[0][1] >= unsure else "unsure")
+            writer.writerow([csv_cell(name), *cells])
 
 
 @contextlib.contextmanager

@@ -65,8 +65,8 @@ def _open(folder, settings, args, resume, auto_resume, say):
         state = own or state
     checkpoint.set_aside_newer(states_folder, state)
     record_of_this_start = {
-        "settings": settings, "args": args, "command": sys.argv, "launcher": _launcher(), "commit": versions.commit(),
-        "versions": versions.versions(),
+        "settings": settings, "args": args, "command": sys.argv, "launcher": _launcher(),
+        "commit": versions.commit(), "versions": versions.versions(),
     }  # fmt: skip
     files.write_json(record, record_of_this_start)
     return str(folder), state and str(state)
