@@ -240,7 +240,9 @@ def evaluate_only(args, accelerator, batch, run, start, told):
     """Evaluate the start weights or those of the state --resume, and its average, if it has one."""
     with accelerator.local_main_process_first():
         need_train = False if start and start.classes else None
-        _, source = open_recognition_data(Data.of(args), seed=args.seed, need_train=need_train, dry_run=args.dry_run)
+        _, source = open_recognition_data(
+            Data.of(args), seed=args.seed, need_train=need_train, dry_run=args.dry_run, say=run.say
+        )
         if accelerator.is_main_process:
             check_headers(source)
     classes = classes_of(start, source)

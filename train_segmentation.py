@@ -243,7 +243,12 @@ def evaluate_only(args, accelerator, batch, run, start, told):
     with accelerator.local_main_process_first():
         need_train = False if start and start.classes else None
         _, source = open_segmentation_data(
-            Data.of(args), crop_size=args.crop_size, seed=args.seed, need_train=need_train, dry_run=args.dry_run
+            Data.of(args),
+            crop_size=args.crop_size,
+            seed=args.seed,
+            need_train=need_train,
+            dry_run=args.dry_run,
+            say=run.say,
         )
         if accelerator.is_main_process and not args.dry_run:
             check_files(source)

@@ -152,7 +152,7 @@ def scan_folder(root, classes=None):
         (name, splits), *_ = inside.items()
         raise InputError(
             f"{root}: the folder {name} holds {few([f'{split}/' for split in splits])}, which are splits by their names, and "
-            f"would be one class; expected a folder for each class in train/ and val/, or --data_path {os.path.join(root, name)}"
+            f"would be one class; expected a folder per class in train/ and val/, or --data_path {os.path.join(root, name)}"
         )
     if empty := [name for name, count in zip(found, counts, strict=True) if not count]:
         what = f" ({line})" if (line := left_out_line(left_out)) else ""
