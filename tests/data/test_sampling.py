@@ -11,6 +11,7 @@ from utils.data.sampling import (
     Sampling,
     TrainBatches,
     epoch_order,
+    fold_numbers,
     image_numbers,
     replacement,
     spread,
@@ -123,3 +124,17 @@ def test_samples_of_an_update_are_the_same_on_any_number_of_processes_and_after_
         return [sorted(key for batch in batches for key in batch) for batches in zip(*parts, strict=True)]
 
     assert updates(1) == updates(2) == updates(4) and updates(2, first=7) == updates(1)[7:]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_folds_share_out_each_class_and_keep_groups(grouped):
+    labels = np.repeat([0, 1, 2], [50, 23, 7])
+    groups = np.arange(80) // 4 if grouped else None
+    found = fold_numbers(labels, 5, 3, groups)
+    sizes = np.bincount(found, minlength=5)
+    assert sizes.sum() == 80 and np.ptp(sizes) <= 2 * 4 * grouped and np.array_equal(found, fold_numbers(labels, 5, 3, groups))
+    if grouped:
+        assert all(len(set(found[groups == group])) == 1 for group in range(20))
+    else:
+        assert all(np.ptp(np.bincount(found[labels == label], minlength=5)) <= 1 for label in range(3))
+    assert not np.array_equal(found, fold_numbers(labels, 5, 4, groups))

@@ -67,7 +67,14 @@ def test_an_evaluation_becomes_files_and_pictures_of_its_weights(tmp_path, drawn
     assert found["scores"] == {"acc1": 62.5, "loss": 0.5, "images": 40} and found["epoch"] == 3
     assert found["intervals"] == {"acc1": [pytest.approx(47.03, abs=0.01), pytest.approx(75.78, abs=0.01)]}  # Wilson
     rows = list(csv.reader((tmp_path / "predictions.csv").open()))
-    assert rows[:2] == [["image", "label", "said", "probability"], ["a/b/0.png", "cat", "dog", "0.2000"]] and len(rows) == 41
+    assert (
+        rows[:2]
+        == [
+            ["image", "label", "said", "probability", "label_probability"],
+            ["a/b/0.png", "cat", "dog", "0.2000", "nan"],
+        ]
+        and len(rows) == 41
+    )
     gallery.finish()
     assert [path.name for path in gallery.files()] == ["confusion.png", "curves.png", "mistakes.png"]
     worst = drawn[1]

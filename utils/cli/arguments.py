@@ -272,6 +272,21 @@ def check_model_kwargs(kwargs, flag):
             raise InputError(f"{flag} {key}={value}: larger than any model; expected numbers that add up to {MODEL_SIZE:,}")
 
 
+class Fold(float):
+    """A --val_split: fold number `fold`, from 1, of `folds` that are about equal; as a number, the share of one."""
+
+    def __new__(cls, fold, folds):
+        self = super().__new__(cls, 1 / folds)
+        self.fold, self.folds = fold, folds
+        return self
+
+    def __reduce__(self):
+        return Fold, (self.fold, self.folds)
+
+    def __str__(self):
+        return f"fold {self.fold} of {self.folds}"
+
+
 class Batch(NamedTuple):
     """How an update is shared out: images per process and micro-batch, micro-batches per update, processes, and which one
     this is."""

@@ -7,7 +7,7 @@ of a topic on as one NamedTuple. `free=True`: the flag may change between a run 
 import os
 
 from lr_sched import SCHEDULES
-from utils.cli.arguments import boolean, number, refuse_idle, settings_of, whole
+from utils.cli.arguments import Fold, boolean, number, refuse_idle, settings_of, whole
 
 
 def add_start_flags(parser):
@@ -84,6 +84,9 @@ def add_image_flags(topic):
     topic.add("--max_val_images", type=whole(1), metavar="N", help="validate on N images only")
     topic.add("--test_data_path", free=True, metavar="DIR", help="images that are scored once, after training, by best/; none: "
               "those in test/ beside train/ and val/, if it is there")  # fmt: skip
+    topic.add("--folds", type=whole(2), help="cross-validation: the images are shared out into so many parts, and the part "
+              "--fold is validated on instead of --val_split; a run for each, then python -m utils.report RUN …")  # fmt: skip
+    topic.add("--fold", type=whole(1), help="number of that part, from 1")
     topic.add("--group_by", metavar="REGEX", help="--val_split keeps images on one side whose names, or first groups of it, "
               "match alike, such as '^[^_]+' for all up to the first _")  # fmt: skip
     topic.add("--value_range", nargs=2, type=number(), metavar=("BLACK", "WHITE"), help="values that become black and white in "
@@ -251,8 +254,22 @@ def check_order(args, error, names):
             error(f"--{name} {numbers[0]} {numbers[1]}: expected the smaller number first")
 
 
+def check_folds(args, error):
+    """--folds and --fold become --val_split."""
+    if args.folds is None and args.fold is None:
+        return
+    if args.folds is None or args.fold is None:
+        error("--folds and --fold go together, such as --folds 5 --fold 1")
+    if args.fold > args.folds:
+        error(f"--fold {args.fold}: found {args.folds} folds; expected a number of 1 to {args.folds}")
+    if args.val_split is not None:
+        error("--folds and --val_split: found both, expected one; leave the other out")
+    args.val_split = Fold(args.fold, args.folds)
+
+
 def check_common(args, error):
     """error(message) for flags of both scripts that contradict each other, or that would do nothing."""
+    check_folds(args, error)
     if args.eval and args.resume and not os.path.isfile(os.path.join(args.resume, "manifest.json")):
         args.finetune, args.resume = args.resume, ""  # as published: --eval true --resume WEIGHTS
     if args.eval and not (args.finetune or args.resume or args.pretrained):

@@ -108,6 +108,34 @@ def stratified_split(labels, val_split, seed):
     return np.setdiff1d(np.arange(len(labels)), val), val
 
 
+def fold_numbers(labels, folds, seed, groups=None):
+    """(N,): the fold of each sample, from 0. Each class is shared out evenly, and each group, by its number, as a whole.
+
+    labels: (N,) whole numbers; groups: (N,) the same, None: each sample is one.
+    """
+    labels, found = np.asarray(labels), np.empty(len(labels), np.int64)
+    if groups is None:
+        placed = 0
+        for label in np.unique(labels):
+            members = np.random.default_rng([seed, folds, int(label)]).permutation(np.flatnonzero(labels == label))
+            found[members] = (placed + np.arange(len(members))) % folds
+            placed += len(members)
+        return found
+    groups = np.unique(groups, return_inverse=True)[1]
+    classes = np.unique(labels, return_inverse=True)[1]
+    order = np.random.default_rng([seed, folds]).permutation(groups.max() + 1)
+    sizes = np.bincount(groups)
+    members = np.split(np.argsort(groups, kind="stable"), np.cumsum(sizes)[:-1])
+    held, total = np.zeros((folds, classes.max() + 1)), np.zeros(folds)
+    for group in order[np.argsort(-sizes[order], kind="stable")]:  # the largest first, which are hardest to place
+        counts = np.bincount(classes[members[group]], minlength=held.shape[1])
+        fold = min(range(folds), key=lambda number: (held[number] @ counts, total[number], number))
+        held[fold] += counts
+        total[fold] += sizes[group]
+        found[members[group]] = fold
+    return found
+
+
 def spread(count, most):
     """Up to `most` of range(count), evenly spread: a list of ints."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist()

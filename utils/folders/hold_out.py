@@ -6,8 +6,9 @@ import re
 
 import numpy as np
 
+from utils.cli.arguments import Fold
 from utils.cli.errors import InputError
-from utils.data.sampling import stratified_split
+from utils.data.sampling import fold_numbers, stratified_split
 from utils.folders.copies import equal_groups
 from utils.folders.names import few
 
@@ -17,12 +18,20 @@ MOST_FILES, MOST_ROWS = 200_000, 10_000  # images among which copies are looked 
 def hold_out(source, val_split, seed, group_by=None, say=print):
     """(training, validation) parts of a `source`: the fraction `val_split` of each class is held out, keyed by `seed`.
 
+    val_split may be a Fold: then that part of the images, the folds being about equal, each class in each.
+
     group_by: a regular expression: images whose names, or first groups of it, match alike are kept on one side. Held-out images
     that are equal to training images byte by byte are trained on instead, which `say` says, unless all of them are. Raises
     InputError for groups that cannot be parted.
     """
     labels = source.labels if hasattr(source, "labels") else np.zeros(len(source), np.int64)
-    if group_by:
+    if isinstance(val_split, Fold):
+        number = fold_numbers(labels, val_split.folds, seed, _groups(source, group_by, say) if group_by else None)
+        train, val = np.flatnonzero(number != val_split.fold - 1), np.flatnonzero(number == val_split.fold - 1)
+        if not len(val) or not len(train):
+            found = f"fold {val_split.fold} has {len(val)} of {len(source)} images"
+            raise InputError(f"--folds {val_split.folds}: {found}; take fewer folds, or smaller groups")
+    elif group_by:
         train, val = _by_groups(source, labels, val_split, seed, group_by, say)
     else:
         train, val = stratified_split(labels, val_split, seed)
@@ -56,8 +65,8 @@ def _copies(source, train, val):
     return found
 
 
-def _by_groups(source, labels, val_split, seed, group_by, say):
-    """(training, validation) sorted arrays of indices, with whole groups of names on either side."""
+def _groups(source, group_by, say):
+    """(N,): the number of each image's group by its name."""
     try:
         pattern = re.compile(group_by)
     except re.error as error:
@@ -75,6 +84,17 @@ def _by_groups(source, labels, val_split, seed, group_by, say):
     say(
         f"groups: {len(groups):,} by --group_by, of {len(source) / len(groups):.3g} images each; {single:,} names match nothing"
     )
+    number = np.empty(len(source), np.int64)
+    for place, members in enumerate(groups.values()):
+        number[members] = place
+    return number
+
+
+def _by_groups(source, labels, val_split, seed, group_by, say):
+    """(training, validation) sorted arrays of indices, with whole groups of names on either side."""
+    groups = collections.defaultdict(list)
+    for index, number in enumerate(_groups(source, group_by, say).tolist()):
+        groups[number].append(index)
     wanted = collections.Counter(labels.tolist())
     wanted = {label: max(round(count * val_split), 1) for label, count in wanted.items()}
     names, val = list(groups), []

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.metrics.calibration import calibrate
+from utils.metrics.calibration import TEMPERATURES, calibrate
 from utils.metrics.interval import FEWEST, bootstrap, wilson
 from utils.metrics.per_class import Pairs, class_rows, mean, per_class
 
@@ -50,10 +50,12 @@ class Answers(NamedTuple):
 
     def image_rows(self, source):
         """The rows of predictions.csv, its head first; source: of the images, with name(index) and `classes`."""
-        names = source.classes
-        yield "image", "label", "said", "probability"
-        for index, label, said, probability in zip(*(column.tolist() for column in self[:4]), strict=True):
-            yield source.name(index), names[label], names[said], f"{probability:.4f}"
+        names, own = source.classes, np.full(len(self.label), np.nan)
+        if len(self.sureness):
+            own = np.exp(self.sureness[:, 0] - self.sureness[:, 1 + TEMPERATURES.index(1.0)])
+        yield "image", "label", "said", "probability", "label_probability"
+        for index, label, said, *numbers in zip(*(column.tolist() for column in (*self[:4], own)), strict=True):
+            yield source.name(index), names[label], names[said], *(f"{p:.4f}" for p in numbers)
 
     def interval(self, metric, scores):
         """(low, high): where the true score lies with 95 % confidence; None where that is not known of this score."""

@@ -9,6 +9,7 @@ import urllib.parse
 
 from utils.cli.errors import InputError
 from utils.report import page
+from utils.report.doubtful import folds_section
 from utils.report.page import COLOURS, cell, chart, escaped, section, table
 from utils.report.report import NAME, shown
 from utils.report.run_files import read_run
@@ -27,6 +28,7 @@ def write_comparison(run_folders, path="comparison.html"):
     if len(set(names)) < len(names):
         names = [str(run.folder) for run in runs]
     parts = [f"<h1>Comparison of {len(runs)} runs</h1>", _results(runs, names, path.parent)]
+    parts.append(folds_section(runs, path.parent))
     parts += [_curves(runs, names, key) for key in (*BEST_BY.values(), "train_loss")]
     parts.append(_differences(runs, names))
     _refuse_other_file(path)

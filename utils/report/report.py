@@ -11,6 +11,7 @@ import shlex
 from utils.metrics.advice import in_words
 from utils.report import page
 from utils.report.data import data_section
+from utils.report.doubtful import doubtful_section, read_predictions
 from utils.report.evaluation import class_key, read_classes, read_evaluation, sure_text
 from utils.report.page import bar, cell, escaped, section, table
 from utils.report.run_files import is_count, number, of_type, read_json, read_run, read_text
@@ -43,7 +44,7 @@ def write_report(run_folder):
     Raises InputError for a folder that holds no run, or that cannot be written.
     """
     run = read_run(run_folder)
-    sections = (_heading, _result, _words, _pictures, _classes, _data, _timing, _warnings, _use, _repeat, _settings)
+    sections = (_heading, _result, _words, _pictures, _classes, _doubtful, _data, _timing, _warnings, _use, _repeat, _settings)
     return page.write(run.folder / NAME, page.html_page(run.title, "".join(part(run) for part in sections)))
 
 
@@ -173,6 +174,11 @@ def _classes(run):
 
 def _percent(value):
     return f'<td class="n" data-v="{_plain(value)}">{"none" if value is None else f"{value:.2f} %"}</td>'
+
+
+def _doubtful(run):
+    """Labels of the validation images that may be wrong."""
+    return "" if run.segments else doubtful_section(read_predictions(run.folder), run.folder)
 
 
 def _timing(run):

@@ -1,0 +1,68 @@
+"""doubtful.csv: labels of validation images that may be wrong, and over folds those of all images. Standard library only."""
+
+import csv
+import pathlib
+
+from utils.files import replace
+from utils.metrics.doubt import doubtful_labels
+from utils.report.page import cell, escaped, section, table
+from utils.report.run_files import number
+
+NAME, SHOWN = "doubtful.csv", 20
+
+
+def read_predictions(folder):
+    """The rows of predictions.csv of recognition as dicts; [] where it cannot be read."""
+    try:
+        with open(pathlib.Path(folder) / "predictions.csv", encoding="utf-8", errors="replace", newline="") as file:
+            return list(csv.DictReader(file))
+    except (OSError, csv.Error):
+        return []
+
+
+def doubtful_section(rows, folder):
+    """A table of the labels in `rows` that are doubtful, which doubtful.csv in `folder` has all of; "" where none is."""
+    found = doubtful_labels(rows)
+    if not found:
+        return ""
+    write_rows(pathlib.Path(folder) / NAME, [("path", "given", "suggested", "score"), *_lines(found)])
+    text = f"{len(found)} of {len(rows)} labels may be wrong: the model, which was not trained on these images, is as sure of "
+    text += f"another class as it usually is. Look at them; all are in {NAME}."
+    body = ["".join(cell(part, "v" * (i == 0)) for i, part in enumerate(line)) for line in _lines(found[:SHOWN])]
+    head = "".join(f"<th>{name}</th>" for name in ("image", "label", "suggested", "more probable by"))
+    return section("Doubtful labels", f"<p>{escaped(text)}</p>" + table(body, head))
+
+
+def folds_section(runs, folder):
+    """Mean and spread over the folds of one cross-validation, and the doubtful labels of all images; "" of other runs.
+
+    runs: [RunFiles]. The answers of all folds, each image by the run that was not trained on it, go into out_of_fold.csv.
+    """
+    folds = {run.args.get("fold"): run for run in runs}
+    settings = {(run.args.get("folds"), run.metric, run.args.get("seed")) for run in runs}
+    if len(runs) < 2 or None in folds or len(folds) < len(runs) or len(settings) > 1:
+        return ""
+    planned = next(iter(settings))[0]
+    values = [value for run in runs if run.best and (value := number(run.best[0])) is not None]
+    if len(values) < 2:
+        return ""
+    mean = sum(values) / len(values)
+    spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+    text = f"Mean {mean:.2f}, standard deviation {spread:.2f} over {len(values)} folds, {min(values):.2f} to {max(values):.2f}."
+    if missing := [str(fold) for fold in range(1, ((number(planned) and int(planned)) or 0) + 1) if fold not in folds]:
+        text += f" Missing: fold {', '.join(missing)} of {planned}."
+    rows = [row for _, run in sorted(folds.items()) for row in read_predictions(run.folder)]
+    if rows:
+        write_rows(pathlib.Path(folder) / "out_of_fold.csv", [[*rows[0]], *([*row.values()] for row in rows)])
+        text += f" The answers to all {len(rows)} images are in out_of_fold.csv."
+    return section("Cross-validation", f"<p>{escaped(text)}</p>") + doubtful_section(rows, folder)
+
+
+def write_rows(path, rows):
+    """Replace a CSV file in one step."""
+    with replace(path) as aside, open(aside, "w", encoding="utf-8", errors="replace", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def _lines(found):
+    return [(doubt.image, doubt.given, doubt.suggested, f"{doubt.margin:.4f}") for doubt in found]
