@@ -59,8 +59,10 @@ def csv_cell(value):
     """`value` as text for a cell of a CSV file that people open: control characters are escaped, and a quote stands before
     what a spreadsheet would run as a formula.
     """
-    odd = {c for c in str(value) if unicodedata.category(c) == "Cc" and c != "\n"}  # a line break is quoted
-    text = "".join(c.encode("unicode_escape").decode("ascii") if c in odd else c for c in str(value))
+    text = str(value)
+    if not text.isprintable():  # a line break is quoted
+        odd = {c for c in text if unicodedata.category(c) == "Cc" and c != "\n"}
+        text = "".join(c.encode("unicode_escape").decode("ascii") if c in odd else c for c in text)
     try:
         float(text)
     except ValueError:

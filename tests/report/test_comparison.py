@@ -1,5 +1,6 @@
 """Comparisons of runs, their charts, and the command line that writes both kinds of page."""
 
+import json
 import os
 import re
 import subprocess
@@ -28,6 +29,24 @@ def test_a_comparison_shows_what_differs(tmp_path):
     curve = re.search(r'<polyline class="c0"[^>]*points="([^"]*)"><title>', page)[1]
     x, y = zip(*(map(float, point.split(",")) for point in curve.split()), strict=True)
     assert np.allclose(x[:3], [56 + 650 / 3, 56 + 1300 / 3, 706], atol=0.1) and y[1] < y[2] < y[0]  # 91 is the highest
+
+
+def test_folds_have_a_mean_and_the_answers_to_all_images(tmp_path):
+    """Two folds of three: each image by the run that was not trained on it, and the label that both sides doubt."""
+    head = "image,label,said,probability,label_probability\n"
+    for fold, score in ((1, 90.0), (3, 94.0)):
+        run = make_run(tmp_path / str(fold), drawn=False, folds=3, fold=fold)
+        (run / "log.txt").write_text(json.dumps({"epoch": 0, "test_acc1": score}) + "\n")
+        rows = [f"{fold}/{number}.png,cat,cat,0.9,0.9\n" for number in range(9)] + [f"{fold}/x.png,cat,dog,0.9,0.1\n"]
+        (run / "predictions.csv").write_text(head + "".join(rows) + f"{fold}/y.png,dog,dog,0.9,0.9\n")
+    text = " ".join(text_of(write_comparison([tmp_path / "3", tmp_path / "1"], tmp_path / "c.html")).split())
+    assert "Mean 92.00, standard deviation 2.83 over 2 folds, 90.00 to 94.00. Missing: fold 2 of 3." in text
+    assert "2 of 22 labels may be wrong" in text and "1/x.png cat dog 0.8000" in text
+    assert len((tmp_path / "out_of_fold.csv").read_text().splitlines()) == 23
+    assert (tmp_path / "doubtful.csv").read_text().splitlines()[1:] == [f"{n}/x.png,cat,dog,0.8000" for n in (1, 3)]
+    assert "Cross-validation" not in text_of(write_comparison([tmp_path / "1", tmp_path / "1"], tmp_path / "c.html"))
+    with pytest.raises(InputError, match="out_of_fold.csv cannot be written"):
+        write_comparison([tmp_path / "3", tmp_path / "1"], tmp_path / "no" / "c.html")
 
 
 @pytest.mark.parametrize("values", [[5.0, 5.0, 5.0], [-1e-9, 1e-9], [1e30, -1e30], list(range(5000))])

@@ -17,8 +17,9 @@ def doubtful_labels(rows):
     """[Doubt], the most doubtful first, of images that no model was trained on whose answers these are.
 
     rows: dicts of predictions.csv: image, label, said, probability, label_probability. An answer is sure where it is at least
-    as probable as that class is, in the mean, for the images that have its label. The sure answers tell how many images of a class
-    are of another (their share of all sure answers to the class, times its size): so many are named, by their margins.
+    as probable as that class is, in the mean, for the images that have its label. The share of them that differs from
+    a class's label, times its size, tells how many of its labels are wrong: so many are named, those of the largest margin
+    (there: prune by class).
     """
     known = []
     for row in rows:
@@ -32,16 +33,16 @@ def doubtful_labels(rows):
     for _, label, _, _, p in known:
         own[label].append(p)
     usual = {label: sum(values) / len(values) for label, values in own.items()}
-    sure, sizes = collections.Counter(), collections.Counter(label for _, label, *_ in known)
-    asked, rivals = collections.Counter(), collections.defaultdict(list)
+    wrong, sure, sizes = collections.Counter(), collections.Counter(), collections.Counter(label for _, label, *_ in known)
+    rivals = collections.defaultdict(list)
     for image, label, said, p, p_label in known:
         if p >= usual.get(said, 2.0):
-            sure[label, said] += 1
-            asked[label] += 1
+            sure[label] += 1
+            wrong[label] += said != label
         if said != label:
-            rivals[label, said].append(Doubt(image, label, said, p - p_label))
+            rivals[label].append(Doubt(image, label, said, p - p_label))
     found = []
-    for (label, said), doubts in rivals.items():
-        wrong = round(sizes[label] * sure[label, said] / asked[label]) if asked[label] else 0
-        found += sorted(doubts, key=lambda doubt: (-doubt.margin, doubt.image))[:wrong]
+    for label, doubts in rivals.items():
+        most = round(sizes[label] * wrong[label] / max(sure[label], 1))
+        found += sorted(doubts, key=lambda doubt: (-doubt.margin, doubt.image))[:most]
     return sorted(found, key=lambda doubt: (-doubt.margin, doubt.image))

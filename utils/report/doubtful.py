@@ -3,6 +3,7 @@
 import csv
 import pathlib
 
+from utils.cli.errors import InputError
 from utils.files import replace
 from utils.metrics.doubt import doubtful_labels
 from utils.report.page import cell, escaped, section, table
@@ -27,7 +28,7 @@ def doubtful_section(rows, folder):
         return ""
     write_rows(pathlib.Path(folder) / NAME, [("path", "given", "suggested", "score"), *_lines(found)])
     text = f"{len(found)} of {len(rows)} labels may be wrong: the model, which was not trained on these images, is as sure of "
-    text += f"another class as it usually is. Look at them; all are in {NAME}."
+    text += f"another class as it usually is of that. Look at them; all are in {NAME}."
     body = ["".join(cell(part, "v" * (i == 0)) for i, part in enumerate(line)) for line in _lines(found[:SHOWN])]
     head = "".join(f"<th>{name}</th>" for name in ("image", "label", "suggested", "more probable by"))
     return section("Doubtful labels", f"<p>{escaped(text)}</p>" + table(body, head))
@@ -59,9 +60,12 @@ def folds_section(runs, folder):
 
 
 def write_rows(path, rows):
-    """Replace a CSV file in one step."""
-    with replace(path) as aside, open(aside, "w", encoding="utf-8", errors="replace", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+    """Replace a CSV file in one step. Raises InputError where it cannot be written."""
+    try:
+        with replace(path) as aside, open(aside, "w", encoding="utf-8", errors="replace", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); expected a folder to write in") from None
 
 
 def _lines(found):
