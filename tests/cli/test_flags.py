@@ -1,5 +1,6 @@
 """The flags of both scripts: published commands, defaults that the data brings, and lines that contradict themselves."""
 
+import argparse
 import ast
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 from utils.cli import recognition_flags, segmentation_flags
+from utils.cli.arguments import Parser
 from utils.cli.first import parse
 
 RECOGNITION, SEGMENTATION = "train_recognition.py", "train_segmentation.py"
@@ -204,3 +206,40 @@ def test_help_and_wrong_flags_are_answered_before_torch_is_imported(script):
         assert done.returncode == code and "argparse" in imported
         assert not imported & {"torch", "numpy", "accelerate", "timm"}
     assert "unknown flag --epoch, did you mean --epochs?" in done.stderr
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def numeric_flags():
+    for script, flags in ((RECOGNITION, recognition_flags), (SEGMENTATION, segmentation_flags)):
+        parser = Parser(script, "")
+        flags.add_flags(parser)
+        for action in parser._actions:
+            if hasattr(action.type, "range") or action.type in (int, float):
+                yield script, action
+
+
+def test_every_number_has_a_range_which_its_help_names():
+    found = list(numeric_flags())
+    assert len(found) > 80
+    for _, action in found:
+        assert action.choices or f"[{action.type.range}]" in action.help, action.dest
+
+
+@pytest.mark.parametrize(
+    "text", ["1e-320", "-1e-320", "1e308", "-1e308", "nan", "-inf", "1" * 5000, "\uff11\uff16", "1_0", "0x10", "", " "]
+)
+def test_no_flag_takes_a_number_that_overflows_or_is_written_otherwise(text):
+    for _, action in numeric_flags():
+        if not action.choices:
+            with pytest.raises(argparse.ArgumentTypeError, match="expected a (whole )?number (of|above) "):
+                action.type(text)
+
+
+def test_the_largest_and_the_smallest_values_are_taken(error_of):
+    args = parsed(
+        RECOGNITION, f"--seed {2**63 - 1} --epochs 1000000 --lr 1000 --opt_eps 1e-30 --ratio 0.01 100 --input_size 65536"
+    )
+    assert args.seed == 2**63 - 1 and args.opt_eps == 1e-30
+    assert error_of(RECOGNITION, f"--seed {2**63}").endswith(f"0 to 9,223,372,036,854,775,807, found '{2**63}'")

@@ -60,3 +60,15 @@ def test_layer_decay_of_any_backbone_with_the_heads_rate_on_top():
 def test_other_rules_for_convnext_are_refused_for_other_backbones():
     with pytest.raises(InputError, match="layer_decay_type layer_wise is for ConvNeXt"):
         build_optimizer(tiny("resnet18", "fcn"), settings(layer_decay_type="layer_wise"), head_lr_scale=1.0)
+
+
+@pytest.mark.parametrize(
+    ("opt", "betas", "takes"),
+    [
+        ("adamw", [0.9], "another number"), ("adamw", [0.9, 0.9, 0.9], "2, such as 0.9 0.999"),
+        ("adan", [0.9, 0.9], "another number"), ("lookahead_adamw", [0.9] * 4, "2, such as"),
+    ],
+)  # fmt: skip
+def test_betas_of_another_length_than_the_optimizer_takes(opt, betas, takes):
+    with pytest.raises(InputError, match=f"--opt_betas .*: --opt {opt} takes {takes}"):
+        build_optimizer(torch.nn.Linear(2, 2), settings(opt=opt, opt_betas=betas, layer_decay=1.0))

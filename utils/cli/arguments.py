@@ -9,6 +9,7 @@ import collections
 import math
 import os
 import pathlib
+import re
 import shlex
 import sys
 from typing import NamedTuple
@@ -87,6 +88,9 @@ class Topic:
 
     def add(self, flag, *, free=False, **options):
         """One flag; `options` as of argparse's add_argument."""
+        limits = getattr(options.get("type"), "range", None)
+        if limits and options.get("help"):
+            options["help"] += f" [{limits}]"
         self.group.add_argument(flag, **options).free = free
 
     def switch(self, flag, default, help, free=False):
@@ -194,36 +198,38 @@ def boolean(text):
     raise argparse.ArgumentTypeError(f"expected true or false, found '{text}'")
 
 
-def whole(minimum):
-    """Type of a whole number of at least `minimum`."""
+MOST, LARGEST, SMALLEST = 10**9, 1e6, 1e-30  # where a flag says nothing else: a whole number, a number, and next to 0
+
+
+def whole(minimum, maximum=MOST):
+    """Type of a whole number in minimum..maximum, in the digits 0 to 9."""
+    limits = f"{minimum} to {maximum:,}"
 
     def parse(text):
-        try:
-            value = int(text)
-        except ValueError:
-            value = None
-        if value is None or value < minimum:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {minimum}, found '{text}'")
+        value = int(text) if re.fullmatch(r"[+-]?[0-9]{1,40}", text.strip()) else None
+        if value is None or not minimum <= value <= maximum:
+            raise argparse.ArgumentTypeError(f"expected a whole number of {limits}, found '{text}'")
         return value
 
+    parse.range = limits
     return parse
 
 
-def number(minimum=None, maximum=None, above=None):
-    """Type of a finite number in minimum..maximum, or greater than `above`."""
-    limits = [f"at least {minimum}"] * (minimum is not None) + [f"above {above}"] * (above is not None)
-    limits += [f"at most {maximum}"] * (maximum is not None)
+def number(minimum=None, maximum=LARGEST, above=None):
+    """Type of a number in minimum..maximum, or greater than `above`. What is not 0 is no nearer to it than SMALLEST."""
+    low = -maximum if minimum is None else minimum
+    limits = f"above {above:g}, to {maximum:,.12g}" if above is not None else f"{low:,.12g} to {maximum:,.12g}"
 
     def parse(text):
         try:
-            value = float(text)
+            value = float(text) if text.isascii() and "_" not in text else math.nan
         except ValueError:
             value = math.nan
-        low = (minimum is not None and value < minimum) or (above is not None and value <= above)
-        if not math.isfinite(value) or low or (maximum is not None and value > maximum):
-            raise argparse.ArgumentTypeError(f"expected a number {' and '.join(limits)}, found '{text}'".replace("  ", " "))
+        if not (low <= value <= maximum) or (above is not None and value <= above) or 0 < abs(value) < SMALLEST:
+            raise argparse.ArgumentTypeError(f"expected a number {'of ' * (above is None)}{limits}, found '{text}'")
         return value
 
+    parse.range = limits
     return parse
 
 

@@ -89,7 +89,8 @@ def add_image_flags(topic):
     topic.add("--fold", type=whole(1), help="number of that part, from 1")
     topic.add("--group_by", metavar="REGEX", help="--val_split keeps images on one side whose names, or first groups of it, "
               "match alike, such as '^[^_]+' for all up to the first _")  # fmt: skip
-    topic.add("--value_range", nargs=2, type=number(), metavar=("BLACK", "WHITE"), help="values that become black and white in "
+    topic.add("--value_range", nargs=2, type=number(maximum=1e12), metavar=("BLACK", "WHITE"),
+              help="values that become black and white in "
               "greys of more than 8 bits, such as 0 4095 of 12 bits; none: as a sample of the data has them")  # fmt: skip
 
 
@@ -121,18 +122,20 @@ def add_optimizer_flags(parser, layer_decay_types):
     topic = parser.topic("optimizer")
     topic.add("--opt", default="adamw", help="sgd (with Nesterov momentum), momentum (without), adam, adamw, or any name of "
               "timm's; lookahead_adamw averages over six steps")  # fmt: skip
-    topic.add("--blr", type=number(0), default=5e-4, help="learning rate for 256 images per update, where --lr is not given")
-    topic.add("--opt_eps", type=number(above=0), help="the optimizer's epsilon; none: its own")
+    topic.add("--blr", type=number(0, 1000), default=5e-4,
+              help="learning rate for 256 images per update, where --lr is not given")  # fmt: skip
+    topic.add("--opt_eps", type=number(above=0, maximum=1000), help="the optimizer's epsilon; none: its own")
     topic.add("--opt_betas", type=number(0, 1), nargs="+", help="the optimizer's betas, such as 0.9 0.95; none: its own")
     topic.add("--momentum", type=number(0, 1), default=0.9, help="momentum of SGD, RMSprop and the like")
-    topic.add("--weight_decay", type=number(0), default=0.05, help="weight decay; --weight_decay_filter says of what")
-    topic.add("--weight_decay_end", type=number(0), help="weight decay of the last update, reached in a half cosine; none: it "
+    topic.add("--weight_decay", type=number(0, 1000), default=0.05, help="weight decay; --weight_decay_filter says of what")
+    topic.add("--weight_decay_end", type=number(0, 1000),
+              help="weight decay of the last update, reached in a half cosine; none: it "
               "stays constant")  # fmt: skip
     topic.add("--weight_decay_filter", choices=("norm_bias", "bn_names", "none"), default="norm_bias", help="parameters "
               "without weight decay: norms and biases; names with bn or bias in them (PyTorch-Encoding's --no-bn-wd); "
               "none")  # fmt: skip
     topic.add("--clip_grad", type=number(above=0), help="scale the gradient down to this norm where it is larger; none: never")
-    topic.add("--layer_decay", type=number(above=0, maximum=1), default=1.0, help="each layer learns this many times as fast "
+    topic.add("--layer_decay", type=number(0.001, 1), default=1.0, help="each layer learns this many times as fast "
               "as the one after it: 0.7 gives the last block 0.7 of the head's rate, the one before 0.49")  # fmt: skip
     topic.add("--layer_decay_min_scale", type=number(0, 1), default=0.0, help="no layer learns less than this many times as "
               "fast as the head: 0.01 for deep models")  # fmt: skip
@@ -151,14 +154,15 @@ _LAYER_DECAY_TYPES = {
 
 def add_schedule_flags(parser):
     topic = parser.topic("schedule, per update")
-    topic.add("--epochs", type=whole(1), default=100, help="passes over the training data")
-    topic.add("--lr", type=number(0), help="peak learning rate; none: --blr x images per update / 256")
-    topic.add("--min_lr", type=number(0), default=1e-6, help="learning rate at the end of the run")
-    topic.add("--warmup_epochs", type=number(0), default=20, help="epochs in which the rate grows from 0 to its peak")
-    topic.add("--warmup_steps", type=int, default=-1, help="the same in updates; above 0 it wins over --warmup_epochs")
+    topic.add("--epochs", type=whole(1, 1_000_000), default=100, help="passes over the training data")
+    topic.add("--lr", type=number(0, 1000), help="peak learning rate; none: --blr x images per update / 256")
+    topic.add("--min_lr", type=number(0, 1000), default=1e-6, help="learning rate at the end of the run")
+    topic.add("--warmup_epochs", type=number(0, 1_000_000), default=20,
+              help="epochs in which the rate grows from 0 to its peak")  # fmt: skip
+    topic.add("--warmup_steps", type=whole(-1), default=-1, help="the same in updates; above 0 it wins over --warmup_epochs")
     topic.add("--sched", choices=SCHEDULES, default="cosine", help="curve from the peak to --min_lr; lr_sched.py, "
               "learning_rate, describes each")  # fmt: skip
-    topic.add("--power", type=number(above=0), default=0.9, help="exponent of the curve poly")
+    topic.add("--power", type=number(above=0, maximum=100), default=0.9, help="exponent of the curve poly")
     topic.add("--step_epochs", type=whole(1), default=30, help="epochs between two drops of the curve step")
     topic.add("--step_rate", type=number(above=0, maximum=1), default=0.1, help="each drop of the curve step multiplies the "
               "rate by this")  # fmt: skip
@@ -191,7 +195,8 @@ def add_speed_flags(parser):
     topic.switch("--cudnn_benchmark", True, "cuDNN times its kernels at the first batch and takes the fastest", free=True)
     topic.switch("--deterministic", False, "only kernels that give the same bits again on the same GPU: slower; an operation "
                  "that has none ends the run")  # fmt: skip
-    topic.add("--num_workers", free=True, type=whole(0), help="loader processes per process; none: its share of the cores, 10 "
+    topic.add("--num_workers", free=True, type=whole(0, 1000),
+              help="loader processes per process; none: its share of the cores, 10 "
               "at most")  # fmt: skip
     topic.switch("--pin_mem", True, "read batches into page-locked memory, from which copies to a GPU are faster", free=True)
     return topic
@@ -232,7 +237,8 @@ def add_output_flags(parser, script):
               "since their loss or gradient is not finite; above 0 every update waits for the device")  # fmt: skip
     topic.add("--dry_run", free=True, nargs="?", const="text", choices=("text", "json"), help="print what the run would do, "
               "and stop")  # fmt: skip
-    topic.add("--seed", type=whole(0), default=0, help="decides new weights, the order of the data and its augmentation")
+    topic.add("--seed", type=whole(0, 2**63 - 1), default=0,
+              help="decides new weights, the order of the data and its augmentation")  # fmt: skip
 
 
 def add_result_flags(parser):

@@ -51,8 +51,10 @@ def add_model_flags(parser):
               "timm.create_model, such as patch_size=2")  # fmt: skip
     topic.add("--drop_path", type=number(0, 0.99), default=0.0, help="stochastic depth: probability that the last block is "
               "left out for an image; earlier blocks less, in proportion")  # fmt: skip
-    topic.add("--head_init_scale", type=number(above=0), default=1.0, help="multiplies the first weights of the classifier")
-    topic.add("--layer_scale_init_value", type=number(0), help="ConvNeXt's layer scale at the start; none: the model's own")
+    topic.add("--head_init_scale", type=number(above=0, maximum=1000), default=1.0,
+              help="multiplies the first weights of the classifier")  # fmt: skip
+    topic.add("--layer_scale_init_value", type=number(0, 1000),
+              help="ConvNeXt's layer scale at the start; none: the model's own")  # fmt: skip
     topic.switch("--last_gamma", None, "start the last norm of each block of a ResNet or ResNeSt at 0; none: as the model does")
     topic.add("--drop_block", type=number(0, 0.99), default=0.0, help="DropBlock's rate in a ResNet or ResNeSt")
 
@@ -76,7 +78,8 @@ def add_data_flags(parser):
     topic.add("--label_column", help="column of --dataset or --labels with the labels; none: found by type and name")
     topic.add("--val_split", type=number(above=0, maximum=0.9), help="share of each class that is held out for validation, "
               "chosen by --seed")  # fmt: skip
-    topic.add("--nb_classes", type=whole(1), help="number of classes, to be compared with the data; none: as the data has")
+    topic.add("--nb_classes", type=whole(1, 1_000_000),
+              help="number of classes, to be compared with the data; none: as the data has")  # fmt: skip
     flags.add_image_flags(topic)
     flags.add_bad_sample_flags(topic)
     flags.add_stream_flags(topic)
@@ -89,22 +92,24 @@ def add_augmentation_flags(parser):
     topic = parser.topic("augmentation")
     topic.add("--transforms", choices=("fast", "timm", "encoding"), default="fast", help="fast: ConvNeXt's, drawn as timm "
               "draws them; timm: the same by timm itself, to the bit; encoding: PyTorch-Encoding's")  # fmt: skip
-    topic.add("--input_size", type=whole(8), default=224, help=f"side of the model's input in pixels; up to {SMALL} a padded "
+    topic.add("--input_size", type=whole(8, 65_536), default=224,
+              help=f"side of the model's input in pixels; up to {SMALL} a padded "
               f"random crop, from {LARGE} on evaluation warps the whole image; without it, as the start weights were trained, "
               "where they tell")  # fmt: skip
-    topic.add("--scale", type=number(above=0, maximum=1), nargs=2, default=(0.08, 1.0), help="smallest and largest share of "
+    topic.add("--scale", type=number(0.0001, 1), nargs=2, default=(0.08, 1.0), help="smallest and largest share of "
               "the image's area in a random crop")  # fmt: skip
-    topic.add("--ratio", type=number(above=0), nargs=2, default=(0.75, 4 / 3), help="smallest and largest width / height of a "
+    topic.add("--ratio", type=number(0.01, 100), nargs=2, default=(0.75, 4 / 3),
+              help="smallest and largest width / height of a "
               "random crop")  # fmt: skip
     topic.add("--hflip", type=number(0, 1), default=0.5, help="probability that an image is mirrored left to right")
     topic.add("--vflip", type=number(0, 1), default=0.0, help="probability that an image is mirrored top to bottom")
-    topic.add("--color_jitter", type=number(0), help="strength of random brightness, contrast and saturation; with --aa it "
+    topic.add("--color_jitter", type=number(0, 10), help="strength of random brightness, contrast and saturation; with --aa it "
               "takes effect in the encoding transforms only")  # fmt: skip
     topic.add("--aa", default="rand-m9-mstd0.5-inc1", help="RandAugment, AutoAugment or AugMix in timm's words; rand-nN-mM "
               "with the encoding transforms; none: off")  # fmt: skip
     topic.add("--train_interpolation", choices=("bicubic", "bilinear", "random"), default="bicubic", help="how a random crop "
               "is resized")  # fmt: skip
-    topic.add("--crop_pct", type=number(above=0, maximum=1), help="share of the short side in evaluation's centre crop; none: "
+    topic.add("--crop_pct", type=number(0.01, 1), help="share of the short side in evaluation's centre crop; none: "
               f"as the start weights were trained, where they tell, else 224 / 256, below {LARGE} pixels")  # fmt: skip
     topic.add("--crop_mode", choices=("center", "squash", "border"), help="evaluation looks at the centre, at the whole image "
               f"warped to a square, or at the whole image with a border; none: as --crop_pct, and squash up to {SMALL} and "
@@ -114,7 +119,7 @@ def add_augmentation_flags(parser):
     topic.add("--reprob", type=number(0, 1), default=0.25, help="probability that a part of an image is erased")
     topic.add("--remode", choices=("const", "rand", "pixel"), default="pixel", help="what erasing leaves: zeros, one random "
               "colour, or noise of each pixel")  # fmt: skip
-    topic.add("--recount", type=whole(1), default=1, help="most boxes that are erased in an image")
+    topic.add("--recount", type=whole(1, 100), default=1, help="most boxes that are erased in an image")
     topic.switch("--imagenet_default_mean_and_std", True, "as published: --mean imagenet; false: --mean inception")
     flags.add_colour_flags(topic)
 
@@ -129,8 +134,8 @@ def aa_is_off(aa):
 
 def add_mixup_flags(parser):
     topic = parser.topic("mixup and CutMix, of whole batches")
-    topic.add("--mixup", type=number(0), default=0.0, help="mixup's alpha, such as 0.8: images are blended; 0: off")
-    topic.add("--cutmix", type=number(0), default=0.0, help="CutMix's alpha, such as 1.0: a box is pasted; 0: off")
+    topic.add("--mixup", type=number(0, 1000), default=0.0, help="mixup's alpha, such as 0.8: images are blended; 0: off")
+    topic.add("--cutmix", type=number(0, 1000), default=0.0, help="CutMix's alpha, such as 1.0: a box is pasted; 0: off")
     topic.add("--cutmix_minmax", type=number(0, 1), nargs=2, help="smallest and largest side of CutMix's box as a share of the "
               "image's, drawn uniformly; none: from alpha")  # fmt: skip
     topic.add("--mixup_prob", type=number(0, 1), default=1.0, help="probability that a batch is mixed")

@@ -25,7 +25,8 @@ def add_flags(parser):
     add_loss_flags(parser)
     flags.add_batch_flags(parser)
     topic = flags.add_optimizer_flags(parser, layer_decay_types=("stage_wise", "layer_wise", "single", "group"))
-    topic.add("--head_lr_scale", type=number(above=0), default=10.0, help="all but the backbone learns this many times as fast")
+    topic.add("--head_lr_scale", type=number(above=0, maximum=1000), default=10.0,
+              help="all but the backbone learns this many times as fast")  # fmt: skip
     topic = flags.add_schedule_flags(parser)
     topic.add("--max_updates", type=whole(1), help="updates of the run, instead of --epochs")
     flags.add_ema_flags(parser)
@@ -42,7 +43,7 @@ def add_network_flags(parser):
     topic.add("--model", choices=tuple(HEADS), default="upernet", help="the head")
     topic.add("--head_kwargs", nargs="+", type=key_value, default=[], metavar="KEY=VALUE", help="options of the head, such "
               "as atrous_rates=(6,12,18) of deeplab, lateral=True of encnet, with_global=True of fcn")  # fmt: skip
-    topic.add("--channels", type=whole(1), help="inner width of the head; none: the published one")
+    topic.add("--channels", type=whole(1, 65_536), help="inner width of the head; none: the published one")
     topic.add("--dropout", type=number(0, 0.99), default=0.1, help="dropout before the last convolution of each head")
     topic.add("--backbone", default="convnextv2_atto", help="name of a model in timm that gives feature maps")
     topic.add("--backbone_kwargs", nargs="+", type=key_value, default=[], metavar="KEY=VALUE", help="options of "
@@ -52,7 +53,7 @@ def add_network_flags(parser):
     topic.add("--drop_path", type=number(0, 0.99), default=0.0, help="stochastic depth of the backbone: probability that its "
               "last block is left out for an image")  # fmt: skip
     topic.switch("--aux", False, "add an auxiliary FCN head on the third stage, for its loss")
-    topic.add("--aux_channels", type=whole(1), help="inner width of the auxiliary head; none: a quarter of its input's")
+    topic.add("--aux_channels", type=whole(1, 65_536), help="inner width of the auxiliary head; none: a quarter of its input's")
 
 
 def network_options(args):
@@ -89,7 +90,8 @@ def add_data_flags(parser):
     topic.add("--mask_colors", metavar="FILE", help="masks are pictures in colours: name,red,green,blue on each line; the name "
               "ignore is no class")  # fmt: skip
     topic.switch("--reduce_zero_label", None, "0 in a mask is no class, and 1 is the first one")
-    topic.add("--nb_classes", type=whole(2), help="number of classes, to be compared with the data; none: as the data has")
+    topic.add("--nb_classes", type=whole(2, 65_535),
+              help="number of classes, to be compared with the data; none: as the data has")  # fmt: skip
     flags.add_image_flags(topic)
     flags.add_bad_sample_flags(topic)
     flags.add_stream_flags(topic)
@@ -102,11 +104,14 @@ def add_augmentation_flags(parser):
     topic = parser.topic("augmentation")
     topic.add("--transforms", choices=("encoding", "mmseg", "none"), default="encoding", help="PyTorch-Encoding's, "
               "mmsegmentation's, or whole images as they are")  # fmt: skip
-    topic.add("--crop_size", type=whole(16), default=480, help="side of a training crop, and of a window in evaluation, in "
+    topic.add("--crop_size", type=whole(16, 65_536), default=480,
+              help="side of a training crop, and of a window in evaluation, in "
               "pixels")  # fmt: skip
-    topic.add("--base_size", type=whole(16), default=520, help="pixels of an image's long side (encoding) or short side "
+    topic.add("--base_size", type=whole(16, 65_536), default=520,
+              help="pixels of an image's long side (encoding) or short side "
               "(mmseg) at scale 1")  # fmt: skip
-    topic.add("--ratio_range", type=number(above=0), nargs=2, default=(0.5, 2.0), help="smallest and largest random scale of a "
+    topic.add("--ratio_range", type=number(0.01, 100), nargs=2, default=(0.5, 2.0),
+              help="smallest and largest random scale of a "
               "training image")  # fmt: skip
     topic.add("--cat_max_ratio", type=number(above=0, maximum=1), default=0.75, help="a crop of mmseg is drawn again, up to "
               "ten times, where one class has more than this share of it")  # fmt: skip
@@ -122,12 +127,13 @@ def add_loss_flags(parser):
               "Dice; focal: pixels that are right already count less; lovasz: mean IoU itself; the last two and Dice are for "
               "small objects")  # fmt: skip
     flags.add_balance_flags(topic)
-    topic.add("--aux_weight", type=number(0), default=0.2, help="weight of the auxiliary head's loss, with --aux true")
+    topic.add("--aux_weight", type=number(0, 1000), default=0.2, help="weight of the auxiliary head's loss, with --aux true")
     topic.switch("--se_loss", False, "encnet learns which classes are in the image, too")
-    topic.add("--se_weight", type=number(0), default=0.2, help="weight of that loss, with --se_loss true")
+    topic.add("--se_weight", type=number(0, 1000), default=0.2, help="weight of that loss, with --se_loss true")
     topic.add("--loss_mean", choices=("labelled", "all"), default="labelled", help="cross-entropy is the mean over the "
               "labelled pixels, or, as in mmsegmentation, over all, where ignored ones count as 0")  # fmt: skip
-    topic.add("--ohem", type=number(0), nargs=2, metavar=("THRESHOLD", "MIN_KEPT"), help="learn from hard pixels only: those "
+    topic.add("--ohem", type=number(0, 1e9), nargs=2, metavar=("THRESHOLD", "MIN_KEPT"),
+              help="learn from hard pixels only: those "
               "whose class has a probability below THRESHOLD, but MIN_KEPT per image at least, such as 0.7 100000")  # fmt: skip
 
 
@@ -138,7 +144,8 @@ def add_view_flags(parser):
     topic = parser.topic("how evaluation looks at an image")
     topic.add("--eval_mode", choices=("whole", "slide", "crop"), default="whole", help="look at the whole image at once, at "
               "windows of --crop_size, or at the centre only")  # fmt: skip
-    topic.add("--eval_scales", type=number(above=0), nargs="+", default=(1.0,), help="scales of --base_size, whose scores are "
+    topic.add("--eval_scales", type=number(0.01, 100), nargs="+", default=(1.0,),
+              help="scales of --base_size, whose scores are "
               "added up, such as 0.75 1.0 1.25")  # fmt: skip
     topic.switch("--eval_flip", False, "add the scores of the mirror image")
 

@@ -1,6 +1,7 @@
 """The optimizer of a run: layer decay by the model's own layers, the heads' own rate, torch's fused kernels."""
 
 import argparse
+import inspect
 import warnings
 
 from optim_factory import convnext_depths, create_optimizer, group_table, layer_decay_assigner
@@ -35,10 +36,23 @@ def build_optimizer(model, args, *, head_lr_scale=None, fused=True, say=print):
         # A weight decay that starts at 0 still has to tell the groups that will decay from those that never do.
         decay = args.weight_decay or args.weight_decay_end or 0.0
         wanted = argparse.Namespace(**{**vars(args), "weight_decay": decay, "fused": fused})
-        optimizer = create_optimizer(wanted, model, *by_layer)
+        try:
+            optimizer = create_optimizer(wanted, model, *by_layer)
+        except IndexError:
+            optimizer = None  # of betas that are too few
+        _check_betas(args, optimizer)
     for note in notes:
         say(f"note: {note.message}")
     return optimizer, group_table(model, optimizer.param_groups, get_layer_id)
+
+
+def _check_betas(args, optimizer):
+    """ValueError for another number of --opt_betas than the optimizer, None where it could not be made, has itself."""
+    kind = type(getattr(optimizer, "_base_optimizer", optimizer))
+    usual = inspect.signature(kind).parameters.get("betas") if optimizer is not None else None
+    if args.opt_betas and (optimizer is None or (usual and len(args.opt_betas) != len(usual.default))):
+        how_many = f"{len(usual.default)}, such as {' '.join(map(str, usual.default))}" if usual else "another number of them"
+        raise ValueError(f"--opt_betas {' '.join(map(str, args.opt_betas))}: --opt {args.opt} takes {how_many}")
 
 
 def can_fuse(accelerator):

@@ -30,6 +30,9 @@ def build_model(options, classes, *, input_size, pretrained=False):
     check_model_kwargs(kwargs, "--model_kwargs")
     if kwargs.get("in_chans", 3) != 3:
         raise InputError(f"--model_kwargs in_chans={kwargs['in_chans']}: images are read as RGB, grey ones too; leave it out")
+    if "num_classes" in kwargs or not kwargs.get("global_pool", "avg"):
+        key = "num_classes" if "num_classes" in kwargs else "global_pool"
+        raise InputError(f"--model_kwargs {key}={kwargs[key]}: every class has one logit for an image; leave it out")
     if options.layer_scale_init_value is not None:
         kwargs["ls_init_value"] = options.layer_scale_init_value
     if options.last_gamma is not None:
