@@ -187,7 +187,9 @@ def test_a_run_that_is_killed_while_it_draws_makes_its_pictures_later(tmp_path, 
     assert not (tmp_path / "run" / "finished.json").exists()
     main(*words)
     assert (tmp_path / "run" / "finished.json").exists()
-    assert "not finished" not in (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "not finished" not in page and "In words" in page
+    assert all((tmp_path / "run" / f"{name}.png").is_file() for name in ("confusion", "mistakes", "reliability"))
 
 
 def test_a_broken_validation_image_is_found_after_the_state_is_saved(tmp_path, main):

@@ -229,11 +229,12 @@ def test_two_processes_train_as_one(tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
-        "--bce_loss true --mixup 0.2 --channels_last true --opt lamb --sched poly",
+        "--bce_loss true --class_weights 8=3 --mixup 0.2 --channels_last true --opt lamb --sched poly",
         "--model resnet10t --model_kwargs layers=(1,1,1,1) --drop_block 0.1 --opt momentum --sched wsd --sync_bn true",
         "--model resnet10t --model_kwargs layers=(1,1,1,1) --last_gamma true --opt momentum --transforms encoding "
         "--scale 0.5 1 --weight_decay_filter bn_names --mixup 0.2 --aa rand-n2-m12 --reprob 0.1 --blr 0.05",
-        "--grad_checkpointing true --sched step --head_init_scale 0.1 --mixup 1 --mixup_off_epoch 1",
+        "--grad_checkpointing true --sampling sqrt --aug_repeats 2 --class_weights auto --sched step --head_init_scale 0.1 "
+        "--mixup 1 --mixup_off_epoch 1",
         "--opt adahessian --batch_size 16 --epochs 1 --warmup_epochs 0 --sched cosine_v1 --cutmix_minmax 0.2 0.5",
         "--model vit_tiny_patch16_224 --model_kwargs depth=2 --layer_decay 0.8 --model_ema true --model_ema_warmup true",
         "--disable_eval true --save_ckpt false --layer_decay 0.9 --layer_decay_type group --use_amp true --epochs 1",

@@ -170,8 +170,9 @@ def test_two_processes_train_as_one(data, tmp_path):
         "--model deeplab --output_stride 8 --ohem 0.7 100 --layer_decay 0.9 --weight_decay_filter norm_bias",
         "--model fcn --head_kwargs with_global=True --backbone resnet18 --backbone_kwargs layers=(1,1,1,1) channels=(8,8,16,16)"
         " --opt sgd",
-        "--model fpn --layer_decay 0.9 --layer_decay_type layer_wise --weight_decay_filter norm_bias --channels_last true",
-        "--model upernet --disable_eval true --use_amp true --model_ema true --model_ema_warmup true --epochs 1",
+        "--model fpn --loss ce+dice --class_weights auto --layer_decay 0.9 --layer_decay_type layer_wise "
+        "--weight_decay_filter norm_bias --channels_last true",
+        "--model upernet --loss lovasz --disable_eval true --use_amp true --model_ema true --model_ema_warmup true --epochs 1",
     ],
 )
 def test_options_train(main, data, tmp_path, words):
