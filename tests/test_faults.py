@@ -1,6 +1,7 @@
 """What a run goes through on machines that are taken away: kills at any moment, signals, lost processes, full disks."""
 
 import collections
+import concurrent.futures
 import itertools
 import json
 import os
@@ -25,6 +26,7 @@ from test_train_segmentation import data  # noqa: F401, a fixture
 
 from utils import files
 from utils.run.checkpoint import find_fault, states
+from utils.run.folder import _fresh_name
 
 STOPPED = 75
 
@@ -240,8 +242,23 @@ def test_two_runs_do_not_share_a_folder(commands, tmp_path):
     job = Job("train_recognition", words, tmp_path / "text")
     wait_for_states(job, tmp_path / "run", 1)
     second = Job("train_recognition", words, tmp_path / "text2")
-    assert second.wait() == [1] and "another process is training there" in second.text.read_text()
+    assert (
+        second.wait() == [1] and f"another process is training there (process {job.parts[0].pid} on " in second.text.read_text()
+    )
     assert job.wait() == [0]
+
+
+def test_runs_that_begin_at_the_same_moment_have_folders_of_their_own_or_one_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(_fresh_name, ["x"] * 16))
+    assert len(set(names)) == 16 and all(name.is_dir() for name in names)
+    words = [*TINY, "--epochs", "1", "--warmup_epochs", "0", "--output_dir", tmp_path / "run"]
+    jobs = [Job("train_recognition", [*words, "--seed", seed], tmp_path / f"text{seed}") for seed in range(2)]
+    assert sorted(job.wait()[0] for job in jobs) == [0, 1]
+    texts = [job.text.read_text() for job in jobs]
+    assert sum("another process is training there" in text or "holds a " in text for text in texts) == 1
+    assert json.loads((tmp_path / "run" / "args.json").read_text())["args"]["seed"] == ("done in" in texts[1])
 
 
 # --- processes

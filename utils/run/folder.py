@@ -31,7 +31,10 @@ def open_folder(folder, script, settings, args, *, resume="", auto_resume=True, 
     InputError where the folder holds a finished run, one with other settings, one whose states are gone or broken, or
     files of another program; for a broken `resume`; and where the folder cannot be written.
     """
-    folder = pathlib.Path(folder) if folder else _restarted(script) or _fresh_name(script)
+    try:
+        folder = pathlib.Path(folder) if folder else _restarted(script) or _fresh_name(script)
+    except OSError as error:
+        raise InputError(f"output/ cannot be made here ({error.strerror}): name a folder with --output_dir") from None
     try:
         str(folder.absolute()).encode()
     except UnicodeEncodeError:  # safetensors, and what else is written in Rust, opens no such path
@@ -55,6 +58,8 @@ def _open(folder, settings, args, resume, auto_resume, say):
         raise InputError(f"--output_dir {folder} holds {foreign[0]} of another program: choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     _lock(folder)
+    if known is None and record.exists():  # another start was at it, and is over by now
+        known = _known(folder, record, settings, resume, auto_resume)
     state = pathlib.Path(resume) if resume else None
     if known and (not resume or known["args"].get("resume") == resume):
         own = checkpoint.newest_state(states_folder, say)
@@ -183,12 +188,18 @@ def _lock(folder):
         file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         _locks.append(file)
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError):  # a full disk
+            os.truncate(file, 0)
+            os.write(
+                file, f"process {os.getpid()} on {platform.node()} since {datetime.datetime.now():%Y-%m-%d %H:%M}".encode()
+            )
     except ImportError:
         return
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
+            whose = os.pread(file, 200, 0).decode(errors="replace") or "nothing is known of it"
             raise InputError(
-                f"--output_dir {folder}: another process is training there; wait for it or choose another"
+                f"--output_dir {folder}: another process is training there ({whose}); wait for it or choose another"
             ) from None
         if isinstance(error, PermissionError) or error.errno == errno.EROFS:
             raise  # some network drives have no locks, which is no reason to stop; a folder that cannot be written is
@@ -213,5 +224,8 @@ def _restarted(script):
 def _fresh_name(script):
     base = pathlib.Path("output") / script
     stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    names = [stamp, *(f"{stamp}-{i}" for i in range(2, 100))]  # two runs may start within one second
-    return next(base / name for name in names if not (base / name).exists())
+    for name in [stamp, *(f"{stamp}-{i}" for i in range(2, 100))]:  # two runs may start within one second
+        with contextlib.suppress(FileExistsError):
+            (base / name).mkdir(parents=True)
+            return base / name
+    raise InputError(f"{base}: a hundred runs began within one second; name one with --output_dir")
