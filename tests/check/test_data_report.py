@@ -66,9 +66,9 @@ def test_a_messy_folder(tmp_path):
         "1 images lie beside the class folders",
         "the class test is called as a split",
         "2 of 3 classes have no validation image (dog, test)",
-        "1 of 6 validation images are training images too, byte by byte (cat/0 (1).jpg = cat/0.jpg)",
-        "1 of 6 validation images look like a training image (cat/smaller.jpg ~ cat/1.jpg)",
-        "1 images are in two classes (cat/dog3.jpg = dog/3.jpg)",
+        "1 of 6 validation images are training images too, byte by byte (Valid/cat/0 (1).jpg = Train/cat/0.jpg)",
+        "1 of 6 validation images look like a training image (Valid/cat/smaller.jpg ~ Train/cat/1.jpg)",
+        "1 images are in two classes (Train/cat/dog3.jpg = Train/dog/3.jpg)",
         "1 of 21 images looked at cannot be read",
     ):
         assert words in warnings, words

@@ -1,13 +1,14 @@
 """Image files of every mode and format, and what is not one."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from utils.cli.errors import InputError
-from utils.images import BadImage, check_header, decode_image, is_image, read_bytes, read_image
+from utils.images import BadImage, check_header, decode_image, formats, is_image, read_bytes, read_image
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK", "1", "I;16", "I", "F"])
@@ -145,3 +146,22 @@ def test_one_range_for_a_data_set_of_deep_greys(tmp_path):
 @pytest.mark.parametrize("name", ["x.h5", "x.mpg", "x.grib", "x.wmf"])
 def test_what_pillow_knows_and_is_no_photograph(name):
     assert not is_image(name)
+
+
+def test_heif_is_read_where_its_package_is(monkeypatch):
+    """The package registers a format with Pillow; here one of Pillow's own stands for it."""
+    registered = []
+
+    class Package:
+        @staticmethod
+        def register_heif_opener():
+            registered.append(Image.register_extension("PNG", ".heic"))
+
+    monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))
+    formats.cache_clear()
+    assert not is_image("x.HEIC")
+    monkeypatch.setitem(sys.modules, "pillow_heif", Package)
+    formats.cache_clear()
+    assert is_image("x.HEIC") and len(registered) == 1
+    monkeypatch.undo()
+    formats.cache_clear()

@@ -101,4 +101,6 @@ def test_names_that_are_there_twice_and_other_encodings(tmp_path):
 def test_by_the_flags(tmp_path):
     file = table(heap(tmp_path) / "t.csv", "id,label", *[f"{i},{'ab'[i % 2]}" for i in range(10)])
     train, val = open_recognition_data(Data(labels=[file], data_path=str(tmp_path), val_split=0.2), seed=0)
+    evaluated = open_recognition_data(Data(labels=[file], data_path=str(tmp_path)), seed=0, need_train=None)[1]
+    assert len(evaluated) == 10  # one table, to score weights on
     assert (len(train), len(val)) == (8, 2) and train.seen and np.bincount(train.labels).tolist() == [4, 4]

@@ -203,7 +203,7 @@ def test_where_no_size_tells_it_is_said(tmp_path):
     turned(tmp_path, 1, 0, "stored", "val")
     lines = []
     see(*mask_folders(tmp_path), say=lines.append)
-    assert lines[0].startswith("warning: masks: EXIF turns 2 of the images looked at (0.png, 1.png), and no size tells")
+    assert lines[0].startswith("warning: EXIF turns 2 of the images looked at (0.png, 1.png), and no size tells")
     turned(tmp_path, 6, 2, "stored")
     turned(tmp_path, 8, 3, "upright")
     see(*mask_folders(tmp_path), say=lines.append)

@@ -102,5 +102,6 @@ def _copies(train, val, everything):
 
 
 def _short(source, index):
-    """The last two parts of an image's name."""
-    return "/".join(source.name(index).split(os.sep)[-2:])
+    """The last three parts of an image's path, or the row of a table."""
+    name = source.name(index)
+    return name.partition(",")[0] if name.startswith("row ") else "/".join(name.split(os.sep)[-3:])

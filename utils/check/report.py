@@ -28,8 +28,9 @@ def describe(facts):
         lines.insert(0, classes)
     if left_out := left_out_line(facts["left_out"]):
         lines.append(left_out)
-    warnings = [note.removeprefix("note: ") for note in facts["notes"] if note.startswith(("note: ", "masks: "))]
-    lines += [note for note in facts["notes"] if not note.startswith(("note: ", "masks: "))]
+    doubts = ("note: ", "warning: ", "masks: ")
+    warnings = [note.removeprefix("note: ").removeprefix("warning: ") for note in facts["notes"] if note.startswith(doubts)]
+    lines += [note for note in facts["notes"] if not note.startswith(doubts)]
     return lines, [
         *_class_warnings(facts),
         *_left_out_warnings(facts),

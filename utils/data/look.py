@@ -96,7 +96,7 @@ def _masks_upright(sources, say):
     if not turned:
         return True
     names = ", ".join(os.path.basename(name) for name in turned[:3]) + ", …" * (len(turned) > 3)
-    start = f"masks: EXIF turns {len(turned)} of the images looked at ({names})"
+    start = f"EXIF turns {len(turned)} of the images looked at ({names})"
     if votes[True] and votes[False]:
         say(f"warning: {start}; {len(votes[True])} of their masks are turned too and {len(votes[False])} are not, by their "
             "sizes: others are taken to be turned; look at samples.png, and save images upright if it is wrong")  # fmt: skip

@@ -21,12 +21,12 @@ SPLIT = ("split", "set", "subset")
 
 
 def labelled_images(tables, root, *, image_column=None, label_column=None, val_split=None, seed=0, group_by=None, need_val=True,
-                    say=print):  # fmt: skip
+                    need_train=True, say=print):  # fmt: skip
     """(training, validation) `Folder` of the images below `root` by one table of labels, or one for each split.
 
     A row names an image by its path from `root`, its name, or its name without the ending, whatever folder it lies in. The
     columns are found by their names and values if they are not given. One table is parted by a column split that says train
-    and val, or by `val_split`, see `hold_out`. Raises InputError for rows without a file or a label, and where two columns may
+    and val, or by `val_split`, see `hold_out`. Without `need_train` it may be validated on as a whole. Raises InputError for rows without a file or a label, and where two columns may
     hold the labels.
     """
     if len(tables) > 2:
@@ -54,6 +54,8 @@ def labelled_images(tables, root, *, image_column=None, label_column=None, val_s
         if len(train) and len(val):
             say(f"data: {tables[0]} says what is validated on, in its column of splits")
             return whole.part(train), whole.part(val)
+    if not need_train:
+        return whole, whole
     if need_val:
         raise InputError(f"--labels {tables[0]}: found one table; give a second one to validate on, or --val_split 0.1")
     return whole, whole.part(np.array([], np.int64))

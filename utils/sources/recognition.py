@@ -45,7 +45,8 @@ def open_recognition_data(data, *, seed, need_val=True, need_train=True, dry_run
     elif data.labels:
         train, val = labelled_images(
             data.labels, data.data_path, image_column=data.image_column, label_column=data.label_column,
-            val_split=data.val_split, seed=seed, group_by=data.group_by, need_val=need_val, say=say,
+            val_split=data.val_split, seed=seed, group_by=data.group_by, need_val=need_val,
+            need_train=need_train is True, say=say,
         )  # fmt: skip
     elif data.data_path:
         train, val = class_folders(

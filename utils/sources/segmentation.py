@@ -55,7 +55,13 @@ def open_segmentation_data(data, *, crop_size, seed, need_train=True, dry_run=Fa
     check_number(data.nb_classes, train.classes)
     if need_train is True and (test := _test_masks(data, train, say)):
         val.test = test
-    see(train, val, data.value_range, say)
+    lines = []
+    see(train, val, data.value_range, lines.append)
+    if need_train is True and lines:
+        train.notes = (*train.notes, *lines)  # which the report on the data says
+    else:
+        for line in lines:
+            say(line)
     return train, val
 
 
