@@ -48,6 +48,13 @@ def test_a_tidy_folder_has_no_warning(tmp_path):
     ]
 
 
+def test_unequal_classes_are_said_with_the_flag_that_helps(tmp_path):
+    photos(tmp_path / "train", {"sound": 12, "cracked": 3})
+    photos(tmp_path / "val", {"sound": 2, "cracked": 2}, first=50)
+    (line, *_), _ = said(tmp_path)
+    assert line.endswith("the smallest class is cracked: --sampling balanced or --class_weights auto helps it")
+
+
 def test_a_messy_folder(tmp_path):
     photos(tmp_path / "Train", {"cat": 6, "dog": 8, "test": 5})
     photos(tmp_path / "Valid", {"cat": 4}, first=50)

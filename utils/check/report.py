@@ -18,6 +18,7 @@ PHOTOS = (
     ".svs",
 )  # unread images
 SMALL = 5  # images of a class
+UNEQUAL = 4  # how many times more images the largest class has than the smallest, from which on a flag is named
 
 
 def describe(facts):
@@ -48,7 +49,8 @@ def _classes_line(facts):
     small = facts["classes"][counts.index(least)]
     held_out = facts["val"].get("per_class") or [0]
     smallest = f"; the smallest class is {small}" * (least < most)
-    return f"images per class: {_span(counts)} to train on, {_span(held_out)} to validate on{smallest}"
+    unequal = ": --sampling balanced or --class_weights auto helps it" * (0 < UNEQUAL * least <= most)
+    return f"images per class: {_span(counts)} to train on, {_span(held_out)} to validate on{smallest}{unequal}"
 
 
 def _span(counts):
