@@ -169,6 +169,13 @@ def test_wrong_mask_folders(tmp_path, wrong, message):
         mask_folders(tmp_path)
 
 
+def test_heic_images_of_masks_are_named(tmp_path):
+    make_pairs(tmp_path, train=3)
+    (tmp_path / "images/train/1.jpg").rename(tmp_path / "images/train/1.HEIC")
+    with pytest.raises(InputError, match="no image for 1 of 3 masks: .*; left out: 1 .heic: pip install pillow-heif"):
+        mask_folders(tmp_path)
+
+
 def test_what_is_broken_is_the_image_or_the_mask(tmp_path):
     make_pairs(tmp_path, train=4)
     write_mask(tmp_path / "masks/train/0.png", 0, 1, 9)

@@ -26,8 +26,8 @@ def labelled_images(tables, root, *, image_column=None, label_column=None, val_s
 
     A row names an image by its path from `root`, its name, or its name without the ending, whatever folder it lies in. The
     columns are found by their names and values if they are not given. One table is parted by a column split that says train
-    and val, or by `val_split`, see `hold_out`. Without `need_train` it may be validated on as a whole. Raises InputError for rows without a file or a label, and where two columns may
-    hold the labels.
+    and val, or by `val_split`, see `hold_out`; without `need_train` it may be validated on as a whole. Raises InputError for
+    rows without a file or a label, and where two columns may hold the labels.
     """
     if len(tables) > 2:
         raise InputError(f"--labels: found {len(tables)} tables; expected one, or one to train on and one to validate on")

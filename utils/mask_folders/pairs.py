@@ -13,7 +13,7 @@ from utils.data.string_list import StringList
 from utils.folders.class_names import MOST_CLASSES, listed_classes
 from utils.folders.files import match, scan_files
 from utils.folders.hold_out import hold_out
-from utils.folders.names import few, test_note
+from utils.folders.names import HEIF, few, left_out_line, test_note
 from utils.images import read_image
 from utils.mask_folders.ids import MaskIds, colour_reader, colours_of, find_ids, refuse_other_palettes
 from utils.mask_folders.layouts import find_layout
@@ -128,7 +128,12 @@ def _mask_files(root, folders, options):
 
 
 def _pairs(images, masks, suffix, left_out):
-    return match(scan_files(images, left_out=left_out), scan_files(masks, suffix=suffix, left_out=left_out))
+    try:
+        return match(scan_files(images, left_out=left_out), scan_files(masks, suffix=suffix, left_out=left_out))
+    except InputError as error:
+        if not any(kind in HEIF for kind in left_out):
+            raise
+        raise InputError(f"{error}; {left_out_line(left_out)}: pip install pillow-heif, or convert them") from None
 
 
 def pairs_of(images, masks, title, train, suffix):
