@@ -5,6 +5,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, run
 from drawing import HOSTILE, NORM, PALETTE, assert_apart, images, look, names, texts
 
 from utils.metrics.per_class import Pairs
@@ -122,3 +123,12 @@ def test_a_picture_is_replaced_in_one_step_and_no_setting_of_the_user_changes(tm
     with pytest.raises(OSError, match="no space"):
         confusion(tmp_path / "c.png", Pairs.of_labels([0, 1, 2], [0, 1, 2], 3), ["a", "b", "d"])
     assert (tmp_path / "c.png").read_bytes() == old and [path.name for path in tmp_path.iterdir()] == ["c.png"]
+
+
+def test_a_home_that_is_not_to_be_written_is_no_warning(tmp_path):
+    (tmp_path / "home").write_text("no folder")
+    code = "from utils.pictures.canvas import png\nwith png('x.png', 9, 9): pass"
+    here = {"HOME": str(tmp_path / "home"), "XDG_CONFIG_HOME": "", "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    for _ in range(2):
+        done = run("-c", code, cwd=tmp_path, env=here)
+        assert done.returncode == 0 and done.stderr == "" and len(list(tmp_path.glob("strata-matplotlib-*"))) == 1

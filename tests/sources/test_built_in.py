@@ -8,9 +8,17 @@ from utils.sources import built_in
 from utils.sources.built_in import Scenes, digits, scenes
 
 
+def drawn(*words, **options):
+    """Scenes, and all of them as two arrays."""
+    scenes = Scenes(*words, **options)
+    images, masks = zip(*map(scenes.read, range(len(scenes))), strict=True)
+    scenes.images, scenes.masks = np.stack([np.asarray(image) for image in images]), np.stack(masks).astype(np.uint8)
+    return scenes
+
+
 @pytest.fixture(scope="module")
 def train():
-    return Scenes("train", 60)
+    return drawn("train", 60)
 
 
 def test_digits_are_split_for_good():
@@ -32,7 +40,7 @@ def test_sizes_and_colours_of_scenes():
 
 
 def test_a_scene_depends_on_seed_split_and_index_only(train):
-    again, other_seed, val = Scenes("train", 8), Scenes("train", 8, seed=1), Scenes("val", 8)  # again: of another count
+    again, other_seed, val = drawn("train", 8), drawn("train", 8, seed=1), drawn("val", 8)  # again: of another count
     for index in range(8):
         assert (again.images[index] == train.images[index]).all() and (again.masks[index] == train.masks[index]).all()
     for other in (other_seed, val):
@@ -80,3 +88,15 @@ def test_ink_stands_out_from_the_ground(train):
             contrasts.append(abs(brightness[rows, columns].mean() - brightness[box][around].mean()))
     # Less than the 75 at full ink: half-covered borders count, and two digits of a class, a dark and a light one.
     assert np.median(contrasts) > 50 and np.mean(np.array(contrasts) > 25) > 0.9
+
+
+def test_large_scenes_are_drawn_when_they_are_read(monkeypatch):
+    kept = Scenes("train", 3, 64)
+    monkeypatch.setattr("utils.sources.built_in.KEPT", 1000)
+    read = Scenes("train", 3, 64)
+    assert read.kept is None and len(read) == 3
+    for index in range(3):
+        (image, mask), (other, labels) = kept.read(index), read.read(index)
+        assert image.tobytes() == other.tobytes() and (mask == labels).all() and mask.dtype == np.int64
+    monkeypatch.undo()
+    assert Scenes("train", 600, 4096).kept is None  # 28 GiB

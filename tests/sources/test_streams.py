@@ -3,9 +3,11 @@
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import make_folder
+from hostile import refusal
 from small_sources import encoded, images, letter, shade, write_images, write_masks, write_tar
 
 from utils.cli.errors import InputError
@@ -51,6 +53,29 @@ def test_streams_of_parquet(tmp_path, kind):
         got = epoch_of(train, RecognitionStream, shade_of, 4, workers=workers, buffer_size=6)
         assert got == [(i, i % 3, -1) for i in range(24)]
     assert shade(val.read(3)) == 3 and str(tmp_path) in train.title
+
+
+@pytest.mark.parametrize("kind", ["numbers", "names"])
+def test_a_stream_with_a_damaged_label_column_is_one_line(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    label, feature, _ = COLUMNS[kind]
+    for split in ("train", "validation"):
+        rows = {"image": [{"bytes": encoded(i), "path": None} for i in range(6)], "label": [label(i) for i in range(6)]}
+        features = datasets.Features(image=datasets.Image(), label=feature)
+        datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / f"{split}.parquet")
+    path, said = tmp_path / "train.parquet", set()
+    whole, column = path.read_bytes(), pq.ParquetFile(path).metadata.row_group(0).column(2)
+    assert column.path_in_schema == "label"
+    first = column.dictionary_page_offset or column.data_page_offset
+    for at in range(first, first + column.total_compressed_size, 5):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+
+        def read():
+            train, _ = stream_of_images(str(tmp_path))
+            return epoch_of(train, RecognitionStream, shade_of, 2, buffer_size=3)
+
+        said.add(refusal(read))
+    assert any("column label of " in line for line in said - {None})
 
 
 CARD = """---

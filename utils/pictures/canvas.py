@@ -6,6 +6,9 @@ colour vision.
 
 import bisect
 import contextlib
+import os
+import pathlib
+import tempfile
 import unicodedata
 import warnings
 
@@ -21,6 +24,19 @@ OTHER_SCRIPTS = (  # fonts for what DejaVu Sans has no glyphs of, where the mach
 )  # fmt: skip
 
 
+def _settle_matplotlib():
+    """Give matplotlib a folder for its list of fonts where the home is not to be written: it would warn, and list them anew."""
+    home = pathlib.Path(os.environ.get("XDG_CONFIG_HOME") or pathlib.Path.home() / ".config")
+    there = next((path for path in (home / "matplotlib", home, *home.parents) if path.exists()), home)
+    if "MPLCONFIGDIR" not in os.environ and not (there.is_dir() and os.access(there, os.W_OK)):
+        user = os.getuid() if hasattr(os, "getuid") else ""
+        folder = pathlib.Path(tempfile.gettempdir(), f"strata-matplotlib-{user}")
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if folder.stat().st_uid == user or not user:  # not another user's
+                os.environ["MPLCONFIGDIR"] = str(folder)
+
+
 @contextlib.contextmanager
 def png(path, width, height, scale=1.0):
     """A Canvas to draw on; when the block ends, the PNG at `path` is replaced by it in one step.
@@ -28,6 +44,7 @@ def png(path, width, height, scale=1.0):
     The user's settings of matplotlib have no effect. Raises OSError where the file cannot be
     written; an older one stays then.
     """
+    _settle_matplotlib()
     import matplotlib.font_manager
     import matplotlib.style
 

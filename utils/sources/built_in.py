@@ -12,6 +12,7 @@ from utils.data.sampling import stratified_split
 SPLITS = ("train", "val")
 INK = 0.45  # pixels with more than this part of a digit's darkest ink are its label
 HALO = 0.2  # pixels with less ink than this show the ground alone; between HALO and INK the ground shines through
+KEPT = 20_000_000  # pixels of all scenes of a split
 CONTRAST = 75  # least difference between ink and ground in brightness, of 255
 
 # Black for the background; Okabe and Ito's colours, which any kind of colour vision tells apart, and three more.
@@ -80,19 +81,21 @@ class Scenes:
     palette = PALETTE
 
     def __init__(self, split, count, size=96, seed=0):
-        self.split = split
-        inks, labels = _digits(split)
-        self.images = np.empty((count, size, size, 3), np.uint8)
-        self.masks = np.empty((count, size, size), np.uint8)
-        for index in range(count):
-            rng = np.random.default_rng([seed, SPLITS.index(split), index])
-            self.images[index], self.masks[index] = draw_scene(rng, size, inks, labels)
+        self.split, self.count, self.size, self.seed = split, count, size, seed
+        self.inks, self.labels = _digits(split)
+        # Small ones are kept. Large ones would take gigabytes, and are drawn whenever they are read.
+        self.kept = [self._draw(index) for index in range(count)] if count * size * size <= KEPT else None
 
     def __len__(self):
-        return len(self.images)
+        return self.count
+
+    def _draw(self, index):
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
+        return draw_scene(rng, self.size, self.inks, self.labels)
 
     def read(self, index):
-        return Image.fromarray(self.images[index]), self.masks[index].astype(np.int64)
+        image, mask = self.kept[index] if self.kept else self._draw(index)
+        return Image.fromarray(image), mask.astype(np.int64)
 
     def name(self, index):
         return f"scene {index} ({self.split})"

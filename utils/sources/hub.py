@@ -206,7 +206,11 @@ def _parquet_rows(files):
 def _parquet_column(files, column):
     import datasets
 
-    return datasets.Dataset.from_parquet(list(files), columns=[column])
+    try:
+        return datasets.Dataset.from_parquet(list(files), columns=[column])
+    except Exception as error:  # of the library's and Arrow's many kinds
+        reason = first_line(error.__cause__ or error)
+        raise InputError(f"column {column} of {files[0]} and its like cannot be read ({reason}): repair the files") from None
 
 
 # --- columns --------------------------------------------------------------------------------------------------------
