@@ -93,11 +93,12 @@ def _how_good(classes, evaluation, segments):
     whole, (most, commonest) = sum(count for count, _ in counts), max(counts, key=lambda pair: pair[0])
     baseline = 100 * most / whole / (len(counts) if segments else 1)
     low, high = evaluation.get("intervals", {}).get(name, (scores[name],) * 2)
-    sure = f" ({low:.0f} to {high:.0f} with 95 % confidence)" if low < high else ""
+    digits = 0 if high - low > 5 else 1
+    sure = f" ({low:.{digits}f} to {high:.{digits}f} with 95 % confidence)" if low < high else ""
     found = f"{words} is {scores[name]:.1f} %{sure}"
     common = f"always saying {commonest.get('name')}, the commonest class, would reach {baseline:.1f} %"
     if low <= baseline:
-        return f"The {found}; {common}: by this score nothing of use is learned yet."
+        return f"The {found}; {common}: by this score nothing of use is learned yet. Try next: more --epochs, or another --lr."
     balanced = scores.get("balanced_acc")
     lag = balanced is not None and scores[name] - balanced > LAGS / 2
     mean = f" Over the classes the mean is {balanced:.1f} %: rare ones are found less often." if lag else ""
