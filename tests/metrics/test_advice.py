@@ -91,7 +91,7 @@ def test_what_was_done_already_is_not_advised():
 
 
 def test_how_a_run_went_on():
-    rows = tiles((99, 99, 99))
+    rows = tiles((99, 99, 99), (10, 10, 10))
     rising = in_words(logged(50, 60, 70, 80, 85), rows, found(85.0, 80.0, 90.0, epoch=5), {})
     assert "It still improves: the best epoch, 5, is one of the last of 5. Try next: --epochs 10." in rising
     flat = in_words(logged(50, 85, 84, 85, 83, 84), rows, found(85.0, 80.0, 90.0, epoch=2), {})
