@@ -7,7 +7,7 @@ from utils.report.data import data_section
 REPORT = {
     "classes": ["cat", "<dog>"], "lines": ["left out: 2 .heic"], "warnings": ["1 of 6 validation images are <copies>"],
     "train": {"per_class": [1200, 3]}, "val": {"per_class": [2, 0]},
-    "copies": {"equal_pairs": [["a (1).jpg", "a.jpg"]], "near_pairs": []},
+    "copies": {"equal_pairs": [[f"a ({i}).jpg", "a.jpg"] for i in range(4)], "near_pairs": [["b.jpg", "c.jpg"]]},
 }  # fmt: skip
 
 

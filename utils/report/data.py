@@ -7,6 +7,7 @@ PAIRS = {
     "equal_pairs": "validation images that are training images, byte by byte",
     "near_pairs": "validation images that look like a training image", "conflict_pairs": "images that are in two classes",
 }  # fmt: skip
+NAMED = 3  # pairs that a warning names
 MOST_BARS = 1000  # classes up to which each has a bar
 
 
@@ -14,13 +15,13 @@ def data_section(folder):
     """HTML of what data_report.json in the `folder` of a run says, what is wrong first; "" where there is none."""
     report = read_json(folder / "data_report.json", dict)
     warnings, lines = (of_type(report.get(name), list) for name in ("warnings", "lines"))
-    text = _items([f"warning: {line}" for line in warnings]) + _items(lines)
+    text = _items([f"warning: {line}" for line in warnings]) + _items(lines) + _classes(report)
     copies = of_type(report.get("copies"), dict)
     for name, what in PAIRS.items():
         pairs = [" = ".join(map(str, pair)) for pair in of_type(copies.get(name), list) if isinstance(pair, list)]
-        if pairs:
+        if len(pairs) > NAMED:
             text += f"<details><summary>{escaped(what)}</summary>{_items(pairs)}</details>"
-    return section("Data", text + _classes(report))
+    return section("Data", text)
 
 
 def _items(lines):
