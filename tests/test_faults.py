@@ -261,6 +261,29 @@ def test_runs_that_begin_at_the_same_moment_have_folders_of_their_own_or_one_has
     assert json.loads((tmp_path / "run" / "args.json").read_text())["args"]["seed"] == ("done in" in texts[1])
 
 
+def remove_the_folder_after_the_fifth_update(_rank):
+    from utils.run.run import Run
+
+    end, count = Run.end_update, itertools.count(1)
+
+    def end_update(self, *words):
+        end(self, *words)
+        if next(count) == 5:
+            shutil.rmtree(self.folder)
+
+    Run.end_update = end_update
+
+
+def test_a_folder_that_is_removed_is_made_again_and_can_be_gone_on_with(tmp_path):
+    words = [*TINY, "--save_ckpt_updates", "4", "--save_ckpt_num", "20", "--output_dir", tmp_path / "run"]
+    job = Job("train_recognition", words, tmp_path / "text", prepare=remove_the_folder_after_the_fifth_update)
+    assert job.wait() == [0] and f"{tmp_path / 'run'} was removed: it is made again" in job.text.read_text()
+    (tmp_path / "run" / "finished.json").unlink()
+    shutil.rmtree(states(tmp_path / "run" / "checkpoints")[-1])
+    job = Job("train_recognition", words, tmp_path / "text2")
+    assert job.wait() == [0] and "resumed: " in job.text.read_text()
+
+
 # --- processes
 
 

@@ -124,6 +124,20 @@ def test_a_lost_worker_is_one_line_and_the_same_command_goes_on(tmp_path, prepar
         assert done.returncode == 0 and "resumed: " in done.stdout, done.stderr
 
 
+# --- compilers
+
+
+def no_compiler(_rank):
+    os.environ.update(PATH="/nowhere", CXX="/nowhere/g++", TORCHINDUCTOR_FORCE_DISABLE_CACHES="1")
+
+
+@pytest.mark.parametrize("words", [["--opt", "kron"], ["--torchcompile"]])
+def test_what_compiles_says_so_where_nothing_can_be_compiled(tmp_path, words):
+    done = train(*words, "--output_dir", tmp_path / "run", prepare=no_compiler)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"error: {' '.join(words)} compiles, which fails here (" in done.stderr and "such as g++" in done.stderr
+
+
 # --- outputs
 
 

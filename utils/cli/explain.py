@@ -38,6 +38,9 @@ def explain(error, args=None):
         return f"a process of this run was lost ({first_line(error)}); the same command goes on from the last state"
     if isinstance(error, RuntimeError) and NO_DETERMINISTIC in said:
         return f"--deterministic: {said.split(NO_DETERMINISTIC)[0]} has no deterministic kernel here; leave it out"
+    if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        asks = "--torchcompile" if getattr(args, "torchcompile", False) else f"--opt {getattr(args, 'opt', '')}"
+        return f"{asks} compiles, which fails here ({said}): leave it out, or install a C++ compiler such as g++"
     if isinstance(error, BrokenPipeError):
         return "nobody reads any more what this prints"
     if isinstance(error, OSError) and error.errno is not None:

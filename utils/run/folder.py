@@ -20,6 +20,7 @@ from utils.run import checkpoint
 
 FINISHED = "finished.json"
 OF_THE_BEST = (*FILES, "answers.npz")  # what is kept of its evaluation
+_records = {}  # of the runs of this process, by folder
 _locks = []  # descriptors of open files, held until this process ends
 
 
@@ -74,6 +75,7 @@ def _open(folder, settings, args, resume, auto_resume, say):
         "commit": versions.commit(), "versions": versions.versions(),
     }  # fmt: skip
     files.write_json(record, record_of_this_start)
+    _records[str(folder)] = record_of_this_start
     return str(folder), state and str(state)
 
 
@@ -116,6 +118,17 @@ def _refuse_lost_states(folder, known):
             f"--output_dir {folder} holds a run of {epochs} epochs, but {found}: choose another folder, and start there from "
             f"its weights with --finetune {folder / 'best'} if they will do"
         )
+
+
+def put_back(folder):
+    """Make the folder of a run again, if it was removed while the run went on; returns whether it was. May raise OSError."""
+    path = pathlib.Path(folder)
+    if str(folder) not in _records or (path / "args.json").exists():
+        return False
+    path.mkdir(parents=True, exist_ok=True)
+    _lock(path)
+    files.write_json(path / "args.json", _records[str(folder)])
+    return True
 
 
 def open_together(accelerator, *words, say, **settings):

@@ -72,8 +72,9 @@ class RunLog:
         for name in self.waiting:
             if self.waiting[name] and (fault := self._write(name)):
                 raise OSError(fault)
-            with open(self.folder / name, "rb") as file:
-                os.fsync(file.fileno())
+            if (self.folder / name).exists():  # not where somebody removed it
+                with open(self.folder / name, "rb") as file:
+                    os.fsync(file.fileno())
         self.fault = None
 
     def cut(self, epoch, update):

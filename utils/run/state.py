@@ -80,6 +80,8 @@ def save(accelerator, log, run_folder, model, optimizer, ema, counters, settings
         content = {**dataclasses.asdict(counters), "settings": settings, "scaler": scaler}
         path = os.path.join(run_folder, "checkpoints")
         try:
+            if folder.put_back(run_folder):
+                log.warn(f"{run_folder} was removed: it is made again, without what it held; training goes on")
             log.flush()
             checkpoint.save_state(path, counters.update, weights, optimizer_state, averaged, content, keep)
         except OSError as error:
