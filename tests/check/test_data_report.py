@@ -86,6 +86,9 @@ def test_many_classes_of_few_images(tmp_path):
     for split, first in (("train", 0), ("val", 50)):
         photos(tmp_path / split, {str(age): 1 for age in range(20, 62)}, first)
     _, warnings = said(tmp_path)
+    photos(tmp_path / "few" / "train", {str(age): 1 for age in range(8)})
+    photos(tmp_path / "few" / "val", {str(age): 1 for age in range(8)}, 50)
+    assert "is it an age or an id?" in said(tmp_path / "few")[1]
     assert "42 classes in 42 images" in warnings and "is it an age or an id? --label_column" in warnings
 
 

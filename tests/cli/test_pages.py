@@ -11,7 +11,8 @@ from utils.cli.first import parse
 
 # Without ADDING.md, whose commands need what its diffs add; tests/test_adding.py runs them.
 PAGES = [ROOT / "README.md", *sorted(path for path in ROOT.glob("docs/*.md") if path.stem != "ADDING")]
-OTHERS = {"config_file", "cpu", "mixed_precision", "nodes", "num_processes", "nproc_per_node"}  # of accelerate, torchrun and Slurm
+# Of accelerate, torchrun and Slurm.
+OTHERS = {"config_file", "cpu", "mixed_precision", "nodes", "num_processes", "nproc_per_node"}
 
 
 def commands(text):

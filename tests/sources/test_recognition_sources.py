@@ -40,6 +40,12 @@ def test_every_kind_of_data(tmp_path):
     assert (len(stream), len(val)) == (6, 2) and stream.title == f"{table}, streamed"
 
 
+def test_labels_of_one_class_are_refused(tmp_path):
+    write_parquet(tmp_path / "train.parquet", image=[encoded(i) for i in range(8)], label=[1] * 8)
+    with pytest.raises(InputError, match="found one class, 1; expected two at least"):
+        opened(dataset=str(tmp_path), val_split=0.3)
+
+
 def test_the_number_of_classes_is_compared():
     assert opened(nb_classes=10)
     with pytest.raises(InputError, match=r"--nb_classes 7: the data has 10 classes \(0, 1, 2, 3, 4, …\); leave the flag out"):

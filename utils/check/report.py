@@ -86,12 +86,10 @@ def _class_warnings(facts):
     images = sum(counts)
     if names := [name for name in classes if split_of(name)]:
         yield f"the class {names[0]} is called as a split of the data; if it is one, the classes lie deeper in the folders"
-    if 10 * len(classes) > images > 40:
-        numbers = all(name.lstrip("-").isdigit() for name in classes)
+    numbers = all(name.lstrip("-").isdigit() for name in classes) and 2 * len(classes) > images > 5
+    if 10 * len(classes) > images > 40 or numbers:
         kind = "; labels are numbers, nearly all different: is it an age or an id? --label_column names another column"
-        yield f"{len(classes):,} classes in {images:,} images, fewer than ten of each" + kind * (
-            numbers and 2 * len(classes) > images
-        )
+        yield f"{len(classes):,} classes in {images:,} images, fewer than ten of each" + kind * numbers
     elif (small := sum(0 < count < SMALL for count in counts)) and images > SMALL * len(classes):
         yield f"{small} of {len(classes)} classes have fewer than {SMALL} images to train on"
     held_out = facts["val"].get("per_class")

@@ -165,8 +165,9 @@ def scan_folder(root, classes=None):
 
 def refuse_one_class(source, folder=None):
     """InputError if all images to train on are of one class. folder: where tables of labels may lie."""
-    if len(source.classes) > 1:
+    found = [source.classes[label] for label in np.unique(source.labels)] if hasattr(source, "part") else source.classes
+    if len(found) > 1:
         return
     tables = tables_in(folder) if folder else []
     how = f"if {tables[0]} says what each image shows, give --labels {tables[0]}" if tables else "a folder for each class"
-    raise InputError(f"{source.title}: found one class, {source.classes[0]}; expected two at least: {how}")
+    raise InputError(f"{source.title}: found one class, {found[0]}; expected two at least: {how}")
