@@ -6,6 +6,8 @@
     torchrun --nproc_per_node 2 benchmarks/step.py --threads 1
     python benchmarks/step.py --model convnext_tiny --size 224 --batch 256 --precision bf16 --compile --channels_last --jpeg \\
         --workers 16
+    python benchmarks/step.py --neighbours 2                        # beside two programs that want the same cores
+    python benchmarks/step.py --neighbours 2 --spin                 # the same with OpenMP's own way of waiting
 
 The loop is the script's train_one_epoch: its loader over images that lie in memory, decoded or (--jpeg) as JPEG files of
 500 x 375 pixels, its augmentation, the copy to the device, mixup, logging, with and without EMA. The bare step has the same
@@ -19,11 +21,16 @@ import io
 import os
 import pathlib
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from utils.cli.threads import spin_briefly  # isort: skip
+
+if "--spin" not in sys.argv:
+    spin_briefly()  # as the scripts do, before torch is imported
 
 import accelerate
 import numpy as np
@@ -179,6 +186,18 @@ def loop_updates(args, accelerator, criterion, with_ema, stack):
     return updates
 
 
+@contextlib.contextmanager
+def neighbours(count):
+    """So many programs that never wait, as long as this lasts."""
+    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+
+
 def seconds_of(part, args):
     """Of a whole round, on all processes."""
     for wait in (True, False):
@@ -226,6 +245,8 @@ def main():
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--channels_last", action="store_true")
     parser.add_argument("--plain_malloc", action="store_true", help="give freed memory back, as programs do by default")
+    parser.add_argument("--neighbours", type=int, default=0, help="programs beside it that keep a core busy each")
+    parser.add_argument("--spin", action="store_true", help="OpenMP's threads wait as they do by default")
     parser.add_argument("--ema", choices=("off", "on", "both"), default="both")
     args = parser.parse_args()
     world, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
@@ -239,10 +260,12 @@ def main():
         cpu=not machine.has_accelerator(), mixed_precision=args.precision, gradient_accumulation_steps=args.update_freq
     )
     if accelerator.is_main_process:
-        print(f"{args.task}, {args.model}, {args.size} pixels, {args.batch} of {threads} threads, torch {torch.__version__}",
+        print(f"{args.task}, {args.model}, {args.size} pixels, {args.batch} of {threads} threads, "
+              f"{args.neighbours} neighbours, {'spinning' if args.spin else 'as the scripts wait'}, torch {torch.__version__}",
               flush=True)  # fmt: skip
     for with_ema in {"off": (False,), "on": (True,), "both": (False, True)}[args.ema]:
-        bare, loop, ratio = measure(args, accelerator, with_ema)
+        with neighbours(args.neighbours if rank == 0 else 0):
+            bare, loop, ratio = measure(args, accelerator, with_ema)
         if accelerator.is_main_process:
             print(f"EMA {'on' if with_ema else 'off'}: bare step {bare:.1f} images/s, the loop {loop:.1f}, ratio {ratio:.3f}",
                   flush=True)  # fmt: skip

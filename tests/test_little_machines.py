@@ -124,6 +124,20 @@ def test_a_lost_worker_is_one_line_and_the_same_command_goes_on(tmp_path, prepar
         assert done.returncode == 0 and "resumed: " in done.stdout, done.stderr
 
 
+# --- disks
+
+
+def hardly_any_disk(_rank):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+def test_a_disk_that_was_full_from_the_start_leaves_nothing_to_go_on_with(tmp_path):
+    done = train("--epochs", 1, "--warmup_epochs", 0, "--output_dir", tmp_path / "run", prepare=hardly_any_disk)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "make room and run the same command with another --output_dir: no state" in done.stderr
+
+
 # --- compilers
 
 

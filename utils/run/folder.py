@@ -180,10 +180,10 @@ def mark_finished(accelerator, log, folder, best, fault):
         except OSError as error:
             fault = str(error)
     if fault:
-        raise InputError(
-            f"trained to the end, but the last save failed: {fault}; make room and run the same command with --output_dir "
-            f"{folder}, which goes on from the last whole state"
-        )
+        goes_on = f"run the same command with --output_dir {folder}, which goes on from the last whole state"
+        if not checkpoint.states(pathlib.Path(folder, "checkpoints")):
+            goes_on = "run the same command with another --output_dir: no state of this run could be saved"
+        raise InputError(f"trained to the end, but the last save failed: {fault}; make room and {goes_on}")
 
 
 def differences(old, new):
