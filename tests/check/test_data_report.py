@@ -42,7 +42,7 @@ def test_a_tidy_folder_has_no_warning(tmp_path):
     lines, warnings = said(tmp_path)
     assert warnings == ""
     assert lines == [
-        "images per class: 6 to 8 to train on, 2 to validate on; the smallest class is cat",
+        "images per class, to train on + to validate on: cat 6 + 2, dog 8 + 2",
         "training images: JPEG of mode RGB, 64 x 48 pixels",
         "validation images: JPEG of mode RGB, 64 x 48 pixels",
     ]
@@ -51,8 +51,18 @@ def test_a_tidy_folder_has_no_warning(tmp_path):
 def test_unequal_classes_are_said_with_the_flag_that_helps(tmp_path):
     photos(tmp_path / "train", {"sound": 12, "cracked": 3})
     photos(tmp_path / "val", {"sound": 2, "cracked": 2}, first=50)
+    (line, *_), warnings = said(tmp_path)
+    assert line == (
+        "images per class, to train on + to validate on: cracked 3 + 2, sound 12 + 2; --sampling balanced or --class_weights "
+        "auto helps the rare ones"
+    )
+    photos(tmp_path / "train", {"wet": 20})
+    (line, *_), warnings = said(tmp_path)
+    assert "1 of 3 classes have fewer than 5 images to train on (cracked)" in warnings
+    for number in range(7):
+        photos(tmp_path / "train", {f"more{number}": 6})
     (line, *_), _ = said(tmp_path)
-    assert line.endswith("the smallest class is cracked: --sampling balanced or --class_weights auto helps it")
+    assert line.startswith("images per class: 3 to 20 to train on, 0 to 2 to validate on; the smallest class is cracked")
 
 
 def test_a_messy_folder(tmp_path):
@@ -130,7 +140,7 @@ def test_a_run_keeps_its_report(tmp_path):
     flags = ("--batch_size", "4", "--epochs", "1", "--warmup_epochs", "0")
     done = train("--data_path", tmp_path / "data", *flags, "--output_dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert "data: reads Validation/ as val" in done.stdout and "images per class: 4 to train on" in done.stdout
+    assert "data: reads Validation/ as val" in done.stdout and "cat 4 + 4, dog 4 + 4" in done.stdout
     report = json.loads((tmp_path / "run/data_report.json").read_text())
     assert report["train"]["per_class"] == [4, 4] and report["lines"] and report["warnings"] == []
 

@@ -2,21 +2,9 @@
 
 from utils.folders.names import HEIF, few, left_out_line, split_of
 
-PHOTOS = (
-    *HEIF,
-    ".dng",
-    ".cr2",
-    ".cr3",
-    ".nef",
-    ".arw",
-    ".raf",
-    ".orf",
-    ".rw2",
-    ".psd",
-    ".jxl",
-    ".dcm",
-    ".svs",
-)  # unread images
+# Photographs that are not read.
+PHOTOS = (*HEIF, *".dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .psd .jxl .dcm .svs".split())
+NAMED = 8  # classes whose images are counted one by one
 SMALL = 5  # images of a class
 UNEQUAL = 4  # how many times more images the largest class has than the smallest, from which on a flag is named
 
@@ -32,24 +20,21 @@ def describe(facts):
     doubts = ("note: ", "warning: ", "masks: ")
     warnings = [note.removeprefix("note: ").removeprefix("warning: ") for note in facts["notes"] if note.startswith(doubts)]
     lines += [note for note in facts["notes"] if not note.startswith(doubts)]
-    return lines, [
-        *_class_warnings(facts),
-        *_left_out_warnings(facts),
-        *_file_warnings(facts),
-        *_copy_warnings(facts),
-        *warnings,
-    ]
+    found = (_class_warnings, _left_out_warnings, _file_warnings, _copy_warnings)
+    return lines, [*[line for warnings_of in found for line in warnings_of(facts)], *warnings]
 
 
 def _classes_line(facts):
     counts = facts["train"].get("per_class")
     if not counts:
         return ""
-    least, most = min(counts), max(counts)
-    small = facts["classes"][counts.index(least)]
-    held_out = facts["val"].get("per_class") or [0]
-    smallest = f"; the smallest class is {small}" * (least < most)
-    unequal = ": --sampling balanced or --class_weights auto helps it" * (0 < UNEQUAL * least <= most)
+    least, most, classes = min(counts), max(counts), facts["classes"]
+    held_out = facts["val"].get("per_class") or [0] * len(classes)
+    unequal = "; --sampling balanced or --class_weights auto helps the rare ones" * (0 < UNEQUAL * least <= most)
+    if len(classes) <= NAMED:
+        each = [f"{name} {train:,} + {val:,}" for name, train, val in zip(classes, counts, held_out, strict=True)]
+        return f"images per class, to train on + to validate on: {', '.join(each)}{unequal}"
+    smallest = f"; the smallest class is {classes[counts.index(least)]}" * (least < most)
     return f"images per class: {_span(counts)} to train on, {_span(held_out)} to validate on{smallest}{unequal}"
 
 
@@ -90,8 +75,8 @@ def _class_warnings(facts):
     if 10 * len(classes) > images > 40 or numbers:
         kind = "; labels are numbers, nearly all different: is it an age or an id? --label_column names another column"
         yield f"{len(classes):,} classes in {images:,} images, fewer than ten of each" + kind * numbers
-    elif (small := sum(0 < count < SMALL for count in counts)) and images > SMALL * len(classes):
-        yield f"{small} of {len(classes)} classes have fewer than {SMALL} images to train on"
+    elif (small := [name for name, count in zip(classes, counts, strict=True) if 0 < count < SMALL]) and images > 20:
+        yield f"{len(small)} of {len(classes)} classes have fewer than {SMALL} images to train on ({few(small)})"
     held_out = facts["val"].get("per_class")
     if held_out and sum(held_out):
         if lacking := [name for name, count in zip(classes, held_out, strict=True) if not count]:
