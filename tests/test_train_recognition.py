@@ -370,7 +370,20 @@ def test_a_file_that_is_no_image_is_named(tmp_path, workers):
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_loss_that_is_no_number_names_the_update_and_the_last_good_state(tmp_path, processes):
-    words = ["--lr", 1e30, "--opt", "momentum", "--log_every", 4, "--warmup_epochs", 0, "--batch_size", 64 // processes]
+    words = [
+        "--lr",
+        1000,
+        "--opt",
+        "momentum",
+        "--weight_decay",
+        1,
+        "--log_every",
+        4,
+        "--warmup_epochs",
+        0,
+        "--batch_size",
+        64 // processes,
+    ]
     done = train(*words, "--output_dir", tmp_path / "run", "--save_ckpt_updates", 1, processes=processes)
     assert done.returncode == 1
     where = r"(?:loss is \S+ at update \d+ \(epoch 0\), seen .* the updates \d+ to \d+|weights are not finite any more .* \d+)"

@@ -95,7 +95,8 @@ def start(monkeypatch, data, capsys):
 
 @contextlib.contextmanager
 def fresh_state():
-    """After this, what a run has set for its process is as it was."""
+    """Before and after this, what a run sets for its process is as it was."""
+    AcceleratorState._reset_state(reset_partial_state=True)
     try:
         yield
     finally:

@@ -32,7 +32,9 @@ def main(words):
     for script in (train_recognition, train_segmentation):
         for name in optimizers:
             words = f"--opt {name} --lr 0.01 --layer_decay 0.8 --report_to none"
-            if "adam" in name:  # where a gradient is nothing but rounding, Adam must not make a whole step of it
+            if (
+                "adam" in name or name == "lamb"
+            ):  # where a gradient is nothing but rounding, Adam's rule makes a whole step of it
                 words += " --opt_eps 1e-3"
             args = script.parse_args(words.split())
             if accelerator is None:

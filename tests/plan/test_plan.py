@@ -160,6 +160,7 @@ def test_fewer_images_than_batch_norm_needs_leave_its_statistics_as_they_were(tm
     done = forked("train_recognition", *words, "--output_dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert "--total_batch_size 8 --update_freq 1" in done.stdout and "--freeze bn" in done.stdout
+    assert "--freeze bn" in forked("train_recognition", *words, "--dry_run").stdout
     after = timm.create_model(f"local-dir:{tmp_path / 'run' / 'last'}", pretrained=True).state_dict()
     same = {name for name, tensor in model.state_dict().items() if after[name].equal(tensor)}
     assert {name for name in same if "bn" in name} == {name for name in after if "bn" in name}

@@ -172,9 +172,14 @@ def _freeze(model, part, what):
         of_classifier = {id(parameter) for parameter in learns.parameters()} if learns is not None else set()
         for parameter in part.parameters():
             parameter.requires_grad_(id(parameter) in of_classifier)
-    elif not any(isinstance(module, torch.nn.BatchNorm2d) for module in part.modules()):
+    norms = [module for module in part.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    if what == "bn" and not norms:
         raise InputError("--freeze bn: there is no batch norm in this model; leave the flag out")
-    timm.layers.freeze_batch_norm_2d(part)
+    if norms and norms[0].weight is not None and norms[0].weight.is_meta:  # a dry run, which timm cannot convert
+        for norm in norms:
+            norm.requires_grad_(False)
+    else:
+        timm.layers.freeze_batch_norm_2d(part)
 
 
 def has_accelerator():
