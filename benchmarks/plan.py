@@ -4,11 +4,13 @@
     python benchmarks/plan.py DATA WEIGHTS --sets letters faces --seeds 0 1 2
     python benchmarks/plan.py DATA WEIGHTS --others fastai timm=TRAIN.PY          # fastai and timm's train.py, installed
     python benchmarks/plan.py DATA WEIGHTS --grid --sets cracks                   # 24 settings of one set
+    python benchmarks/plan.py DATA WEIGHTS --flags="--sampling sqrt" --flags="--class_weights auto"   # beside the plan
 
 DATA is what small_data.py built, WEIGHTS a folder with config.json and model.safetensors of a timm model. All see each image
-as often, at the same size, from the same weights, so that what they cost is alike on any machine, busy or not. The score is the
-best top-1 accuracy (mean IoU of sets named seg_…) over the epochs, as each program reports it. Each run is appended to OUT as a
-line of JSON, and is not made again.
+as often, at the same size, from the same weights, so that what they cost is alike on any machine, busy or not; the grid has
+half and double the epochs too. The score is the best top-1 accuracy (mean IoU of sets named seg_…) over the epochs, as each
+program reports it; ours comes with the best balanced accuracy. Each run is appended to OUT as a line of JSON, and is not made
+again.
 """
 
 import argparse
@@ -24,7 +26,11 @@ import tempfile
 import torch
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-GRID = itertools.product((1e-4, 3e-4, 1e-3, 3e-3), (0.5, 1, 2), (("none", 0.0), ("rand-m9-mstd0.5-inc1", 0.25)))
+RATES, TIMES, AUGMENTATIONS = (
+    (1e-4, 3e-4, 1e-3, 3e-3),
+    (0.5, 1, 2),
+    ("--aa none --reprob 0", "--aa rand-m9-mstd0.5-inc1 --reprob 0.25"),
+)
 
 
 def architecture(weights):
@@ -32,15 +38,16 @@ def architecture(weights):
 
 
 def ours(data, weights, size, epochs, seed, folder, *words):
-    """Best score in per cent of a run of train_recognition.py or, of sets named seg_…, train_segmentation.py."""
+    """Best scores in per cent of a run of train_recognition.py or, of sets named seg_…, train_segmentation.py."""
     seg = data.name.startswith("seg_")
     script, name = ("train_segmentation.py", "--backbone") if seg else ("train_recognition.py", "--model")
     words = [name, architecture(weights), "--finetune", weights, "--data_path", data, "--output_dir", folder, "--seed", seed,
              "--report_to", "none", "--save_ckpt", "false", *(() if seg else ("--input_size", size)), "--epochs", epochs,
              *words]  # fmt: skip
     run(sys.executable, ROOT / script, *words)
-    key = "test_miou" if seg else "test_acc1"
-    return max(record.get(key, 0) for record in map(json.loads, (folder / "log.txt").read_text().splitlines()))
+    records = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    keys = {"score": "test_miou"} if seg else {"score": "test_acc1", "balanced": "test_balanced_acc"}
+    return {name: max(record.get(key, 0) for record in records) for name, key in keys.items()}
 
 
 def of_timm(data, weights, size, epochs, seed, folder, script):
@@ -51,7 +58,7 @@ def of_timm(data, weights, size, epochs, seed, folder, script):
         "--input-size", 3, size, size, "--epochs", epochs, "--output", folder, "--experiment", "run", "-j", 1,
         "--device", "cuda" if torch.cuda.is_available() else "cpu")  # fmt: skip
     with open(folder / "run" / "summary.csv") as file:
-        return max(float(row["eval_top1"]) for row in csv.DictReader(file))
+        return {"score": max(float(row["eval_top1"]) for row in csv.DictReader(file))}
 
 
 def of_fastai(data, weights, size, epochs, seed, folder):
@@ -83,7 +90,7 @@ def of_fastai(data, weights, size, epochs, seed, folder):
     with learner.no_bar(), learner.no_logging():
         learner.fine_tune(epochs - 1)
         scores += [100 * float(values[-1]) for values in learner.recorder.values]
-    return max(scores)
+    return {"score": max(scores)}
 
 
 def run(*words):
@@ -95,16 +102,17 @@ def run(*words):
 
 def contenders(args):
     """{name: function of (data, weights, size, epochs, seed, folder)}"""
+
+    def with_flags(flags):
+        return lambda *words: ours(*words, *flags.split())
+
     if args.grid:
-        return {
-            f"lr {rate:g}, epochs x {times:g}, aug {aug}": lambda data, weights, size, epochs, seed, folder, rate=rate,
-            times=times, aug=aug, erase=erase: ours(
-                data, weights, size, max(1, round(epochs * times)), seed, folder, "--lr", rate, "--aa", aug, "--reprob", erase
-            )
-            for rate, times, (aug, erase) in GRID
-        }  # fmt: skip
-    published = ("--plan", "published", "--warmup_epochs", args.epochs / 10)  # whose 20 are more than such a run has
-    found = {"plan": ours, "published": lambda *words: ours(*words, *published)}
+        settings = itertools.product(RATES, [max(1, round(args.epochs * times)) for times in TIMES], AUGMENTATIONS)
+        args.flags = [f"--lr {rate:g} --epochs {epochs} {augmentation}" for rate, epochs, augmentation in settings]
+    published = f"--plan published --warmup_epochs {args.epochs / 10}"  # whose 20 are more than such a run has
+    found = {"plan": ours, **{flags: with_flags(flags) for flags in args.flags}}
+    if not args.flags:
+        found["published"] = with_flags(published)
     for other in args.others:
         name, _, script = other.partition("=")
         found[name] = of_fastai if name == "fastai" else lambda *words, script=script: of_timm(*words, script)
@@ -117,6 +125,7 @@ def main():
     parser.add_argument("weights", type=pathlib.Path)
     parser.add_argument("--sets", nargs="+", help="folders of DATA; none: all")
     parser.add_argument("--others", nargs="+", default=(), metavar="fastai|timm=TRAIN.PY")
+    parser.add_argument("--flags", action="append", default=[], help="of ours beside the plan; again for others")
     parser.add_argument("--grid", action="store_true")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=10)
@@ -124,27 +133,24 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("plan.jsonl"))
     args = parser.parse_args()
     known = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    for name, seed, (contender, score) in itertools.product(
+    for name, seed, (contender, scores) in itertools.product(
         args.sets or sorted(path.name for path in args.data.iterdir()), args.seeds, contenders(args).items()
     ):
         if any((row["set"], row["seed"], row["contender"]) == (name, seed, contender) for row in known):
             continue
-        if name.startswith("seg_") and contender not in ("plan", "published"):
+        if name.startswith("seg_") and contender in ("fastai", "timm"):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            words = (
-                (args.data / name).resolve(),
-                args.weights.resolve(),
-                args.size,
-                args.epochs,
-                seed,
-                pathlib.Path(folder, "run"),
+            found = scores(
+                (args.data / name).resolve(), args.weights.resolve(), args.size, args.epochs, seed, pathlib.Path(folder, "run")
             )
-            row = {"set": name, "seed": seed, "contender": contender, "epochs": args.epochs, "score": round(score(*words), 2)}
+        row = {"set": name, "seed": seed, "contender": contender, "epochs": args.epochs}
+        row |= {key: round(value, 2) for key, value in found.items()}
         with open(args.out, "a") as file:
             file.write(json.dumps(row) + "\n")
         known.append(row)
-        print(f"{name:16} seed {seed}  {contender:48} {row['score']:6.2f}", flush=True)
+        told = "  ".join(f"{key} {value:6.2f}" for key, value in found.items())
+        print(f"{name:16} seed {seed}  {contender:48} {told}", flush=True)
 
 
 if __name__ == "__main__":
