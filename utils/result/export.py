@@ -6,6 +6,7 @@ under these names in ONNX's metadata_props, in the extra file strata.json otherw
 """
 
 import importlib.util
+import io
 import json
 import pathlib
 import tempfile
@@ -190,13 +191,15 @@ def _load_onnx(path):
 
 
 def _save_torchscript(model, images, path, facts):
-    traced = torch.jit.trace(model, images, check_trace=False)
-    torch.jit.save(traced, path, _extra_files={FACTS: json.dumps(facts)})
+    traced, made = torch.jit.trace(model, images, check_trace=False), io.BytesIO()
+    torch.jit.save(traced, made, _extra_files={FACTS: json.dumps(facts)})  # torch's own writing aborts on a full disk
+    path.write_bytes(made.getbuffer())
 
 
 def _save_torch_export(model, images, path, facts):
-    program = torch.export.export(model, (images,), dynamic_shapes=_any_batch())
-    torch.export.save(program, path, extra_files={FACTS: json.dumps(facts)})
+    program, made = torch.export.export(model, (images,), dynamic_shapes=_any_batch()), io.BytesIO()
+    torch.export.save(program, made, extra_files={FACTS: json.dumps(facts)})
+    path.write_bytes(made.getbuffer())
 
 
 FORMATS = {
