@@ -2,7 +2,7 @@
 
     python benchmarks/plan.py DATA WEIGHTS                                        # the plan and --plan published, each set
     python benchmarks/plan.py DATA WEIGHTS --sets letters faces --seeds 0 1 2
-    python benchmarks/plan.py DATA WEIGHTS --others fastai timm=TRAIN.PY          # fastai and timm's train.py, installed
+    python benchmarks/plan.py DATA WEIGHTS --others fastai timm=TRAIN.PY          # other programs, see others.py
     python benchmarks/plan.py DATA WEIGHTS --grid --sets cracks                   # 24 settings of one set
     python benchmarks/plan.py DATA WEIGHTS --flags="--sampling sqrt" --flags="--class_weights auto"   # beside the plan
 
@@ -14,27 +14,18 @@ again.
 """
 
 import argparse
-import csv
+import functools
 import itertools
 import json
-import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 
-import torch
+from others import OTHERS, architecture, run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-RATES, TIMES, AUGMENTATIONS = (
-    (1e-4, 3e-4, 1e-3, 3e-3),
-    (0.5, 1, 2),
-    ("--aa none --reprob 0", "--aa rand-m9-mstd0.5-inc1 --reprob 0.25"),
-)
-
-
-def architecture(weights):
-    return json.loads((weights / "config.json").read_text())["architecture"]
+RATES, TIMES = (1e-4, 3e-4, 1e-3, 3e-3), (0.5, 1, 2)
+AUGMENTATIONS = ("--aa none --reprob 0", "--aa rand-m9-mstd0.5-inc1 --reprob 0.25")
 
 
 def ours(data, weights, size, epochs, seed, folder, *words):
@@ -48,56 +39,6 @@ def ours(data, weights, size, epochs, seed, folder, *words):
     records = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
     keys = {"score": "test_miou"} if seg else {"score": "test_acc1", "balanced": "test_balanced_acc"}
     return {name: max(record.get(key, 0) for record in records) for name, key in keys.items()}
-
-
-def of_timm(data, weights, size, epochs, seed, folder, script):
-    """timm's train.py with its own defaults."""
-    classes = len(list((data / "train").iterdir()))
-    run(sys.executable, script, "--data-dir", data, "--train-split", "train", "--val-split", "val", "--seed", seed, "--model",
-        architecture(weights), "--pretrained", "--pretrained-path", weights / "model.safetensors", "--num-classes", classes,
-        "--input-size", 3, size, size, "--epochs", epochs, "--output", folder, "--experiment", "run", "-j", 1,
-        "--device", "cuda" if torch.cuda.is_available() else "cpu")  # fmt: skip
-    with open(folder / "run" / "summary.csv") as file:
-        return {"score": max(float(row["eval_top1"]) for row in csv.DictReader(file))}
-
-
-def of_fastai(data, weights, size, epochs, seed, folder):
-    """fastai's fine_tune with its own defaults, as its first lesson does it: the first epoch with a frozen body."""
-    from fastai.vision.all import (
-        ImageDataLoaders,
-        Normalize,
-        RandomResizedCrop,
-        accuracy,
-        aug_transforms,
-        set_seed,
-        vision_learner,
-    )
-    from safetensors.torch import load_file
-
-    set_seed(seed)
-    config = json.loads((weights / "config.json").read_text())["pretrained_cfg"]
-    normalize = Normalize.from_stats(config["mean"], config["std"])
-    dls = ImageDataLoaders.from_folder(
-        data, train="train", valid="val", bs=16, item_tfms=RandomResizedCrop(size, min_scale=0.5),
-        batch_tfms=[*aug_transforms(), normalize],
-    )  # fmt: skip
-    learner = vision_learner(dls, architecture(weights), metrics=accuracy, pretrained=False, path=folder)
-    body = learner.model[0].model
-    tensors = load_file(weights / "model.safetensors")
-    missing = body.load_state_dict({name: tensor for name, tensor in tensors.items() if name in body.state_dict()}).missing_keys
-    assert not missing, missing
-    scores = []
-    with learner.no_bar(), learner.no_logging():
-        learner.fine_tune(epochs - 1)
-        scores += [100 * float(values[-1]) for values in learner.recorder.values]
-    return {"score": max(scores)}
-
-
-def run(*words):
-    words = list(map(str, words))
-    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    if done.returncode:
-        raise SystemExit(f"{' '.join(words)}\n{done.stdout[-500:]}{done.stderr[-1500:]}")
 
 
 def contenders(args):
@@ -115,7 +56,7 @@ def contenders(args):
         found["published"] = with_flags(published)
     for other in args.others:
         name, _, script = other.partition("=")
-        found[name] = of_fastai if name == "fastai" else lambda *words, script=script: of_timm(*words, script)
+        found[name] = functools.partial(OTHERS[name], script=script)
     return found
 
 
@@ -124,7 +65,7 @@ def main():
     parser.add_argument("data", type=pathlib.Path)
     parser.add_argument("weights", type=pathlib.Path)
     parser.add_argument("--sets", nargs="+", help="folders of DATA; none: all")
-    parser.add_argument("--others", nargs="+", default=(), metavar="fastai|timm=TRAIN.PY")
+    parser.add_argument("--others", nargs="+", default=(), metavar="NAME[=SCRIPT]", help="of others.py")
     parser.add_argument("--flags", action="append", default=[], help="of ours beside the plan; again for others")
     parser.add_argument("--grid", action="store_true")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -138,7 +79,7 @@ def main():
     ):
         if any((row["set"], row["seed"], row["contender"]) == (name, seed, contender) for row in known):
             continue
-        if name.startswith("seg_") and contender in ("fastai", "timm"):
+        if name.startswith("seg_") and contender in OTHERS:
             continue
         with tempfile.TemporaryDirectory() as folder:
             found = scores(
