@@ -32,17 +32,42 @@ def samples(path, images, targets, classes, mean, std, palette=None):
     _grid(path, "First training batch, as the model sees it", cells, columns=8, group=group, legend=legend)
 
 
-def mistakes(path, images, answers, classes, names):
+def mistakes(path, images, answers, classes, names, heats=None):
     """Misclassified images, in the order given, with what they are, what the model took them for, and their files.
 
-    images: list of (H, W, 3) uint8, all of one size; answers: for each (label, predicted class, probability 0..1); names: str.
+    images: list of (H, W, 3) uint8, all of one size; answers: for each (label, predicted class, probability 0..1); names: str;
+    heats: (N, H, W) of result/heat_maps.py for the predicted classes, drawn beside the images; None: they are not.
     """
     cells = []
-    for image, (label, predicted, probability), name in zip(images, answers, names, strict=True):
-        lines = [("", classes[label], "", INK), ("→ ", classes[predicted], f", {probability:.0%}", RED), ("", name, "", FAINT)]
-        cells.append((image, lines))
+    for number, (label, predicted, probability) in enumerate(answers):
+        cells.append((images[number], [("", classes[label], "", INK), ("", names[number], "", FAINT)]))
+        said = ("→ ", classes[predicted], f", {probability:.0%}", RED)
+        if heats is None:
+            cells[-1][1].insert(1, said)
+        else:
+            cells.append((heated(images[number], heats[number]), [said]))
     title = "Most confident mistakes: true class → prediction" if cells else "Most confident mistakes: there are none"
-    _grid(path, title, cells, columns=6)
+    title += "; red: where the model saw it" * (heats is not None)
+    _grid(path, title, cells, columns=6, group=1 if heats is None else 2)
+
+
+def looks(path, images, heats, answers, names, of):
+    """Images beside what made the model give its answer.
+
+    images, heats: as of `mistakes`; answers: for each (class name, probability 0..1); names: of the images; of: from how many
+    images these are the first.
+    """
+    cells = []
+    for image, heat, (label, probability), name in zip(images, heats, answers, names, strict=True):
+        cells += [(image, [("", name, "", FAINT)]), (heated(image, heat), [("→ ", label, f", {probability:.0%}", INK)])]
+    _grid(path, f"What the model saw, red: {len(images)} of {of:,} images", cells, columns=6, group=2)
+
+
+def heated(picture, heat):
+    """(H, W, 3) uint8: a picture (H, W, 3) uint8, grey where `heat` (H, W) is 0, coloured with a red glow where it is 1."""
+    weight, grey = heat[..., None], picture.mean(-1, keepdims=True) * 0.6 + 60
+    glowing = 0.4 * picture + 0.6 * np.float32([255, 40, 0])
+    return (grey + weight * (glowing - grey)).clip(0, 255).astype(np.uint8)
 
 
 def predictions(path, images, truth, predicted, names, of, classes, palette, mean, std):
