@@ -39,6 +39,8 @@ def test_flags_take_effect():
         ("resnet18", {"layer_scale_init_value": 0.1}, "--model resnet18 does not take one of the flags"),
         ("resnet18", {"model_kwargs": [("checkpoint_path", "w.pth")]}, "checkpoint_path: not an option of a model"),
         ("resnet18", {"model_kwargs": [("channels", ())]}, "--model resnet18 cannot be made"),
+        ("resnet18", {"model_kwargs": [("global_pool", "")]}, "global_pool=: every class has one logit for an image"),
+        ("convnext_atto", {"model_kwargs": [("num_classes", 0)]}, "num_classes=0: every class has one logit for an image"),
     ],
 )
 def test_what_a_model_does_not_take_is_one_line(name, options, message):
