@@ -77,7 +77,8 @@ def main():
     for name, seed, (contender, scores) in itertools.product(
         args.sets or sorted(path.name for path in args.data.iterdir()), args.seeds, contenders(args).items()
     ):
-        if any((row["set"], row["seed"], row["contender"]) == (name, seed, contender) for row in known):
+        row = {"set": name, "seed": seed, "contender": contender, "epochs": args.epochs}
+        if any(row.items() <= other.items() for other in known):
             continue
         if name.startswith("seg_") and contender in OTHERS:
             continue
@@ -85,7 +86,6 @@ def main():
             found = scores(
                 (args.data / name).resolve(), args.weights.resolve(), args.size, args.epochs, seed, pathlib.Path(folder, "run")
             )
-        row = {"set": name, "seed": seed, "contender": contender, "epochs": args.epochs}
         row |= {key: round(value, 2) for key, value in found.items()}
         with open(args.out, "a") as file:
             file.write(json.dumps(row) + "\n")
