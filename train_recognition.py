@@ -229,11 +229,11 @@ def evaluation_loader(args, accelerator, batch, source, transforms):
 
 
 def score_test(args, accelerator, batch, run, network, source, transforms):
-    """Score the test images, if there are any, by the weights in best/: once, so that they choose nothing."""
+    """Score the test images, if there are any, by the weights that the page is about: once, so that they choose nothing."""
     if source is not None:
-        run.load_best()
+        name = run.results.load_named()
         loader = evaluation_loader(args, accelerator, batch, source, transforms)
-        run.keep_test(evaluate(accelerator, network, loader, run, args.tta_flip)[0])
+        run.results.keep_test(name, evaluate(accelerator, network, loader, run, args.tta_flip)[0])
 
 
 def evaluate_only(args, accelerator, batch, run, start, told):

@@ -31,7 +31,7 @@ from utils.data.sampling import MODEL, image_numbers
 from utils.losses.class_weights import class_weights, count_pixels
 from utils.losses.segmentation import make_segmentation_loss
 from utils.metrics.published_views import view_options
-from utils.metrics.segmentation import ConfusionMatrix, MaskAnswers, scores
+from utils.metrics.segmentation import ConfusionMatrix, MaskAnswers, mean_loss, scores
 from utils.metrics.windows import evaluated_region, predict
 from utils.model.download import fetch_folder
 from utils.model.ema import EMA
@@ -188,8 +188,8 @@ def train_one_epoch(accelerator, model, criterion, loader, optimizer, schedule, 
 @torch.no_grad()
 @without_kernel_search()  # whole images come in many sizes
 def evaluate(accelerator, model, loader, view, run):
-    """(scores, MaskAnswers): pixel accuracy, mean IoU and the like in per cent over the masks' own pixels; and what they come
-    from: pixels by class, of each image too, and on the main process six images to show.
+    """(scores, MaskAnswers): pixel accuracy, mean IoU and the like in per cent over the masks' own pixels, and their mean
+    cross-entropy; and what they come from: pixels by class, of each image too, and on the main process six images to show.
 
     model: not wrapped, for the processes may need different numbers of windows, which a collective would wait for.
     view: options of windows.predict. What fills up the last batch has no labels.
@@ -208,10 +208,11 @@ def evaluate(accelerator, model, loader, view, run):
             index = (number * order.processes + order.process) * order.batch_size
             examples.append((index, images[0].cpu(), masks[0].cpu(), found[0].argmax(0).cpu()))
         run.stop_if_asked()
-    total, pixels = matrix.matrix, torch.cat(matrix.images)
+    total, pixels, losses = matrix.matrix, torch.cat(matrix.images), torch.cat(matrix.losses)
     if order.processes > 1:
-        total, pixels = accelerator.reduce(total, "sum"), accelerator.gather(pixels)
-    return scores(total), MaskAnswers.of(total, pixels, image_numbers(order), order.samples, examples, view["crop_size"])
+        total, pixels, losses = accelerator.reduce(total, "sum"), accelerator.gather(pixels), accelerator.gather(losses)
+    answers = MaskAnswers.of(total, pixels, image_numbers(order), order.samples, examples, view["crop_size"])
+    return scores(total) | {"loss": mean_loss(losses, total)}, answers
 
 
 def logits_of(model):
@@ -231,11 +232,11 @@ def evaluation_loader(args, accelerator, batch, source, transforms):
 
 
 def score_test(args, accelerator, batch, run, model, source, transforms, view):
-    """Score the test images, if there are any, by the weights in best/: once, so that they choose nothing."""
+    """Score the test images, if there are any, by the weights that the page is about: once, so that they choose nothing."""
     if source is not None:
-        run.load_best()
+        name = run.results.load_named()
         loader = evaluation_loader(args, accelerator, batch, source, transforms)
-        run.keep_test(evaluate(accelerator, model, loader, view, run)[0])
+        run.results.keep_test(name, evaluate(accelerator, model, loader, view, run)[0])
 
 
 def evaluate_only(args, accelerator, batch, run, start, told):

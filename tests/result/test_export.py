@@ -203,6 +203,6 @@ def test_a_run_compares_its_first_weights(tmp_path):
     optimizer = accelerator.prepare_optimizer(torch.optim.SGD(model.parameters(), 0.1))
     run = begin_run(accelerator, tmp_path / "run", model, optimizer, Batches([], 1))
     for name in ("best", "last"):
-        run._export(name)
+        run.results.keep(name)
     said = (tmp_path / "run" / "warnings.txt").read_text()
     assert said.count("the weights in") == 1 and "run/best are not the model's: they cannot be opened again" in said

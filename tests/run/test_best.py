@@ -41,16 +41,45 @@ def test_the_page_is_about_the_highest_score_of_the_weights_and_their_average(tm
         assert f"{found['weights']} {found['scores']['acc1']:.0f}" == shown
 
 
+def test_of_equal_scores_the_lower_loss_wins(tmp_path):
+    run, model = begin(tmp_path / "run")
+    evaluations = [("best", 0.9, "best 0.9"), ("best", 0.5, "best 0.5"), ("best", 0.7, "best 0.5")]
+    evaluations += [("best_ema", 0.6, "best 0.5"), ("best_ema", 0.4, "best_ema 0.4"), ("best", 0.4, "best_ema 0.4")]
+    for name, loss, shown in evaluations:
+        torch.nn.init.constant_(model.weight, loss)
+        run.score({"acc1": 60.0, "loss": loss, "images": 1}, ANSWERS, name)
+        found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+        assert f"{found['weights']} {found['scores']['loss']}" == shown
+    assert run.counters.best_loss == {"test_acc1": 0.4, "test_acc1_ema": 0.4}
+    assert load_file(tmp_path / "run/best/model.safetensors")["weight"].item() == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("ema, named", [(70.0, "best_ema"), (50.0, "best")])
+def test_what_is_exported_and_uploaded_is_what_the_last_lines_name(tmp_path, monkeypatch, ema, named):
+    run, model = begin(tmp_path / "run", "--push_to_hub", "me/it", "--report_to", "none")
+    run.results.cards.folder, published = None, []
+    monkeypatch.setattr("utils.run.results.publish", lambda folder, *_: published.append(folder))
+    with run:
+        for name, score in (("best", 60.0), ("best_ema", ema)):
+            torch.nn.init.constant_(model.weight, score)
+            run.score({"acc1": score, "loss": 1.0, "images": 1}, ANSWERS, name)
+        run.finish()
+    assert published == [str(tmp_path / "run" / named)]
+    assert any(line.endswith(f"weights in {published[0]}") for line in run.results.lines("train_recognition", "1 s"))
+    assert run.results.load_named() == named and model.weight.item() == max(ema, 60.0)  # the test images', too
+
+
 def epochs_of(folder, scores, *words, stop=None):
-    """The epochs that a start trains, of a run of ten whose evaluations give `scores`. stop: after so many."""
+    """The epochs that a start trains, of a run of ten whose evaluations give `scores`, and a loss that falls: an equal score
+    of a lower loss is kept, but is no progress. stop: after so many."""
     run, _ = begin(folder, *words)
-    run.cards.folder = None  # there is no architecture to write about
+    run.results.cards.folder = None  # there is no architecture to write about
     seen = []
     with run:
         for epoch in run.epochs(10):
             seen.append(epoch)
             if run.evaluates:
-                run.score({"acc1": scores[epoch], "loss": 1.0, "images": 1}, ANSWERS)
+                run.score({"acc1": scores[epoch], "loss": 1 / (1 + epoch), "images": 1}, ANSWERS)
             run.counters.update += 1
             run.end_epoch(train_lr=0.1)
             if len(seen) == stop:
@@ -75,7 +104,11 @@ def test_a_state_of_another_run_brings_its_best_or_finds_one_anew(tmp_path, caps
     epochs_of(first, [50.0, 70.0, 60.0], stop=3)
     states = sorted((first / "checkpoints").iterdir())
     run, _ = begin(tmp_path / "more", "--resume", states[-1])
-    assert run.counters.best == {"test_acc1": 70.0} and (tmp_path / "more/best/model.safetensors").is_file()
+    assert (
+        run.counters.best == {"test_acc1": 70.0}
+        and run.counters.best_loss == {"test_acc1": 0.5}
+        and (tmp_path / "more/best/model.safetensors").is_file()
+    )
     assert (tmp_path / "more/evaluation.json").read_text() == (first / "evaluation.json").read_text()
     run, _ = begin(tmp_path / "older", "--resume", states[0])  # best/ of the run may be of a later epoch
     assert run.counters.best == {} and not (tmp_path / "older/best").exists()

@@ -82,8 +82,8 @@ def add_image_flags(topic):
     topic.add("--max_train_images", type=whole(1), metavar="N", help="train on N images only, of each class in proportion, for "
               "a quick try")  # fmt: skip
     topic.add("--max_val_images", type=whole(1), metavar="N", help="validate on N images only")
-    topic.add("--test_data_path", free=True, metavar="DIR", help="images that are scored once, after training, by best/; none: "
-              "those in test/ beside train/ and val/, if it is there")  # fmt: skip
+    topic.add("--test_data_path", free=True, metavar="DIR", help="images that are scored once, after training, by the best "
+              "weights; none: those in test/ beside train/ and val/, if it is there")  # fmt: skip
     topic.add("--folds", type=whole(2), help="cross-validation: the images are shared out into so many parts, and the part "
               "--fold is validated on instead of --val_split; a run for each, then python -m utils.report RUN …")  # fmt: skip
     topic.add("--fold", type=whole(1), help="number of that part, from 1")
@@ -210,7 +210,7 @@ def add_evaluation_flags(parser, best_metrics):
     topic = parser.topic("evaluation")
     names = "; ".join(f"{name}, {what}" for name, what in best_metrics.items())
     topic.add("--best_metric", choices=tuple(best_metrics), default=next(iter(best_metrics)), help="the score that decides "
-              f"which weights are kept in best/: {names}")  # fmt: skip
+              f"which weights are kept in best/, of equal ones those of the lower loss: {names}")  # fmt: skip
     topic.add("--eval_freq", type=whole(1), default=1, help="epochs between two evaluations")
     topic.add("--patience", type=whole(1), help="the run ends when so many evaluations in a row brought no better "
               "--best_metric; none: after all epochs")  # fmt: skip
@@ -245,9 +245,10 @@ def add_result_flags(parser):
     topic = parser.topic("result")
     topic.add("--report_to", free=True, nargs="+", metavar="TRACKER", help="where the run can be watched: tensorboard (as "
               "without this flag), wandb, trackio, mlflow, …, or none")  # fmt: skip
-    topic.add("--export", free=True, nargs="+", default=(), metavar="FORMAT", help="write best/ in these formats after "
-              "training: onnx, torchscript, torch_export")  # fmt: skip
-    topic.add("--push_to_hub", free=True, metavar="USER/NAME", help="upload best/ to this repository of the Hub after training")
+    topic.add("--export", free=True, nargs="+", default=(), metavar="FORMAT", help="write the best weights in these "
+              "formats after training: onnx, torchscript, torch_export")  # fmt: skip
+    topic.add("--push_to_hub", free=True, metavar="USER/NAME", help="upload the best weights to this repository of the Hub "
+              "after training")  # fmt: skip
     topic.switch("--hub_private", False, "make that repository private", free=True)
     topic.add("--license", free=True, help="license of the weights in the model card, such as apache-2.0 or mit")
 

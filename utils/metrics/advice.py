@@ -45,9 +45,10 @@ def overfits(epochs):
     since, (train, test, _) = pairs[pairs.index(best) + 1 :], pairs[-1]
     if len(since) < max(LOOKED_AT, len(pairs) // 5) or test < 1.1 * best[1] or train > 0.9 * best[0]:
         return None
+    flags = "" if "test_miou" in epochs[-1] else "--aa rand-m9-mstd0.5-inc1, --mixup 0.2, or "
     return (
         f"since epoch {best[2]} the validation loss rises, from {best[1]:.3g} to {test:.3g}, while the training loss falls: "
-        "the network learns the images by heart; try --aa rand-m9-mstd0.5-inc1, --mixup 0.2, or fewer --epochs"
+        f"the network learns the images by heart; try {flags}fewer --epochs"
     )
 
 

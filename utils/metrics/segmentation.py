@@ -19,18 +19,20 @@ from utils.metrics.per_class import Pairs, class_rows, mean, per_class
 class ConfusionMatrix:
     """Sums the confusion matrices of an evaluation. `matrix`: (classes, classes) int64, rows truth, columns prediction.
 
-    images: of each update (B, 3, classes) int64: pixels of each image by class that are right, true, and predicted.
+    images: of each update (B, 3, classes) int64: pixels of each image by class that are right, true, and predicted; losses:
+    of each update with scores (B,) float32: the cross-entropy of each image, summed over its labelled pixels.
     """
 
     def __init__(self, classes, device=None):
-        self.classes, self.images = classes, []
+        self.classes, self.images, self.losses = classes, [], []
         self.matrix = torch.zeros(classes, classes, dtype=torch.int64, device=device)
 
     def update(self, prediction, target):
         """prediction: scores (B, C, H, W) or labels (B, H, W) int64; target: (B, H, W) int64, on the matrix' device."""
-        if prediction.dim() == target.dim() + 1:
-            prediction = predicted_classes(prediction)
-        matrices = confusion_matrices(prediction, target, self.classes)
+        scored = prediction.dim() == target.dim() + 1
+        matrices = confusion_matrices(predicted_classes(prediction) if scored else prediction, target, self.classes)
+        if scored:
+            self.losses.append(cross_entropy_sums(prediction, target))
         self.matrix += matrices.sum(0)
         self.images.append(torch.stack([matrices.diagonal(dim1=1, dim2=2), matrices.sum(2), matrices.sum(1)], 1))
 
@@ -139,6 +141,15 @@ def confusion_matrices(prediction, target, classes):
     return counts[:, 1:].view(-1, classes, classes)
 
 
+def cross_entropy_sums(scores, target):
+    """(B,) float32: the cross-entropy of each image, summed over its labelled pixels.
+
+    scores (B, C, H, W): probabilities up to a factor, as windows.predict gives them; target (B, H, W) int64.
+    """
+    right = scores.gather(1, target.clamp(min=0)[:, None])[:, 0] / scores.sum(1)
+    return -right.clamp(min=1e-30).log().where(target != IGNORE, 0).flatten(1).sum(1)
+
+
 def predicted_classes(scores):
     """(B, C, H, W) -> (B, H, W) int64: the class with the highest score, the first of equals."""
     if scores.device.type != "cpu":
@@ -149,6 +160,14 @@ def predicted_classes(scores):
     to_the_last = torch.arange(classes, 0, -1, dtype=torch.int16).view(-1, 1, 1)
     pieces = [((piece == piece.amax(1, keepdim=True)) * to_the_last).amax(1) for piece in scores.split(16, dim=2)]
     return (classes - torch.cat(pieces, 1).long()).clamp(max=classes - 1)  # NaN equals nothing: the last class
+
+
+def mean_loss(losses, matrix):
+    """Cross-entropy, mean over the labelled pixels of all images; the order of the images does not matter.
+
+    losses: (N,) sums of each image, see `ConfusionMatrix`; matrix: of the same images.
+    """
+    return round(math.fsum(losses.tolist()) / max(int(matrix.sum()), 1), 6)
 
 
 def scores(matrix):

@@ -69,8 +69,13 @@ def value_of(metric, scores):
     return sum(parts) / len(parts)
 
 
-def is_better(metric, value, best):
-    """Whether a `value` of the score `metric` is better than the best so far, None where there is none. NaN never is."""
+def is_better(metric, value, best, loss=math.nan, best_loss=math.nan):
+    """Whether a `value` of the score `metric` is better than the best so far, None where there is none. NaN never is.
+
+    loss, best_loss: of the two; of equal values the one with the lower loss is better.
+    """
+    if value == best:
+        return loss < best_loss
     falls = score_of(f"test_{metric}").falls
     return value < (math.inf if best is None else best) if falls else value > (-math.inf if best is None else best)
 

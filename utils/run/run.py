@@ -1,15 +1,11 @@
-"""One run: its folder, log, counters, saved states, best weights, pictures, trackers, cards and signals.
+"""One run: its folder, log, counters, saved states, results, trackers and signals.
 
 The training scripts call it between the steps that they make themselves. It never calls the model, the loss or the step of
 the optimizer, and takes no function of theirs.
 """
 
 import math
-import os
 import time
-
-import accelerate
-from safetensors.torch import load_file
 
 from utils.cli.errors import InputError, Stopped
 from utils.data.bad_samples import BadSamples, check_data
@@ -17,18 +13,12 @@ from utils.data.fingerprint import fingerprint
 from utils.data.masks import unknown_line
 from utils.data.sampling import stream_seed
 from utils.files import write_json
-from utils.model import sharding
 from utils.model.processes import peak_memory
-from utils.pictures.curves import lr_groups, lr_range
-from utils.pictures.gallery import Gallery
-from utils.report.evaluation import read_classes, read_evaluation, sure_text, worst_line
-from utils.report.scores import epoch_line, is_better, result_lines, score_of, value_of
-from utils.result.card import Cards
-from utils.result.export import reopened_differs
-from utils.result.publish import publish
+from utils.report.scores import epoch_line, score_of
 from utils.run import folder, state, trackers
 from utils.run.log import RunLog, clock
 from utils.run.remarks import Remarks
+from utils.run.results import Results
 from utils.run.signals import Signals
 from utils.run.updates import Updates
 
@@ -44,8 +34,7 @@ class Run:
         self.accelerator, self.args, self.batch, self.script, self.metric = accelerator, args, batch, script, metric
         self.log = RunLog(accelerator.is_main_process and not args.dry_run)
         self.data_report = None  # a dict of utils/check/
-        self.counters, self.record, self.improved, self.signals, self.fault = None, {}, [], None, None
-        self.compared = False  # whether the weights that were written are those of the model
+        self.counters, self.record, self.signals, self.fault = None, {}, None, None
         self.evaluated = args.disable_eval  # whether an evaluation has been reached
         # The norm that gradients are clipped to: inf where only their size is wanted, None where nothing is.
         self.max_norm = args.clip_grad or (math.inf if args.skip_nonfinite else None)
@@ -71,7 +60,7 @@ class Run:
         facts = {"train_images": len(train_source), "val_images": len(val_source), "classes": classes}
         facts |= {"data": fingerprint(train_source), "precision": self.accelerator.mixed_precision}
         self.settings = args.decisive() | {"total_batch": self.batch.total} | facts
-        self.sources, self.config, self.shown = (train_source, val_source), config, {"classes": classes, **shown}
+        self.sources, self.shown = (train_source, val_source), {"classes": classes, **shown}
         self.folder, self.state = folder.open_together(
             self.accelerator, args.output_dir, self.script, self.settings, vars(args) | {"planned": args.planned},
             resume=args.resume, auto_resume=args.auto_resume, say=self.say,
@@ -81,14 +70,9 @@ class Run:
         self.say(f"output: {self.folder}")
         if self.log.folder and self.data_report:
             write_json(self.log.folder / "data_report.json", self.data_report)
-        size = {"size": args.input_size if hasattr(args, "input_size") else args.crop_size}
-        self.gallery = Gallery(
-            self.log.folder, f"test_{self.metric}", lr_range(groups), warn=self.log.warn, shown=self.shown | size
-        )
-        self.gallery.put("lr_groups", lr_groups, groups=groups)
-        self.cards = Cards(
-            self.log.folder, config=config, title=args.data_path or args.dataset or train_source.title, weights=weights,
-            data_id=args.dataset, license=args.license, repo_id=args.push_to_hub, warn=self.log.warn,
+        self.results = Results(
+            self.accelerator, self.log, args, self.metric, self.sources, config, weights=weights, shown=self.shown,
+            groups=groups,
         )  # fmt: skip
 
     def resume(self, model, optimizer, ema, train_loader):
@@ -104,7 +88,7 @@ class Run:
             self.counters = state.load(self.state, accelerator, model, optimizer, ema, self.settings, batch, per_epoch, say)
             train_loader.load_state_dict(self.counters.stream)
             self.counters.best = folder.take_best(accelerator, self.state, self.folder, self.counters.best)
-            self.gallery.recover(self.sources[1])
+        self.results.begin(model, self.counters, resumed=bool(self.state))
         self.log.cut(self.counters.epoch, self.counters.update)
         self.n_parameters = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         self.trackers = trackers.Trackers(
@@ -182,7 +166,7 @@ class Run:
 
     def show_batch(self, images, targets):
         """A batch as the model gets it; the first one of the run becomes samples.png."""
-        self.gallery.first_batch(images, targets, **self.shown)
+        self.results.gallery.first_batch(images, targets, **self.shown)
         self.updates.lap("data")
 
     def note(self, loss, replaced=()):
@@ -231,20 +215,9 @@ class Run:
         """What an evaluation of the weights in the model gave. The best weights so far are kept in `name`/.
 
         scores: {score: value}; answers: what the model said of the images, Answers or MaskAnswers. name: "best", or "best_ema"
-        while the model holds the average. Of the highest score of both, report.html shows what the model said.
+        while the model holds the average.
         """
-        suffix, counters = name.removeprefix("best"), self.counters
-        scores = {**scores, self.metric: value_of(self.metric, scores)}
-        self.record.update({f"test_{score}{suffix}": value for score, value in scores.items()})
-        # Each may have looked at all images, and added up in another order: the main process decides which weights are best.
-        key, (value,) = f"test_{self.metric}{suffix}", accelerate.utils.broadcast_object_list([scores[self.metric]])
-        highest = all(is_better(self.metric, value, best) for best in counters.best.values())
-        if is_better(self.metric, value, counters.best.get(key)) and self._export(name, answers.config()) is None:
-            counters.best[key] = value
-            self.improved.append(name)
-            if highest:
-                facts = {"weights": name, "epoch": counters.epoch + 1}
-                self.gallery.keep(answers, self.sources[1], scores, self.metric, **facts)
+        self.record |= self.results.score(scores, answers, name)
 
     def end_epoch(self, train_lr):
         """Log the epoch, draw what there is time for, and save the state. train_lr: learning rate of its last update."""
@@ -256,8 +229,7 @@ class Run:
         self.log.epoch(record)
         self.trackers.log(record, counters.update - 1)
         self.trackers.log({f"best_{name}": value for name, value in counters.best.items()}, counters.update - 1)
-        for name in self.improved:
-            self.cards.write(name, record, counters.best)
+        rose = self.results.end_epoch(record)
         speed, passed = self.log.images_per_second(), time.perf_counter() - self.start
         left = passed / (counters.epoch + 1 - self.first_epoch) * (self.planned - counters.epoch - 1)
         line = epoch_line(record, self.planned, counters.best, self.metric)
@@ -268,12 +240,12 @@ class Run:
         )
         if line := unknown_line(self.sources):
             self.log.warn(line)
-        self.gallery.refresh()
+        self.results.gallery.refresh()
         self.remarks.after_epoch()
         counters.epoch, counters.loss_sum, counters.losses = counters.epoch + 1, 0.0, 0
         if f"test_{self.metric}" in record:
-            counters.waited = 0 if self.improved else counters.waited + 1
-        self.record, self.improved, last = {}, [], counters.epoch == self.planned
+            counters.waited = 0 if rose else counters.waited + 1
+        self.record, last = {}, counters.epoch == self.planned
         if self.out_of_patience and not last:
             self.say(f"no better {score_of(f'test_{self.metric}').name} in {counters.waited} evaluations: done (--patience)")
             last = True
@@ -289,59 +261,23 @@ class Run:
         )  # fmt: skip
         self.signals.saved(self.fault)
 
-    def _export(self, name, more=()):
-        """Write the weights of the model to `name`/, and the config with `more` of it; returns what went wrong, or None."""
-        config = self.config | dict(more)
-        fault = state.export(self.accelerator, self.log, self.model, config, self.folder, name)
-        if not self.compared and fault is None and self.accelerator.is_main_process:
-            folder, self.compared = os.path.join(self.folder, name), True
-            sharded = self.accelerator.distributed_type == "FSDP"
-            if not sharded and (difference := reopened_differs(self.model, folder)):
-                self.log.warn(f"the weights in {folder} are not the model's: {difference}")
-        return fault
-
     # --- after the last epoch
-
-    def load_best(self):
-        """Put the weights of best/, if it is there, into the model."""
-        path = os.path.join(self.folder, "best", "model.safetensors")
-        if os.path.isfile(path):
-            sharding.load_model(self.model, load_file(path))
-
-    def keep_test(self, scores):
-        """Say what the test images, which chose nothing, were scored with, and keep it in test.json."""
-        self.say(*result_lines("test, by best/", scores, self.sources[0].classes))
-        if self.log.folder:
-            write_json(self.log.folder / "test.json", {k: v for k, v in scores.items() if isinstance(v, int | float)})
-            self.gallery.end()
 
     def finish(self):
         """Leave the last weights, pictures, cards and whatever else was asked for; then mark the run as finished.
 
         So a run that is stopped or killed in between is not finished, and the same command makes up for it.
         """
-        counters, args = self.counters, self.args
-        fault = self._export("last") or self.fault
-        self.cards.write("last", best=counters.best)
+        results, counters = self.results, self.counters
+        fault = results.keep_last() or self.fault
         self.signals.stop_if_asked()
-        self.gallery.finish()
+        results.gallery.finish()
         self.signals.stop_if_asked()
-        self.trackers.pictures(self.gallery.files(), counters.update - 1)
+        self.trackers.pictures(results.gallery.files(), counters.update - 1)
         self.trackers.finish()
-        result = os.path.join(self.folder, "best" if counters.best else "last")
-        if self.accelerator.is_main_process and not fault:
-            publish(result, args.export, args.push_to_hub, args.hub_private, self.say)
+        if not fault:
+            results.publish()
         self.signals.stop_if_asked()
         folder.mark_finished(self.accelerator, self.log, self.folder, counters.best, fault)
-        self.gallery.end()
-        best = ", ".join(f"best {name} {value:.3f}" for name, value in counters.best.items()) or "not evaluated"
-        evaluation = read_evaluation(self.folder)
-        result = os.path.join(self.folder, evaluation["weights"]) if "weights" in evaluation else result
-        self.say(f"done in {clock(time.perf_counter() - self.start)}: {best}; weights in {result}")
-        if sure := sure_text(evaluation.get("metric"), evaluation):
-            self.say(f"{score_of('test_' + evaluation['metric']).name}: {sure}")
-        if worst := worst_line(read_classes(self.folder)):
-            self.say(worst)
-        out = " --output_dir OUT" if self.script == "train_segmentation" else ""
-        report, predict = os.path.join(self.folder, "report.html"), f"python {self.script}.py --predict PICTURES{out}"
-        self.say(f"next: look at {report}, or {predict} --finetune {result}")
+        results.gallery.end()
+        self.say(*results.lines(self.script, clock(time.perf_counter() - self.start)))
