@@ -267,7 +267,7 @@ def evaluate_only(args, accelerator, batch, run, start, told):
     run.say(*result_lines("result", scores))
     run.say(f"throughput: {scores['images'] / (time.perf_counter() - begin):.0f} images/s")
     if accelerator.is_main_process:
-        keep_evaluation(args, scores, answers, source, {}, run.say, run.log.warn)
+        keep_evaluation(args, scores, answers, source, {}, accelerator.device, run.say, run.log.warn)
     if averaged:
         load_model(model, averaged)
         run.say(*result_lines("result of the EMA", evaluate(accelerator, network, loader, run, args.tta_flip)[0]))

@@ -279,7 +279,8 @@ def evaluate_only(args, accelerator, batch, run, start, told):
     run.say(*result_lines("result", found, source.classes))
     run.say(f"throughput: {loader.order.samples / seconds:.1f} images/s")
     if accelerator.is_main_process:
-        keep_evaluation(args, found, answers, source, {"palette": source.palette, **colours(settings)}, run.say, run.log.warn)
+        shown = {"palette": source.palette, **colours(settings)}
+        keep_evaluation(args, found, answers, source, shown, accelerator.device, run.say, run.log.warn)
     if averaged:
         load_model(model, averaged)
         run.say(*result_lines("result of the EMA", evaluate(accelerator, model, loader, view, run)[0], source.classes))

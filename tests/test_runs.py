@@ -59,6 +59,8 @@ def test_a_run_of_recognition_explains_itself(digits):
     for name in ("samples", "curves", "lr_groups", "confusion", "mistakes", "reliability"):
         with Image.open(digits / f"{name}.png") as picture:
             assert min(picture.size) > 200 and len(picture.convert("RGB").getcolors(1 << 24)) > 5
+    red, _, blue = np.asarray(Image.open(digits / "mistakes.png").convert("RGB"), int).transpose(2, 0, 1)
+    assert (red - blue > 60).mean() > 0.05  # the digits are grey, the heat maps beside them are red
     log = lines(digits / "log.txt")
     classes = json.loads((digits / "classes.json").read_text())
     assert sum(row["count"] for row in classes) == 359

@@ -35,6 +35,27 @@ def test_positive_gradients_times_activations():
     assert second.nonzero().tolist() == [[4, 4]]
 
 
+class Strided(Linear):
+    """Of each four places, the one at the top left goes on to the last stage."""
+
+    feature_info = [{"module": "stage", "num_chs": 2}, {"module": "last", "num_chs": 2}]
+
+    def __init__(self):
+        super().__init__()
+        self.last = torch.nn.Identity()
+
+    def forward(self, images):
+        return torch.einsum("kc,nchw->nk", self.weights, self.last(self.stage(images)[:, :, ::2, ::2]))
+
+
+def test_layers_that_leave_places_out_leave_no_dots():
+    heat = layer_cam(Strided(), torch.ones(1, 2, 8, 8), torch.tensor([0]))[0]
+    assert heat.allclose(torch.ones(8, 8))
+    images = torch.zeros(1, 2, 8, 8)
+    images[0, 0, 4, 2] = 1.0
+    assert divmod(layer_cam(Strided(), images, torch.tensor([0]))[0].argmax().item(), 8) == (4, 2)
+
+
 SWIN = dict(depths=(1, 1, 2, 1), embed_dim=16, num_heads=(1, 1, 1, 1))
 
 
@@ -51,7 +72,7 @@ def test_places_are_those_of_the_image(name, options):
         changed = images.clone()
         changed[:, :, rows, columns] = 3 * torch.randn(1, 3, 20, 20)
         with torch.no_grad():
-            (_, before, view), (_, after, _) = _run(model, images), _run(model, changed)
+            (_, before, view, _), (_, after, *_) = _run(model, images), _run(model, changed)
         change = (view(before) - view(after)).abs().sum(-1)[0]
         row, column = divmod(change.argmax().item(), change.shape[1])
         assert (row < len(change) / 2, column < len(change) / 2) == (rows.start == 0, columns.start == 0)

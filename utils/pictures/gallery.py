@@ -43,6 +43,7 @@ class Gallery:
         self.shown = shown or {}
         self.batches, self.broken = 0, set()  # batches shown to `first_batch`, up to 2; names that were warned of
         self.waiting = {}  # name of a picture -> function of its path
+        self.mistakes = None  # the one of mistakes.png, which may be drawn again with heat maps
         draw = functools.partial(_draw_curves, folder=self.folder, metric=metric, lr_scales=lr_scales)
         self.curves = {"curves": draw} if metric else {}
 
@@ -99,9 +100,10 @@ class Gallery:
         wrong = wrong[np.argsort(-answers.probability[wrong], kind="stable")][:SHOWN_MISTAKES]
         columns = (answers.label, answers.predicted, answers.probability)
         worst = [tuple(column[i].item() for column in columns) for i in wrong]
-        self.put(
-            "mistakes", _draw_mistakes, indices=answers.index[wrong], answers=worst, source=source, size=self.shown["size"]
+        self.mistakes = functools.partial(
+            _draw_mistakes, indices=answers.index[wrong], answers=worst, source=source, size=self.shown["size"]
         )
+        self.put("mistakes", self.mistakes)
 
     def refresh(self):
         """Draw what is new, and the report, if the budget allows it; returns whether it did."""
@@ -110,10 +112,13 @@ class Gallery:
         self.finish()
         return True
 
-    def finish(self):
-        """Draw what is new, and the report."""
+    def finish(self, look=None):
+        """Draw what is new, and the report. look: a function of (pictures, classes) to the heat maps of mistakes.png, as
+        result/heat_maps.py makes them, or None."""
         if self.folder:
             before = self.spent
+            if look and self.mistakes:
+                self.put("mistakes", self.mistakes, look=look)
             self._draw({**self.waiting, **self.curves})
             self.waiting = {}
             self.write_report()
@@ -172,6 +177,9 @@ def _draw_curves(path, folder, metric, lr_scales):
     curves(path, epochs, updates, metric, lr_scales)
 
 
-def _draw_mistakes(path, indices, answers, source, size):
-    images = [np.asarray(ImageOps.fit(source.read(int(index)), (size, size))) for index in indices]
-    mistakes(path, images, answers, source.classes, [short_name(source.name(int(index))) for index in indices])
+def _draw_mistakes(path, indices, answers, source, size, look=None):
+    images = [np.array(ImageOps.fit(source.read(int(index)), (size, size))) for index in indices]
+    names = [short_name(source.name(int(index))) for index in indices]
+    mistakes(path, images, answers, source.classes, names)  # which is there if looking fails
+    if look and images and (heats := look(images, [predicted for _, predicted, _ in answers])) is not None:
+        mistakes(path, images, answers, source.classes, names, heats)

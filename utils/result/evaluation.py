@@ -1,5 +1,6 @@
 """What `--eval true` leaves in a folder: the same files, pictures and page as of a run's own evaluation."""
 
+import functools
 import os
 import pathlib
 import sys
@@ -7,14 +8,16 @@ import sys
 from utils import versions
 from utils.pictures.gallery import Gallery
 from utils.report.evaluation import worst_line
+from utils.result.heat_maps import heat_maps
 
 NAME = "evaluation"  # the folder beside the weights
 
 
-def keep_evaluation(args, scores, answers, source, shown, say, warn):
+def keep_evaluation(args, scores, answers, source, shown, device, say, warn):
     """Write the files, pictures and page of an evaluation, and say where; what cannot be written is warned of.
 
-    args: Arguments; scores, answers: of `evaluate`; source: of the images; shown: as Gallery's, without `size` and `classes`.
+    args: Arguments; scores, answers: of `evaluate`; source: of the images; shown: as Gallery's, without `size` and `classes`;
+    device: to make heat maps on.
     """
     if worst := worst_line(answers.class_rows(source.classes)):
         say(worst)
@@ -35,7 +38,8 @@ def keep_evaluation(args, scores, answers, source, shown, say, warn):
         "versions": versions.versions(),
     }  # fmt: skip
     gallery.keep(answers, source, scores, args.best_metric, **facts)
-    gallery.finish()
+    has_weights = os.path.isfile(os.path.join(args.finetune, "config.json"))
+    gallery.finish(functools.partial(heat_maps, args.finetune, device=device) if has_weights else None)
     gallery.end()
     return say(f"next: look at {folder / 'report.html'}; each image is in {folder / 'predictions.csv'}")
 

@@ -1,5 +1,6 @@
 """What a run has to show: its best weights so far, their pictures, page and cards, and the lines that say the result."""
 
+import functools
 import math
 import os
 
@@ -14,6 +15,7 @@ from utils.report.evaluation import read_classes, read_evaluation, sure_text, wo
 from utils.report.scores import is_better, result_lines, score_of, value_of
 from utils.result.card import Cards
 from utils.result.export import reopened_differs
+from utils.result.heat_maps import heat_maps
 from utils.result.publish import publish
 from utils.run import state
 
@@ -102,6 +104,11 @@ class Results:
         fault = self.keep("last")
         self.cards.write("last", best=self.counters.best)
         return fault
+
+    def draw(self):
+        """Draw what is new, mistakes.png with heat maps of the weights that are named, and the page."""
+        folder = os.path.join(self.folder, self.named)
+        self.gallery.finish(functools.partial(heat_maps, folder, device=self.accelerator.device))
 
     def publish(self):
         """Export and upload the weights that are named, where --export and --push_to_hub ask for it."""

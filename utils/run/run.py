@@ -271,7 +271,7 @@ class Run:
         results, counters = self.results, self.counters
         fault = results.keep_last() or self.fault
         self.signals.stop_if_asked()
-        results.gallery.finish()
+        results.draw()
         self.signals.stop_if_asked()
         self.trackers.pictures(results.gallery.files(), counters.update - 1)
         self.trackers.finish()
