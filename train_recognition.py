@@ -27,6 +27,7 @@ from utils.data.colours import colours_of
 from utils.data.datasets import RecognitionDataset, RecognitionStream
 from utils.data.loaders import build_loaders
 from utils.data.sampling import MIX, MODEL, Sampling, image_numbers
+from utils.images import Reading
 from utils.losses.class_weights import class_weights, count_labels
 from utils.losses.recognition import make_loss
 from utils.metrics.calibration import calibration_columns
@@ -283,7 +284,7 @@ def predict_only(args, accelerator, batch, run, start, told):
         folder, args.predict, os.path.join(args.output_dir or ".", "predictions.csv"), topk=args.topk, batch_size=batch.size,
         settings=Augmentation.of(args) if start else None, device=accelerator.device, workers=loader_workers(args.num_workers),
         process=batch.process, processes=batch.processes, gather=accelerate.utils.gather_object, say=run.say,
-        value_range=args.value_range, unsure=args.unsure,
+        reading=Reading.of(args), unsure=args.unsure,
     )  # fmt: skip
     accelerator.end_training()
 

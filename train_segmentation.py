@@ -28,6 +28,7 @@ from utils.data.colours import colours_of
 from utils.data.datasets import SegmentationDataset, SegmentationStream
 from utils.data.loaders import build_loaders
 from utils.data.sampling import MODEL, image_numbers
+from utils.images import Reading
 from utils.losses.class_weights import class_weights, count_pixels
 from utils.losses.segmentation import make_segmentation_loss
 from utils.metrics.published_views import view_options
@@ -301,7 +302,7 @@ def predict_only(args, accelerator, batch, run, told):
     predict_folder(
         Segmenter(model, view, config.get("image_size")), args.predict, args.output_dir, classes=config["classes"],
         palette=np.array(config["palette"], np.uint8), process=batch.process, processes=batch.processes,
-        gather=accelerate.utils.gather_object, say=run.say, value_range=args.value_range,
+        gather=accelerate.utils.gather_object, say=run.say, reading=Reading.of(args),
     )  # fmt: skip
     accelerator.end_training()
 

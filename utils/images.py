@@ -4,7 +4,9 @@ import contextlib
 import functools
 import io
 import os
+import re
 import stat
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +17,28 @@ from utils.cli.errors import InputError, first_line
 IGNORE = -1  # the class of a mask's pixels that no loss and no metric counts
 # Formats that Pillow opens and that hold no photographs; EPS files are programs, which Ghostscript would run.
 NO_PHOTOGRAPHS = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
+
+
+PIXELS = "STRATA_MAX_IMAGE_PIXELS"  # in the environment, so that loader workers of any kind know it too
+
+
+class Reading(NamedTuple):
+    """How the images of a data set are read. value_range: (low, high), the values of deep greys (16 or 32 bits, or floats) that
+    become black and white; None: those of each image alone. background: (R, G, B) in 0..255, the colour that shows through
+    transparent parts; None: what the file has stored there.
+    """
+
+    value_range: tuple | None = None
+    background: tuple | None = None
+
+    @classmethod
+    def of(cls, options):
+        """Of an object that has these among its attributes, such as Arguments."""
+        values = {name: getattr(options, name) for name in cls._fields}
+        return cls(**{name: tuple(value) if value else None for name, value in values.items()})
+
+
+AS_STORED = Reading()
 
 
 class BadImage(InputError):
@@ -43,17 +67,26 @@ def open_image(file):
     return Image.open(file, formats=formats())
 
 
-def read_image(path, upright=True, value_range=None):
-    """The image file at `path` as a PIL image in RGB. upright: turned by its EXIF orientation; value_range: as of `to_rgb`.
-    Raises BadImage."""
+def allow_pixels(number):
+    """From now on images of up to so many pixels are read, in this process and in workers that it starts."""
+    os.environ[PIXELS] = str(number)
+    Image.MAX_IMAGE_PIXELS = (number + 1) // 2  # Pillow warns of more than that, and refuses twice as many
+
+
+if os.environ.get(PIXELS, "").isdigit():
+    allow_pixels(int(os.environ[PIXELS]))
+
+
+def read_image(path, upright=True, reading=AS_STORED):
+    """The image file at `path` as a PIL image in RGB. upright: turned by its EXIF orientation. Raises BadImage."""
     with naming(path):
-        return _read(_file(path), upright, value_range)
+        return _read(_file(path), upright, reading)
 
 
-def decode_image(data, name, upright=True, value_range=None):
+def decode_image(data, name, upright=True, reading=AS_STORED):
     """As `read_image`, from the bytes of a file; an error calls it `name`."""
     with naming(name):
-        return _read(io.BytesIO(data), upright, value_range)
+        return _read(io.BytesIO(data), upright, reading)
 
 
 def read_bytes(path):
@@ -75,10 +108,10 @@ def _file(path):
     return path
 
 
-def _read(file, upright, value_range):
+def _read(file, upright, reading):
     with open_image(file) as image:
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image) if upright else image, value_range)
+        return to_rgb(ImageOps.exif_transpose(image) if upright else image, reading)
 
 
 @contextlib.contextmanager
@@ -90,24 +123,34 @@ def naming(name):
         raise
     except UnidentifiedImageError:
         raise BadImage(f"{name} is no image: expected a file that Pillow can read; remove or replace it") from None
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"{name} {too_large(error)}") from None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged bytes
         reason = getattr(error, "strerror", None) or first_line(error)
         raise BadImage(f"{name} cannot be read as an image ({reason}); remove or replace it") from None
 
 
-def to_rgb(image, value_range=None):
-    """A PIL image of any mode in RGB.
+def too_large(error):
+    """What a DecompressionBombError of Pillow's says, and what to do."""
+    pixels, limit = re.findall(r"\d+", str(error))[:2]
+    return f"has {int(pixels):,} pixels, expected {int(limit):,} at most; --max_image_pixels {pixels} reads it"
 
-    value_range: (low, high), the values of a deep grey (16 or 32 bits, or floats) that become black and white, which is one
-    pair for a data set; None: that of this image alone.
-    """
+
+def to_rgb(image, reading=AS_STORED):
+    """A PIL image of any mode in RGB."""
     if is_deep(image):
         values = np.asarray(image)
-        value_range = value_range or _own_range(values)
-        image = Image.fromarray(_to_8_bits(values, value_range))
-    elif image.mode == "P" and "transparency" in image.info:
+        image = Image.fromarray(_to_8_bits(values, reading.value_range or _own_range(values)))
+    elif is_transparent(image):
         image = image.convert("RGBA")
+        if reading.background is not None:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (*reading.background, 255)), image)
     return image.convert("RGB")
+
+
+def is_transparent(image):
+    """Whether a PIL image may have parts that one sees through."""
+    return "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
 
 
 def is_deep(image):

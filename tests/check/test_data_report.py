@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 from conftest import forked, make_folder, train
+from conftest import lines as lines_of
 from PIL import Image
 from small_sources import encoded, write
 
@@ -172,6 +173,31 @@ def test_the_range_of_deep_greys_goes_with_the_weights(tmp_path):
     assert as_trained(str(tmp_path / "run/best")).evaluation["value_range"] == [0, 2047]
     done = train("--predict", tmp_path / "data/val", "--finetune", tmp_path / "run/best", "--output_dir", tmp_path)
     assert done.returncode == 0 and (tmp_path / "predictions.csv").is_file(), done.stderr
+
+
+def test_signs_that_only_transparency_shows_are_said_and_learned_on_a_background(tmp_path):
+    """All pixels are stored black; which of them are to be seen tells the classes apart."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 12)):
+        for wide, name in enumerate(("tall", "wide")):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels, (x, y) = np.zeros((32, 32, 4), np.uint8), rng.integers(0, 12, 2)
+                pixels[y : y + 20 - 14 * wide, x : x + 6 + 14 * wide, 3] = 255
+                Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{i}{split}.png")
+    words = ("--data_path", tmp_path / "data", "--batch_size", 8, "--epochs", 8, "--eval_freq", 8, "--aa", "none", "--lr", 6e-3)
+    done = train(*words, "--epochs", 1, "--warmup_epochs", 0, "--output_dir", tmp_path / "stored")
+    assert done.returncode == 0, done.stderr
+    assert "72 of 72 images looked at have transparent parts: the model sees the colour" in done.stdout
+    assert max(record.get("test_acc1", 0) for record in lines_of(tmp_path / "stored/log.txt")) == 50
+    done = train(*words, "--background", "white", "--output_dir", tmp_path / "white")
+    assert "72 of 72 images looked at have transparent parts, which show the colour (255, 255, 255)" in done.stdout, done.stderr
+    assert max(record.get("test_acc1", 0) for record in lines_of(tmp_path / "white/log.txt")) > 90
+    best = tmp_path / "white/best"
+    assert as_trained(str(best)).evaluation["background"] == [255, 255, 255]
+    done = train("--predict", tmp_path / "data/val", "--finetune", best, "--output_dir", tmp_path)
+    said = (tmp_path / "predictions.csv").read_text().splitlines()[1:]
+    assert sum(line.split("/")[0] == line.split(",")[1] for line in said) >= 22, done.stderr
 
 
 def test_masks_are_reported_too(tmp_path):

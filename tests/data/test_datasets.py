@@ -11,7 +11,7 @@ from utils.cli.errors import InputError
 from utils.data.datasets import RecognitionDataset, RecognitionStream, SegmentationDataset, SegmentationStream
 from utils.data.sampling import Key, TrainBatches, replacement
 from utils.data.string_list import StringList
-from utils.images import IGNORE, BadImage, unpack_masks
+from utils.images import AS_STORED, IGNORE, BadImage, unpack_masks
 
 SAMPLES = 24
 
@@ -152,6 +152,8 @@ def test_a_transform_that_decodes_by_itself():
 
 class Stream:
     """A stream: the row `example` is a shade."""
+
+    reading = AS_STORED
 
     def __len__(self):
         return 9

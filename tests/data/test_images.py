@@ -1,14 +1,16 @@
 """Image files of every mode and format, and what is not one."""
 
 import os
+import subprocess
 import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from utils.cli.errors import InputError
-from utils.images import BadImage, check_header, decode_image, formats, is_image, read_bytes, read_image
+from utils.images import BadImage, Reading, allow_pixels, check_header, decode_image, formats, is_image, read_bytes, read_image
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK", "1", "I;16", "I", "F"])
@@ -57,7 +59,10 @@ BROKEN = {
     "directory": (lambda path, whole: path.mkdir(), "cannot be read as an image .Is a directory"),
     "missing": (lambda path, whole: None, "cannot be read as an image .No such file"),
     "pipe": (lambda path, whole: os.mkfifo(path), "cannot be read as an image .a pipe or device in place of a file"),
-    "bomb": (lambda path, whole: picture(path, 300), "cannot be read as an image .Image size .90000 pixels. exceeds"),
+    "bomb": (
+        lambda path, whole: picture(path, 300),
+        "has 90,000 pixels, expected 40,000 at most; --max_image_pixels 90000 reads it",
+    ),
 }
 
 
@@ -127,8 +132,8 @@ def test_one_range_for_a_data_set_of_deep_greys(tmp_path):
 
     dark, twelve = deep(tmp_path / "dark.png", [10, 200, 3, 150]), deep(tmp_path / "twelve.png", [0, 300, 4000, 2048])
     assert found(dark) == (0, 255) and found(dark, twelve) == (0, 4095)  # a dark one is no image of 8 bits beside others
-    assert np.asarray(read_image(dark, value_range=(0, 4095)))[..., 0].ravel().tolist() == [0, 12, 0, 9]
-    assert np.asarray(read_image(twelve, value_range=(0, 4095)))[..., 0].ravel().tolist() == [0, 18, 250, 128]
+    assert np.asarray(read_image(dark, reading=Reading((0, 4095))))[..., 0].ravel().tolist() == [0, 12, 0, 9]
+    assert np.asarray(read_image(twelve, reading=Reading((0, 4095))))[..., 0].ravel().tolist() == [0, 18, 250, 128]
     full = deep(tmp_path / "full.png", [0, 65535, 256, 300])
     assert found(dark, full) == (0, 65535) and np.asarray(read_image(full))[..., 0].ravel().tolist() == [0, 255, 1, 1]
     whole = deep(tmp_path / "whole.tif", [-500, 1500, 0, 500], np.int32)
@@ -165,3 +170,31 @@ def test_heif_is_read_where_its_package_is(monkeypatch):
     assert is_image("x.HEIC") and len(registered) == 1
     monkeypatch.undo()
     formats.cache_clear()
+
+
+def test_transparent_parts_show_what_is_stored_or_the_background(tmp_path):
+    pixels = np.zeros((2, 2, 4), np.uint8)
+    pixels[0, 0], pixels[0, 1], pixels[1, 0] = (10, 20, 30, 255), (10, 20, 30, 0), (200, 100, 0, 51)
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "x.png")
+    stored = np.asarray(read_image(str(tmp_path / "x.png"))).tolist()
+    assert stored == [[[10, 20, 30], [10, 20, 30]], [[200, 100, 0], [0, 0, 0]]]
+    shown = np.asarray(read_image(str(tmp_path / "x.png"), reading=Reading(background=(255, 255, 0)))).tolist()
+    assert shown == [[[10, 20, 30], [255, 255, 0]], [[244, 224, 0], [255, 255, 0]]]  # 200 x 0.2 + 255 x 0.8 = 244
+    indexed = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+    indexed.putpalette([9, 9, 9, 200, 0, 0])
+    indexed.save(tmp_path / "p.png", transparency=0)
+    shown = np.asarray(read_image(str(tmp_path / "p.png"), reading=Reading(background=(0, 0, 255)))).tolist()
+    assert shown == [[[0, 0, 255], [200, 0, 0]]]
+
+
+def test_pixels_that_are_allowed_are_read_in_every_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
+    monkeypatch.setenv("STRATA_MAX_IMAGE_PIXELS", "")
+    picture(tmp_path / "large.png", 300)
+    allow_pixels(89_998)
+    with pytest.raises(BadImage, match="has 90,000 pixels, expected 89,998 at most; --max_image_pixels 90000 reads it"):
+        read_image(str(tmp_path / "large.png"))
+    allow_pixels(90_000)
+    assert read_image(str(tmp_path / "large.png")).size == (300, 300)
+    code = "import utils.images; from PIL import Image; print(Image.MAX_IMAGE_PIXELS)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "45000\n"

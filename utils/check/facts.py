@@ -9,7 +9,7 @@ from utils.data.bad_samples import in_threads
 from utils.data.look import look_at
 from utils.data.sampling import spread
 from utils.folders.copies import equal_groups, look_alike
-from utils.images import BadImage
+from utils.images import AS_STORED, BadImage
 
 NEAR, MOST_FILES, MOST_ROWS = 100, 200_000, 2_000  # images of each split that are compared by looks, and by bytes
 NAMED = 20  # pairs and names that are kept
@@ -29,8 +29,8 @@ def find_facts(train, val, everything=False):
     if getattr(val, "root", None) != getattr(train, "root", None):  # of two trees, not of a split of one
         left_out.update(getattr(val, "left_out", {}))
     facts |= {"left_out": dict(left_out), "notes": [*getattr(train, "notes", ())]}
-    if value_range := getattr(train, "value_range", None):
-        facts["value_range"] = list(value_range)
+    reading = getattr(train, "reading", AS_STORED)._asdict()
+    facts |= {name: list(value) for name, value in reading.items() if value is not None}
     if all(hasattr(source, "file") and len(source) for source in (train, val)) and train is not val:
         facts["copies"] = _copies(train, val, everything)
     return facts
@@ -52,6 +52,7 @@ def _files(source, everything):
         found["formats"] = dict(collections.Counter(one.format for one in whole).most_common())
         found["modes"] = dict(collections.Counter(one.mode for one in whole).most_common())
         found["turned"] = sum(one.orientation in range(2, 9) for one in whole)
+        found["transparent"] = sum(one.transparent for one in whole)
     return found
 
 

@@ -12,7 +12,8 @@ UNEQUAL = 4  # how many times more images the largest class has than the smalles
 def describe(facts):
     """(lines, warnings) that say what `facts.find_facts` found; a pure function."""
     train, val = facts["train"], facts["val"]
-    lines = [line for line in (*map(_files_line, (train, val), ("training", "validation")), _depth_line(facts)) if line]
+    lines = [*map(_files_line, (train, val), ("training", "validation")), _depth_line(facts), _transparent_line(facts)]
+    lines = [line for line in lines if line]
     if classes := _classes_line(facts):
         lines.insert(0, classes)
     if left_out := left_out_line(facts["left_out"]):
@@ -62,6 +63,16 @@ def _depth_line(facts):
     bits = (int(limits[1]) + 1).bit_length() - 1 if limits[0] == 0 and limits[1] >= 255 else 0
     depth = f" ({bits} bits)" * (2**bits - 1 == limits[1])
     return f"deep greys: {low} is black, {high} is white{depth}, as a sample of the data has them; --value_range sets others"
+
+
+def _transparent_line(facts):
+    count, looked = (sum(facts[split].get(key, 0) for split in ("train", "val")) for key in ("transparent", "looked_at"))
+    if not count:
+        return ""
+    if colour := facts.get("background"):
+        return f"{count:,} of {looked:,} images looked at have transparent parts, which show the colour {tuple(colour)}"
+    return (f"{count:,} of {looked:,} images looked at have transparent parts: the model sees the colour that the files store "
+            "there, often black; --background white shows white")  # fmt: skip
 
 
 def _class_warnings(facts):

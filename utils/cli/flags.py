@@ -71,6 +71,13 @@ def add_bad_sample_flags(topic):
               "stop")  # fmt: skip
 
 
+def colour(text):
+    """(R, G, B), each 0 to 255, of a name or #rrggbb."""
+    from PIL import ImageColor
+
+    return ImageColor.getrgb(text)[:3]
+
+
 def _boolean_or_only(text):
     return text if text == "only" else boolean(text)
 
@@ -92,6 +99,10 @@ def add_image_flags(topic):
     topic.add("--value_range", nargs=2, type=number(maximum=1e12), metavar=("BLACK", "WHITE"),
               help="values that become black and white in "
               "greys of more than 8 bits, such as 0 4095 of 12 bits; none: as a sample of the data has them")  # fmt: skip
+    topic.add("--background", type=colour, metavar="COLOUR", help="what shows through transparent parts of images, such as "
+              "white or #ff8000; none: the colour that the files store there, often black")  # fmt: skip
+    topic.add("--max_image_pixels", free=True, type=whole(1, 10**10), metavar="N", help="read images of up to N pixels; none: "
+              "178,956,970, Pillow's limit against files that fill the memory")  # fmt: skip
 
 
 def add_stream_flags(topic):

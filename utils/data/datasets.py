@@ -10,7 +10,7 @@ import torch
 
 from utils.data.bad_samples import read_or_replace
 from utils.data.sampling import AUGMENT, Key, seed_everything, stream_seed
-from utils.images import IGNORE, naming, pack_masks
+from utils.images import AS_STORED, IGNORE, naming, pack_masks
 
 
 class RecognitionDataset(torch.utils.data.Dataset):
@@ -54,7 +54,8 @@ class RecognitionStream:
 
     def __call__(self, example, number, epoch):
         label = self.source.label(example, number)
-        read = self.source.encoded if getattr(self.transform, "takes_bytes", False) else self.source.read
+        takes_bytes = getattr(self.transform, "takes_bytes", False) and self.source.reading == AS_STORED
+        read = self.source.encoded if takes_bytes else self.source.read
         seed = stream_seed(self.seed, AUGMENT, epoch, number)
         return *transformed(self.transform, read(example, number), self.source.name(number), seed), label
 

@@ -9,32 +9,37 @@ import numpy as np
 from utils.cli.errors import InputError
 from utils.data.bad_samples import in_threads
 from utils.data.sampling import spread
-from utils.images import BadImage, extremes, is_deep, naming, open_image, range_of
+from utils.images import AS_STORED, BadImage, extremes, is_deep, is_transparent, naming, open_image, range_of
 
 SAMPLE = 200  # images of a source that are looked at
 ORIENTATION = 0x0112  # the tag of EXIF
 
 
 class Seen(NamedTuple):
-    """An image file. size: (width, height) in pixels, as stored; orientation: of EXIF, 1 where there is none; low, high: the
-    extreme values of a deep grey, else None."""
+    """An image file. size: (width, height) in pixels, as stored; orientation: of EXIF, 1 where there is none; transparent:
+    whether one sees through a part of it; low, high: the extreme values of a deep grey, else None."""
 
     format: str
     size: tuple
     mode: str
     orientation: int
+    transparent: bool
     low: float | None = None
     high: float | None = None
 
 
 def look(file, name):
-    """`Seen` of a path or an open file; only a deep grey is decoded. Raises BadImage, which begins with `name`."""
+    """`Seen` of a path or an open file; only deep greys and images with transparency are decoded.
+
+    Raises BadImage, which begins with `name`.
+    """
     with naming(name), open_image(file) as image:
         orientation = image.getexif().get(ORIENTATION, 1)
         limits = ()
         if is_deep(image):
             limits = extremes(np.asarray(image))
-        return Seen(image.format, image.size, image.mode, orientation, *limits)
+        transparent = is_transparent(image) and image.convert("RGBA").getextrema()[3][0] < 255
+        return Seen(image.format, image.size, image.mode, orientation, transparent, *limits)
 
 
 def look_at(source, most=SAMPLE):
@@ -64,20 +69,20 @@ def value_range_of(seen):
     return range_of(min(one.low for one in deep), max(one.high for one in deep), whole)
 
 
-def see(train, val, value_range=None, say=print):
-    """Look at a sample of both sources, which keep it as `seen`; set which values are black and white, and how masks lie.
+def see(train, val, reading=AS_STORED, say=print):
+    """Look at a sample of both sources, which keep it as `seen`; set how they are read, and how masks lie.
 
-    value_range: that of the flag, which wins over what the images have. say: told how masks lie where EXIF turns images.
+    reading: that of the flags, which win over what the images have. say: told how masks lie where EXIF turns images.
     """
     for source in dict.fromkeys((train, val)):
         if hasattr(source, "file"):
             source.seen = look_at(source)
     found = [one for source in (train, val) for one in getattr(source, "seen", {}).values()]
-    found_range = tuple(value_range) if value_range else value_range_of(found)
+    reading = reading._replace(value_range=reading.value_range or value_range_of(found))
     upright = _masks_upright([source for source in dict.fromkeys((train, val)) if hasattr(source, "mask")], say)
     for source in (train, val, getattr(val, "test", None)):
-        if hasattr(source, "file"):
-            source.value_range = found_range
+        if hasattr(source, "reading"):
+            source.reading = reading
         if hasattr(source, "mask"):
             source.upright = upright
 

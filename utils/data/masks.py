@@ -8,10 +8,10 @@ import io
 import os
 
 import numpy as np
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.cli.errors import InputError, first_line
-from utils.images import IGNORE, open_image
+from utils.images import IGNORE, open_image, too_large
 
 _MOST_PIXELS = 2**28  # more than Pillow opens
 _NO_CLASS = -2  # class id of a value that must not occur
@@ -95,6 +95,8 @@ def _values(read, file, name):
         raise
     except UnidentifiedImageError:
         raise InputError(f"{name} is no image: expected a palette or grey PNG as the mask; replace it") from None
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name} {too_large(error)}") from None
     except Exception as error:  # scipy's reader and Pillow raise many kinds for damaged files
         raise InputError(f"{name} cannot be read as a mask ({first_line(error)}); replace it") from None
 

@@ -10,16 +10,16 @@ from utils.data.string_list import StringList
 from utils.folders.hold_out import hold_out
 from utils.folders.index import index_folder
 from utils.folders.names import few, left_out_line, missing, split_folders, split_of, tables_in, test_note, why_left_out
-from utils.images import is_image, read_bytes, read_image
+from utils.images import AS_STORED, is_image, read_bytes, read_image
 
 
 class Folder:
     """A source of recognition: image files below the folder `root`, `paths` from there on, labels (N,) int64.
 
-    value_range: as of images.to_rgb. left_out: {kind: number}, as of index.Index.
+    reading: images.Reading. left_out: {kind: number}, as of index.Index.
     """
 
-    value_range, notes = None, ()
+    reading, notes = AS_STORED, ()
 
     def __init__(self, root, paths, labels, classes, left_out=()):
         self.root, self.title, self.left_out = root, root, dict(left_out)
@@ -30,10 +30,10 @@ class Folder:
         return len(self.labels)
 
     def read(self, index):
-        return read_image(self.name(index), value_range=self.value_range)
+        return read_image(self.name(index), reading=self.reading)
 
     def encoded(self, index):
-        return None if self.value_range else read_bytes(self.name(index))
+        return None if self.reading != AS_STORED else read_bytes(self.name(index))
 
     def name(self, index):
         return os.path.join(self.root, self.paths[index])

@@ -18,7 +18,7 @@ from utils.files import read_text
 from utils.folders.files import scan_files
 from utils.folders.label_table import Files
 from utils.folders.names import few, split_folders, split_of
-from utils.images import read_image
+from utils.images import AS_STORED, read_image
 from utils.mask_folders.ids import MaskIds
 from utils.mask_folders.layouts import find_layout
 
@@ -34,7 +34,7 @@ class Outlines:
     the corners are shares of the image's sides. The class 255 is none.
     """
 
-    value_range, left_out = None, {}
+    reading, left_out = AS_STORED, {}
 
     def __init__(self, title, images, records, ids):
         self.title, self.images, self.records = title, StringList(images), StringList(records)
@@ -50,12 +50,12 @@ class Outlines:
     def read(self, index):
         path, (height, width, shapes) = self.images[index], json.loads(self.records[index])
         if height is None:
-            image = read_image(path, value_range=self.value_range)
+            image = read_image(path, reading=self.reading)
             height, width = image.height, image.width
             shapes = [[number, [_scaled(polygon, width, height) for polygon in polygons]] for number, polygons in shapes]
         mask = draw_instances(height, width, shapes, path)
         mask = to_classes(mask.astype(np.uint8), self.ids.tables, path)
-        read = functools.partial(read_image, path, value_range=self.value_range)
+        read = functools.partial(read_image, path, reading=self.reading)
         return fit_image(read, mask.shape, path, "drawn in the size that its outlines have"), mask
 
     def name(self, index):

@@ -14,7 +14,7 @@ from utils.folders.class_names import MOST_CLASSES, listed_classes
 from utils.folders.files import match, scan_files
 from utils.folders.hold_out import hold_out
 from utils.folders.names import HEIF, few, left_out_line, test_note
-from utils.images import read_image
+from utils.images import AS_STORED, read_image
 from utils.mask_folders.ids import MaskIds, colour_reader, colours_of, find_ids, refuse_other_palettes
 from utils.mask_folders.layouts import find_layout
 from utils.mask_folders.outlines import find_outlines
@@ -24,10 +24,10 @@ class Pairs:
     """A source of segmentation: image files and mask files, the mask at each place that of the image there.
 
     ids: MaskIds, by whose tables the values in mask files become classes. values: path -> those values. upright: whether masks
-    are those of images that EXIF turned; value_range: as of images.to_rgb; left_out: {kind: number} of other files.
+    are those of images that EXIF turned; reading: images.Reading; left_out: {kind: number} of other files.
     """
 
-    value_range, upright, left_out = None, True, {}
+    reading, upright, left_out = AS_STORED, True, {}
 
     def __init__(self, title, images, masks, ids, values=read_values):
         self.title, self.values = title, values
@@ -44,7 +44,7 @@ class Pairs:
     def read(self, index):
         image, mask = self.images[index], self.masks[index]
         ids = to_classes(self.mask(index), self.ids.tables, mask, self.ids.unknown)
-        read = functools.partial(read_image, image, value_range=self.value_range)
+        read = functools.partial(read_image, image, reading=self.reading)
         return fit_image(read, ids.shape, image, mask, self.upright), ids
 
     def mask(self, index):

@@ -19,8 +19,9 @@ from utils.model.segmentation_weights import read_config
 
 NAMES = {"ImageNet": "IMAGENET_DEFAULT", "Inception": "IMAGENET_INCEPTION", "CLIP": "OPENAI_CLIP", "DPN": "IMAGENET_DPN"}
 # What config.json of a run says beside timm's words: how train_recognition.py and train_segmentation.py looked at images.
-VIEW_OF_RECOGNITION = ("transforms", "tta_flip", "value_range")
-VIEW_OF_SEGMENTATION = ("transforms", "crop_size", "base_size", "eval_mode", "eval_scales", "eval_flip", "value_range")
+VIEW_OF_RECOGNITION = ("transforms", "tta_flip", "value_range", "background")
+VIEW_OF_SEGMENTATION = ("transforms", "crop_size", "base_size", "eval_mode", "eval_scales", "eval_flip", "value_range",
+                        "background")  # fmt: skip
 
 
 class AsTrained(NamedTuple):
@@ -95,11 +96,14 @@ def _of_folder(folder):
 
 
 def _view(config, names):
-    """What config.json says of these. Raises InputError for a range of values that is none."""
+    """What config.json says of these. Raises InputError for a range of values or a colour that is none."""
     limits = config.get("value_range", [0, 255])
     numbers = isinstance(limits, list) and len(limits) == 2 and all(type(limit) in (int, float) for limit in limits)
     if not numbers or not -math.inf < limits[0] < limits[1] < math.inf:
         raise InputError(f"config.json: value_range {limits}: expected the values of black and white")
+    colour = config.get("background", [0, 0, 0])
+    if not isinstance(colour, list) or len(colour) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in colour):
+        raise InputError(f"config.json: background {colour}: expected three numbers of 0 to 255")
     return {name: config[name] for name in names if name in config}
 
 

@@ -16,7 +16,7 @@ from utils.cli.errors import InputError, first_line, one_line
 from utils.data.classes import imagenet_names
 from utils.data.loaders import in_worker
 from utils.files import csv_cell, replace
-from utils.images import naming, read_image
+from utils.images import AS_STORED, naming, read_image
 from utils.result.export import OnlyLogits, open_result
 from utils.result.image_files import find_images
 
@@ -27,12 +27,12 @@ NAME_WIDTH = 48  # columns of the terminal that an image's or a label's name may
 
 def predict(
     folder, images, output, *, settings=None, topk=5, batch_size=64, device, workers=0, process=0, processes=1, gather=None,
-    say=print, value_range=None, unsure=None,
+    say=print, reading=AS_STORED, unsure=None,
 ):  # fmt: skip
     """Write the `topk` likeliest classes of every image at or below `images` to the CSV file `output`, in one step.
 
     folder: with config.json and model.safetensors as training writes them (RUN/best). settings: Augmentation, how images are
-    looked at; None: as its config.json says. value_range: as of images.to_rgb. process, processes: they take turns; only
+    looked at; None: as its config.json says. reading: images.Reading. process, processes: they take turns; only
     process 0 writes and says anything. gather: list of a process -> list of all of them, needed where there are several.
     unsure: None, or a probability: a column `answer` has the likeliest class, or "unsure" where it is less probable. The
     probabilities are those at the `temperature` of config.json, if it has one (utils/metrics/calibration.py).
@@ -48,7 +48,7 @@ def predict(
     output, topk = pathlib.Path(output), min(topk, len(classes))
     if process == 0:
         _check_output(output, say)  # now, not after an hour
-    mine = _Images(files, range(process, len(files), processes), transform, value_range)
+    mine = _Images(files, range(process, len(files), processes), transform, reading)
     model = model.to(device)
     answers = _predict(model, mine, topk, batch_size, torch.device(device), workers, temperature, show=process == 0)
     answers = sorted(gather(answers) if gather else answers, key=lambda answer: answer[0])
@@ -102,8 +102,8 @@ def open_classifier(folder):
 class _Images(torch.utils.data.Dataset):
     """The images with these `numbers` among `files`: (number, image (3, H, W) or None, why it cannot be read or None)."""
 
-    def __init__(self, files, numbers, transform, value_range):
-        self.files, self.numbers, self.transform, self.value_range = files, numbers, transform, value_range
+    def __init__(self, files, numbers, transform, reading):
+        self.files, self.numbers, self.transform, self.reading = files, numbers, transform, reading
 
     def __len__(self):
         return len(self.numbers)
@@ -112,7 +112,7 @@ class _Images(torch.utils.data.Dataset):
         number = self.numbers[index]
         path, _ = self.files[number]
         try:
-            image = read_image(path, value_range=self.value_range)
+            image = read_image(path, reading=self.reading)
             with naming(path):  # 1 x 60,000 pixels are soon read, but enlarged they need more memory than there is
                 return number, self.transform(image), None
         except InputError as error:

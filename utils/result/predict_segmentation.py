@@ -15,7 +15,7 @@ from utils.augment.segmentation import Rest, finish
 from utils.cli.errors import InputError
 from utils.cli.segmentation_flags import View
 from utils.data.sampling import spread
-from utils.images import IGNORE, read_image
+from utils.images import AS_STORED, IGNORE, read_image
 from utils.metrics.published_views import view_options
 from utils.metrics.windows import predict, resized_to
 from utils.model.segmentation_weights import open_network
@@ -94,12 +94,12 @@ def usual_size(source):
 
 
 def predict_folder(segment, images, output_dir, *, classes, palette, process=0, processes=1, gather=None, say=print,
-                   value_range=None):  # fmt: skip
+                   reading=AS_STORED):  # fmt: skip
     """Write output_dir/masks and output_dir/overlays (PNG, in the size of the images), and legend.png.
 
     segment: PIL image -> mask (H, W) int, below 0 where a pixel has no class. images: a folder, or one file. classes: names;
     palette: (C, 3) uint8. process, processes: they take turns. gather: list of a process -> list of all of them, needed where
-    there are several. value_range: as of images.to_rgb. An image that cannot be read is named and left out.
+    there are several. reading: images.Reading. An image that cannot be read is named and left out.
     Raises InputError for a path without images, images none of which can be read, and for files in the way that no prediction
     wrote.
     """
@@ -113,7 +113,7 @@ def predict_folder(segment, images, output_dir, *, classes, palette, process=0, 
     for number in tqdm(numbers, desc="predict", unit="image", disable=process > 0):
         path, name = files[number]
         try:
-            image = read_image(path, value_range=value_range)
+            image = read_image(path, reading=reading)
             mask = segment(image)
         except InputError as error:
             faults.append(str(error))

@@ -13,6 +13,7 @@ from utils.data.fingerprint import fingerprint
 from utils.data.masks import unknown_line
 from utils.data.sampling import stream_seed
 from utils.files import write_json
+from utils.images import AS_STORED, allow_pixels
 from utils.model.processes import peak_memory
 from utils.report.scores import epoch_line, score_of
 from utils.run import folder, state, trackers
@@ -34,6 +35,8 @@ class Run:
         self.accelerator, self.args, self.batch, self.script, self.metric = accelerator, args, batch, script, metric
         self.log = RunLog(accelerator.is_main_process and not args.dry_run)
         self.data_report = None  # a dict of utils/check/
+        if args.max_image_pixels:
+            allow_pixels(args.max_image_pixels)
         self.counters, self.record, self.signals, self.fault = None, {}, None, None
         self.evaluated = args.disable_eval  # whether an evaluation has been reached
         # The norm that gradients are clipped to: inf where only their size is wanted, None where nothing is.
@@ -55,8 +58,8 @@ class Run:
         batch (mean, std, and palette where it has masks). groups: rows of the parameter groups.
         """
         args, classes = self.args, train_source.classes
-        if value_range := getattr(train_source, "value_range", None):
-            config = config | {"value_range": list(value_range)}
+        reading = getattr(train_source, "reading", AS_STORED)._asdict()
+        config = config | {name: list(value) for name, value in reading.items() if value is not None}
         facts = {"train_images": len(train_source), "val_images": len(val_source), "classes": classes}
         facts |= {"data": fingerprint(train_source), "precision": self.accelerator.mixed_precision}
         self.settings = args.decisive() | {"total_batch": self.batch.total} | facts

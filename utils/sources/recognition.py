@@ -16,7 +16,7 @@ from utils.folders.class_folders import Folder, class_folders, find_splits, refu
 from utils.folders.class_names import check_number
 from utils.folders.label_table import labelled_images
 from utils.folders.select import in_groups, read_groups, select
-from utils.images import check_header
+from utils.images import Reading, check_header
 from utils.sources import RECOGNITION_SETS, DataSet
 from utils.sources.built_in import digits
 from utils.sources.published import count_published, open_published
@@ -68,7 +68,7 @@ def open_recognition_data(data, *, seed, need_val=True, need_train=True, dry_run
         refuse_one_class(train, None if data.labels else data.data_path)
         val.test = _test_images(data, train.classes, say)
     check_number(data.nb_classes, train.classes)
-    see(train, val, data.value_range)
+    see(train, val, Reading.of(data))
     return train, val
 
 

@@ -14,7 +14,7 @@ from utils.data.sampling import spread
 from utils.folders.class_names import SAMPLE, check_number
 from utils.folders.names import few
 from utils.folders.select import in_groups, read_groups, select
-from utils.images import IGNORE, BadImage
+from utils.images import IGNORE, BadImage, Reading
 from utils.mask_folders.layouts import find_layout
 from utils.mask_folders.options import mask_options
 from utils.mask_folders.outlines import Outlines, find_outlines
@@ -56,7 +56,7 @@ def open_segmentation_data(data, *, crop_size, seed, need_train=True, dry_run=Fa
     if need_train is True and (test := _test_masks(data, train, say)):
         val.test = test
     lines = []
-    see(train, val, data.value_range, lines.append)
+    see(train, val, Reading.of(data), lines.append)
     if need_train is True and lines:
         train.notes = (*train.notes, *lines)  # which the report on the data says
     else:

@@ -17,7 +17,7 @@ from utils.data.streaming import place_of
 from utils.folders.class_names import MOST_CLASSES, listed_classes
 from utils.folders.hold_out import hold_out
 from utils.folders.names import few
-from utils.images import BadImage, decode_image
+from utils.images import AS_STORED, BadImage, decode_image
 from utils.mask_folders.ids import SAMPLE, find_ids
 from utils.sources.hub import (
     check_columns,
@@ -34,13 +34,13 @@ MOST_NUMBERS = 10**6  # labels that are numbers without names; a larger one is t
 
 
 class _Table:
-    """Rows of a table: all of them, or those whose numbers are in the array `rows`. value_range: as of images.to_rgb.
+    """Rows of a table: all of them, or those whose numbers are in the array `rows`. reading: images.Reading.
 
     columns: its columns of images, the first that of the image itself. Paths in them must lie in the folder `root`; None: in
     the libraries' caches.
     """
 
-    value_range, notes = None, ()
+    reading, notes = AS_STORED, ()
 
     def __init__(self, table, columns, title, root, rows=None):
         self.table, self.columns, self.title, self.root = encoded_images(table, columns), columns, title, root
@@ -64,7 +64,7 @@ class _Table:
 class _Stream:
     """A table that is read in order, of which an epoch has `samples` rows. columns, root: as of `_Table`; beside: others."""
 
-    value_range, notes = None, ()
+    reading, notes = AS_STORED, ()
 
     def __init__(self, table, samples, columns, title, root, beside=()):
         self.table, self.samples = encoded_images(table, columns, beside), samples
@@ -97,10 +97,10 @@ class TableOfImages(_Table):
         self.labels, self.classes = labels, classes
 
     def read(self, index):
-        return decode_image(self.file(index).getvalue(), self.name(index), value_range=self.value_range)
+        return decode_image(self.file(index).getvalue(), self.name(index), reading=self.reading)
 
     def encoded(self, index):
-        return None if self.value_range else self.file(index).getvalue()
+        return None if self.reading != AS_STORED else self.file(index).getvalue()
 
     def part(self, indices):
         """The rows with these places only."""
@@ -120,7 +120,7 @@ class StreamOfImages(_Stream):
         self.label_of = {name: label for label, name in enumerate(classes)}
 
     def read(self, example, number):
-        return decode_image(self.encoded(example, number), self.name(number))
+        return decode_image(self.encoded(example, number), self.name(number), reading=self.reading)
 
     def encoded(self, example, number):
         return _bytes_of(example, self.columns[0], self.root, self.name(number))
@@ -252,7 +252,7 @@ class _Masks:
         image_name, mask_name = self.name(place), self.name(place, 1)
         mask = to_classes(self._values(row, place), self.ids.tables, mask_name, self.ids.unknown)
         encoded = _bytes_of(row, self.columns[0], self.root, image_name)
-        read = functools.partial(decode_image, encoded, image_name, value_range=self.value_range)
+        read = functools.partial(decode_image, encoded, image_name, reading=self.reading)
         return fit_image(read, mask.shape, image_name, mask_name, self.upright), mask
 
     def _values(self, row, place):
