@@ -8,12 +8,13 @@ import numpy as np
 from conftest import forked, make_folder, train
 from conftest import lines as lines_of
 from PIL import Image
-from small_sources import encoded, write
+from small_sources import encoded, write, write_parquet
 
 from utils.check.facts import find_facts
 from utils.check.report import describe
 from utils.folders.class_folders import class_folders
 from utils.model.as_trained import as_trained
+from utils.sources.tables import tables_of_images
 
 
 def photo(seed=0, size=(64, 48)):
@@ -198,6 +199,20 @@ def test_signs_that_only_transparency_shows_are_said_and_learned_on_a_background
     done = train("--predict", tmp_path / "data/val", "--finetune", best, "--output_dir", tmp_path)
     said = (tmp_path / "predictions.csv").read_text().splitlines()[1:]
     assert sum(line.split("/")[0] == line.split(",")[1] for line in said) >= 22, done.stderr
+
+
+def test_copies_in_a_large_table_are_found_by_the_size_of_their_bytes(tmp_path, monkeypatch):
+    """More rows than are compared: only those that have as many bytes as a validation image are."""
+    rng = np.random.default_rng(0)
+    kinds = [encoded(i, size=(24 + i, 24)) for i in range(30)]
+    train_images = [*kinds, *[kinds[int(i)] + b"x" * (1 + n) for n, i in enumerate(rng.integers(0, 30, 400))]]
+    write_parquet(tmp_path / "train.parquet", image=train_images, label=[i % 2 for i in range(430)])
+    val_images = [kinds[3] + b"val", kinds[7], kinds[5] + b"new", kinds[21]]
+    write_parquet(tmp_path / "validation.parquet", image=val_images, label=[0, 1, 0, 1])
+    monkeypatch.setattr("utils.check.facts.MOST_ROWS", 40)
+    monkeypatch.setattr("utils.check.facts.NEAR", 0)
+    found = find_facts(*tables_of_images(str(tmp_path)))["copies"]
+    assert found["equal_pairs"] == [["row 1", "row 7"], ["row 3", "row 21"]] and found["compared"] == 4
 
 
 def test_masks_are_reported_too(tmp_path):

@@ -9,7 +9,10 @@ from conftest import make_folder
 from small_sources import SIZE, encoded, encoded_mask, images, letter, shade, write_images, write_masks, write_parquet
 
 from utils.cli.errors import InputError
+from utils.cli.first import parse
+from utils.cli.recognition_flags import Data
 from utils.images import IGNORE, BadImage
+from utils.sources.recognition import open_recognition_data
 from utils.sources.tables import stream_of_images, tables_of_images, tables_of_masks
 
 # --- recognition
@@ -41,6 +44,26 @@ def test_rows_that_are_held_out(tmp_path):
     assert not tables_of_images(str(tmp_path))[0].notes
     with pytest.raises(InputError, match="--val_split 0.2: the data set has a split 'validation' already"):
         tables_of_images(str(tmp_path), val_split=0.2)
+
+
+def test_a_split_that_chose_nothing_is_scored_at_the_end(tmp_path):
+    told = []
+    write_parquet(tmp_path / "train.parquet", image=images(9), label=["a", "b", "c"] * 3)
+    write_parquet(tmp_path / "test.parquet", image=images(4), label=["c", "b", "c", "a"])
+    assert (
+        tables_of_images(str(tmp_path), say=told.append)[1].test is None and not told
+    )  # it chooses the best, and that is said
+    _, val = tables_of_images(str(tmp_path), val_split=0.4, say=told.append)
+    assert "4 images of the split test are scored once" in told[-1] and val.test.labels.tolist() == [2, 1, 2, 0]
+    write_parquet(tmp_path / "validation.parquet", image=images(3), label=["a", "b", "c"])
+    (tmp_path / "groups.txt").write_text("c\nab = a, b\n")
+    flags = ["--dataset", str(tmp_path), "--classes", str(tmp_path / "groups.txt")]
+    data = Data.of(parse("train_recognition.py", "", flags))
+    assert open_recognition_data(data, seed=0)[1].test.labels.tolist() == [0, 1, 0, 1]
+    assert getattr(open_recognition_data(data, seed=0, need_train=False)[1], "test", None) is None  # of an evaluation
+    write_parquet(tmp_path / "test.parquet", image=images(4), label=["c", "b", "d", "a"])
+    assert tables_of_images(str(tmp_path), say=told.append)[1].test is None
+    assert told[-1].startswith("note: the split test is not scored: ") and "(d)" in told[-1]
 
 
 def test_columns_by_their_names(tmp_path):
@@ -188,6 +211,15 @@ def test_masks_that_are_held_out_and_columns_by_their_names(tmp_path, columns):
     for index in range(3):
         image, mask = val.read(index)
         assert (mask == shade(image) % 3).all()  # they belong together
+
+
+def test_masks_of_a_split_that_chose_nothing_are_scored_at_the_end(tmp_path):
+    for split, rows in (("train", 6), ("validation", 3), ("test", 4)):
+        masks = [encoded_mask(i % 3) for i in range(rows)]
+        write_parquet(tmp_path / f"{split}.parquet", image=images(rows), mask=masks)
+    train, val = tables_of_masks(str(tmp_path))
+    assert (len(train), len(val), len(val.test)) == (6, 3, 4) and val.test.classes == train.classes
+    assert (val.test.read(2)[1] == 2).all()
 
 
 def test_what_is_wrong_with_masks(tmp_path):

@@ -70,13 +70,12 @@ def _copies(train, val, everything):
     """Images of the validation set that are images of the training set, too: equal by bytes, or by their looks.
 
     equal, near: [[validation image, training image], …], the first of them; of two classes: the same for images of one split
-    that are in two classes; compared: how many images of both splits were compared.
+    that are in two classes; compared, compared_by_looks: how many
+    validation images were.
     """
-    both = len(train) + len(val)
-    is_path = isinstance(train.file(0), str)
     chosen = [range(len(train)), range(len(val))]
-    if both > (MOST_FILES if is_path else MOST_ROWS) and not everything:
-        chosen = [spread(len(source), MOST_ROWS // 2) for source in (train, val)]
+    if len(train) + len(val) > (MOST_FILES if isinstance(train.file(0), str) else MOST_ROWS) and not everything:
+        chosen = _some_to_compare(train, val)
     files = [train.file(index) for index in chosen[0]] + [val.file(index) for index in chosen[1]]
     names = [_short(train, index) for index in chosen[0]] + [_short(val, index) for index in chosen[1]]
     labels = [int(source.labels[i]) for source, part in ((train, chosen[0]), (val, chosen[1])) for i in part] if hasattr(
@@ -97,9 +96,23 @@ def _copies(train, val, everything):
     near = [pair for pair in near if pair[0] not in known]
     return {
         "equal": len(equal), "equal_pairs": equal[:NAMED], "near": len(near), "near_pairs": near[:NAMED],
-        "conflicts": len(conflicts), "conflict_pairs": conflicts[:NAMED], "compared": len(files),
+        "conflicts": len(conflicts), "conflict_pairs": conflicts[:NAMED], "compared": len(chosen[1]),
         "compared_by_looks": len(near_of[1]),
     }  # fmt: skip
+
+
+def _some_to_compare(train, val):
+    """(training, validation) indices, MOST_ROWS at most; of tables, those of equal size in bytes, which may be copies."""
+    sizes = [source.sizes() if hasattr(source, "sizes") else None for source in (train, val)]
+    if any(found is None for found in sizes):
+        return [spread(len(source), MOST_ROWS // 2) for source in (train, val)]
+    looked = MOST_ROWS // 2
+    while True:
+        of_val = np.array(spread(len(val), looked))
+        of_train = np.flatnonzero(np.isin(sizes[0], sizes[1][of_val]))
+        if len(of_train) + len(of_val) <= MOST_ROWS or looked < 2:
+            return [of_train[:MOST_ROWS].tolist(), of_val.tolist()]
+        looked //= 2
 
 
 def _short(source, index):

@@ -120,15 +120,16 @@ def _copy_warnings(facts):
     copies = facts.get("copies")
     if not copies:
         return
-    of = f"{facts['val']['images']:,} validation images"
-    for kind, what in (("equal", "are training images too, byte by byte"), ("near", "look like a training image")):
+    of = facts["val"]["images"]
+    kinds = {
+        "equal": (" = ", copies["compared"], "are training images too, byte by byte"),
+        "near": (" ~ ", copies["compared_by_looks"], "look like a training image"),
+    }
+    for kind, (sign, compared, what) in kinds.items():
         if copies[kind]:
-            pairs = [" = ".join(pair) if kind == "equal" else " ~ ".join(pair) for pair in copies[f"{kind}_pairs"]]
-            some = (
-                f"{copies['compared_by_looks']:,} compared of " if copies["compared_by_looks"] < facts["val"]["images"] else ""
-            )
-            among = of if kind == "equal" else some + of
-            yield f"{copies[kind]:,} of {among} {what} ({few(pairs, 3)}): the score is better than it will be on new images"
+            pairs = few([sign.join(pair) for pair in copies[f"{kind}_pairs"]], 3)
+            among = f"{compared:,} compared of " * (compared < of) + f"{of:,} validation images"
+            yield f"{copies[kind]:,} of {among} {what} ({pairs}): the score is better than it will be on new images"
     if copies["conflicts"]:
         pairs = [" = ".join(pair) for pair in copies["conflict_pairs"]]
         yield f"{copies['conflicts']:,} images are in two classes ({few(pairs, 3)})"

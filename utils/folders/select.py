@@ -8,7 +8,7 @@ from utils.folders.names import few
 
 
 def select(train, val, *, classes=None, max_train_images=None, max_val_images=None, seed=0, say=print):
-    """(training, validation) sources with what the flags ask for.
+    """(training, validation) sources with what the flags ask for; the test images of the latter keep their number.
 
     classes: the path of --classes. max_train_images, max_val_images: so many images at most, of each class in proportion and
     one at least, keyed by `seed`. Raises InputError for sources that cannot be parted.
@@ -18,12 +18,16 @@ def select(train, val, *, classes=None, max_train_images=None, max_val_images=No
         return train, val
     if not all(hasattr(source, "part") for source in (train, val)):
         raise InputError(f"--{asked[0]} takes effect on own images, in folders or tables; leave it out")
-    alone = train is val
+    alone, test = train is val, getattr(val, "test", None)
     if classes:
         groups = read_groups(classes, train.classes)
+        test = test and in_groups(test, groups, say, "test")
         train, val = in_groups(train, groups, say), val if alone else in_groups(val, groups, say, "validation")
     train, val = _at_most(train, max_train_images, seed), val if alone else _at_most(val, max_val_images, seed)
-    return train, train if alone else val
+    val = train if alone else val
+    if test:
+        val.test = test
+    return train, val
 
 
 def read_groups(path, known):

@@ -66,7 +66,7 @@ def open_recognition_data(data, *, seed, need_val=True, need_train=True, dry_run
     )  # fmt: skip
     if need_train is True:
         refuse_one_class(train, None if data.labels else data.data_path)
-        val.test = _test_images(data, train.classes, say)
+        val.test = _test_images(data, train.classes, say) or getattr(val, "test", None)
     check_number(data.nb_classes, train.classes)
     see(train, val, Reading.of(data))
     return train, val

@@ -60,6 +60,16 @@ class _Table:
         """An open file with the image, as it is stored."""
         return io.BytesIO(_bytes_of(self.row(index), self.columns[0], self.root, self.name(index)))
 
+    def sizes(self):
+        """(N,) int64, the bytes of the image files in the rows, -1 for paths, without reading them; None if that cannot be."""
+        import pyarrow.compute
+
+        if self.table._indices is not None:  # rows in another order, of which Arrow would make a copy
+            return None
+        column = self.table.data.column(self.columns[0]).combine_chunks()
+        sizes = pyarrow.compute.binary_length(pyarrow.compute.struct_field(column, "bytes"))
+        return np.asarray(sizes.fill_null(-1), np.int64)[self.rows]
+
 
 class _Stream:
     """A table that is read in order, of which an epoch has `samples` rows. columns, root: as of `_Table`; beside: others."""
@@ -136,7 +146,7 @@ class StreamOfImages(_Stream):
 
 
 def tables_of_images(name, image_column=None, label_column=None, val_split=None, seed=0, need_train=True, say=print):
-    """(training, validation) `TableOfImages` of the data set `name`.
+    """(training, validation) `TableOfImages` of the data set `name`; the latter has a split test that chose nothing as `test`.
 
     Columns are found by their types and usual names if they are not given. val_split: the fraction of each class that is held
     out, keyed by `seed`, if there is no validation split. need_train: as of `load_splits`. Raises InputError, which says what
@@ -154,9 +164,23 @@ def tables_of_images(name, image_column=None, label_column=None, val_split=None,
     labels, classes = _labels(table, columns[1], listed=listed)
     whole = TableOfImages(table, columns[0], labels, classes, name, root)
     whole.notes = notes
-    if held_out:
-        return whole, _validation_images(name, splits[held_out], held_out, columns, classes, listed)
-    return hold_out(whole, val_split, seed, say=say)
+    rest = functools.partial(_validation_images, name, columns=columns, classes=classes, listed=listed)
+    train, val = (whole, rest(held_out, splits[held_out])) if held_out else hold_out(whole, val_split, seed, say=say)
+    if need_train:
+        val.test = _test_of(splits, held_out, rest, say)
+    return train, val
+
+
+def _test_of(splits, held_out, read, say):
+    """read("test", its table), or None where there is no split test, where it is validated on, or cannot be scored."""
+    if held_out == "test" or "test" not in splits:
+        return None
+    try:
+        test = read("test", splits["test"])
+    except InputError as error:
+        return say(f"note: the split test is not scored: {error}")
+    say(f"data: {len(test):,} images of the split test are scored once, after training, by the best weights")
+    return test
 
 
 def stream_of_images(name, image_column=None, label_column=None, train_images=None):
@@ -178,10 +202,10 @@ def stream_of_images(name, image_column=None, label_column=None, train_images=No
             "put classes.txt into the folder, a name a line, or leave out --streaming"
         )
     train = StreamOfImages(stream.table, stream.samples, *columns, classes, f"{name}, streamed", _root(name))
-    return train, _validation_images(name, stream.val_table, stream.held_out, columns, classes, listed)
+    return train, _validation_images(name, stream.held_out, stream.val_table, columns, classes, listed)
 
 
-def _validation_images(name, table, split, columns, classes, listed):
+def _validation_images(name, split, table, columns, classes, listed):
     check_columns(name, table, split, columns)
     labels, _ = _labels(table, columns[1], classes, listed)
     return TableOfImages(table, columns[0], labels, classes, name, _root(name))
@@ -295,13 +319,20 @@ def tables_of_masks(
     splits, held_out, notes = load_splits(name, val_split, need_train)
     table = splits["train"]
     columns = _columns_of_masks(table, image_column, mask_column)
-    if held_out:
-        check_columns(name, splits[held_out], held_out, columns)
-    tables = [table, splits[held_out]] if held_out else [table]
-    sources = [TableOfMasks(table, columns, name, _root(name)) for table in tables]
-    sources[0].notes = notes
-    sources = _with_classes(name, sources, sources, options)
-    return sources if held_out else hold_out(sources[0], val_split, seed, say=say)
+    read = functools.partial(_table_of_masks, name, columns=columns)
+    train, val = read("train", table), read(held_out, splits[held_out]) if held_out else None
+    test = _test_of(splits, held_out, read, say) if need_train else None
+    known = [source for source in (train, val) if source is not None]
+    _with_classes(name, [*known, test] if test else known, known, options)
+    train.notes = (*notes, *train.notes)
+    train, val = (train, val) if held_out else hold_out(train, val_split, seed, say=say)
+    val.test = test
+    return train, val
+
+
+def _table_of_masks(name, split, table, columns):
+    check_columns(name, table, split, columns)
+    return TableOfMasks(table, columns, name, _root(name))
 
 
 def stream_of_masks(name, image_column=None, mask_column=None, train_images=None):
