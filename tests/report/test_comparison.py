@@ -1,5 +1,7 @@
 """Comparisons of runs, their charts, and the command line that writes both kinds of page."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, run
 from made_run import make_run, text_of
+from PIL import Image
 
 from utils.cli.errors import InputError
 from utils.report.comparison import write_comparison
@@ -31,15 +34,21 @@ def test_a_comparison_shows_what_differs(tmp_path):
     assert np.allclose(x[:3], [56 + 650 / 3, 56 + 1300 / 3, 706], atol=0.1) and y[1] < y[2] < y[0]  # 91 is the highest
 
 
-def test_folds_have_a_mean_and_the_answers_to_all_images(tmp_path):
+def test_folds_have_a_mean_and_the_answers_to_all_images(tmp_path, monkeypatch):
     """Two folds of three: each image by the run that was not trained on it, and the label that both sides doubt."""
+    monkeypatch.chdir(tmp_path)  # the paths of images are those that the run had
     head = "image,label,said,probability,label_probability\n"
     for fold, score in ((1, 90.0), (3, 94.0)):
         run = make_run(tmp_path / str(fold), drawn=False, folds=3, fold=fold)
         (run / "log.txt").write_text(json.dumps({"epoch": 0, "test_acc1": score}) + "\n")
         rows = [f"{fold}/{number}.png,cat,cat,0.9,0.9\n" for number in range(9)] + [f"{fold}/x.png,cat,dog,0.9,0.1\n"]
         (run / "predictions.csv").write_text(head + "".join(rows) + f"{fold}/y.png,dog,dog,0.9,0.9\n")
-    text = " ".join(text_of(write_comparison([tmp_path / "3", tmp_path / "1"], tmp_path / "c.html")).split())
+    Image.new("RGB", (400, 200), (250, 10, 10)).save(tmp_path / "1" / "x.png")
+    page = write_comparison([tmp_path / "3", tmp_path / "1"], tmp_path / "c.html")
+    (shown,) = re.findall(r'src="data:image/jpeg;base64,([^"]*)"', page.read_text())  # 3/x.png is not there
+    picture = Image.open(io.BytesIO(base64.b64decode(shown)))
+    assert picture.size == (96, 48) and np.allclose(picture.getpixel((50, 20)), (250, 10, 10), atol=8)
+    text = " ".join(text_of(page).split())
     assert "Mean 92.00, standard deviation 2.83 over 2 folds, 90.00 to 94.00. Missing: fold 2 of 3." in text
     assert "2 of 22 labels may be wrong" in text and "1/x.png cat dog 0.8000" in text
     assert len((tmp_path / "out_of_fold.csv").read_text().splitlines()) == 23

@@ -1,6 +1,11 @@
-"""doubtful.csv: labels of validation images that may be wrong, and over folds those of all images. Standard library only."""
+"""doubtful.csv: labels of validation images that may be wrong, and over folds those of all images.
 
+Standard library only, and Pillow where there are pictures to show.
+"""
+
+import base64
 import csv
+import io
 import pathlib
 
 from utils.cli.errors import InputError
@@ -10,6 +15,7 @@ from utils.report.page import cell, escaped, section, table
 from utils.report.run_files import number
 
 NAME, SHOWN = "doubtful.csv", 20
+SIDE = 96  # pixels of a picture in the table
 
 
 def read_predictions(folder):
@@ -29,8 +35,11 @@ def doubtful_section(rows, folder):
     write_rows(pathlib.Path(folder) / NAME, [("path", "given", "suggested", "score"), *_lines(found)])
     text = f"{len(found)} of {len(rows)} labels may be wrong: the model, which was not trained on these images, is as sure of "
     text += f"another class as it usually is of that. Look at them; all are in {NAME}."
-    body = ["".join(cell(part, "v" * (i == 0)) for i, part in enumerate(line)) for line in _lines(found[:SHOWN])]
-    head = "".join(f"<th>{name}</th>" for name in ("image", "label", "suggested", "more probable by"))
+    body = [
+        f"<td>{_picture(line[0])}</td>" + "".join(cell(part, "v" * (i == 0)) for i, part in enumerate(line))
+        for line in _lines(found[:SHOWN])
+    ]
+    head = "".join(f"<th>{name}</th>" for name in ("", "image", "label", "suggested", "more probable by"))
     return section("Doubtful labels", f"<p>{escaped(text)}</p>" + table(body, head))
 
 
@@ -57,6 +66,23 @@ def folds_section(runs, folder):
         write_rows(pathlib.Path(folder) / "out_of_fold.csv", [[*rows[0]], *([*row.values()] for row in rows)])
         text += f" The answers to all {len(rows)} images are in out_of_fold.csv."
     return section("Cross-validation", f"<p>{escaped(text)}</p>") + doubtful_section(rows, folder)
+
+
+def _picture(path):
+    """The image file at `path`, small, as HTML; "" where it is not there any more, or is no file of an image."""
+    if not pathlib.Path(path).is_file():  # a row of a table; a pipe would block
+        return ""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (2 * SIDE, 2 * SIDE))
+            small = ImageOps.exif_transpose(image).convert("RGB")
+    except Exception:  # Pillow's decoders raise many kinds for damaged bytes
+        return ""
+    small.thumbnail((SIDE, SIDE))
+    small.save(made := io.BytesIO(), "JPEG")
+    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(made.getvalue()).decode()}">'
 
 
 def write_rows(path, rows):
