@@ -4,7 +4,7 @@
     python benchmarks/plan.py DATA WEIGHTS --sets letters faces --seeds 0 1 2
     python benchmarks/plan.py DATA WEIGHTS --others fastai timm=TRAIN.PY          # other programs, see others.py
     python benchmarks/plan.py DATA WEIGHTS --grid --sets cracks                   # 24 settings of one set
-    python benchmarks/plan.py DATA WEIGHTS --flags="--sampling sqrt" --flags="--class_weights auto"   # beside the plan
+    python benchmarks/plan.py DATA WEIGHTS --flags= --flags="--sampling sqrt"     # the plan alone, and with flags
 
 DATA is what small_data.py built, WEIGHTS a folder with config.json and model.safetensors of a timm model. All see each image
 as often, at the same size, from the same weights, so that what they cost is alike on any machine, busy or not; the grid has
@@ -49,11 +49,9 @@ def contenders(args):
 
     if args.grid:
         settings = itertools.product(RATES, [max(1, round(args.epochs * times)) for times in TIMES], AUGMENTATIONS)
-        args.flags = [f"--lr {rate:g} --epochs {epochs} {augmentation}" for rate, epochs, augmentation in settings]
+        args.flags = ["", *(f"--lr {rate:g} --epochs {epochs} {augmentation}" for rate, epochs, augmentation in settings)]
     published = f"--plan published --warmup_epochs {args.epochs / 10}"  # whose 20 are more than such a run has
-    found = {"plan": ours, **{flags: with_flags(flags) for flags in args.flags}}
-    if not args.flags:
-        found["published"] = with_flags(published)
+    found = {flags or "plan": with_flags(flags) for flags in args.flags or ("", published)}
     for other in args.others:
         name, _, script = other.partition("=")
         found[name] = functools.partial(OTHERS[name], script=script)
@@ -66,7 +64,9 @@ def main():
     parser.add_argument("weights", type=pathlib.Path)
     parser.add_argument("--sets", nargs="+", help="folders of DATA; none: all")
     parser.add_argument("--others", nargs="+", default=(), metavar="NAME[=SCRIPT]", help="of others.py")
-    parser.add_argument("--flags", action="append", default=[], help="of ours beside the plan; again for others")
+    parser.add_argument(
+        "--flags", action="append", default=[], help="of ours instead of none and --plan published; again for others"
+    )
     parser.add_argument("--grid", action="store_true")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=10)

@@ -5,6 +5,7 @@ A training script imports this file before all others. In any other program impo
 """
 
 import contextlib
+import importlib.util
 import os
 import sys
 
@@ -13,6 +14,7 @@ from utils.cli.arguments import Parser
 from utils.cli.errors import ready_output
 from utils.cli.threads import spin_briefly
 
+NEEDED = ("torch", "torchvision", "timm", "accelerate", "safetensors", "numpy", "PIL")
 FLAGS = {"train_recognition.py": recognition_flags, "train_segmentation.py": segmentation_flags}
 
 
@@ -31,6 +33,9 @@ def _answer():
         return
     ready_output()
     args = parse(script, main.__doc__)
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        sys.exit(f"{script}: error: {sys.executable} has no {' and no '.join(missing)}; python -m pip install -r "
+                 "requirements.txt, or activate the environment that has them")  # fmt: skip
     spin_briefly()
     if os.environ.get("RANK", "0") == "0" and args.dry_run != "json":
         model = f"{args.model} on {args.backbone}" if hasattr(args, "backbone") else args.model

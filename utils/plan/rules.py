@@ -9,13 +9,15 @@ import math
 from typing import NamedTuple
 
 ADAM, SGD = ("adam", "adamw", "nadamw", "radam"), ("sgd", "momentum", "nesterov")  # whose rates are known
+# (of segmentation, with batch norm) -> rate of updates of up to 64 images. Networks with batch norm bear more.
+RATES = {(False, True): 2.5e-3, (False, False): 3e-4, (True, True): 1e-3, (True, False): 3e-4}
 LEAST_FOR_BATCH_NORM = 16  # images of a process, of which batch norm takes its statistics
 
 
 class Facts(NamedTuple):
     """What a plan is made from. images: to train on; validation: to score; total: images per update; processes: that share
     them; opt: name of the optimizer; parameters: of the network; batch_norm: it has batch norm; side: of segmentation, the
-    usual long side of an image in pixels, else None; epochs: that the user set, else None.
+    usual long side of an image in pixels, else None; epochs: that the user set, or their share of one, else None.
     """
 
     images: int
@@ -26,7 +28,7 @@ class Facts(NamedTuple):
     parameters: int
     batch_norm: bool
     side: int | None = None
-    epochs: int | None = None
+    epochs: float | None = None
 
 
 def images_per_update(images, processes, least):
@@ -47,11 +49,11 @@ def plan(facts):
         "warmup_epochs": round(epochs / 10, 1),
         "drop_path": 0.1 if facts.parameters > 20e6 else 0.0,  # only large networks learn small data by heart at once
         # an evaluation looks at three times as many images as training does in between, at most
-        "eval_freq": max(1, min(math.ceil(facts.validation / max(facts.images, 1) / 3), epochs)),
+        "eval_freq": max(1, min(math.ceil(facts.validation / max(facts.images, 1) / 3), int(epochs))),
     }
     if facts.opt in ADAM + SGD:
-        rate = 1e-3 if facts.batch_norm else 3e-4  # of 32 images: networks with batch norm bear more
-        rate *= math.sqrt(facts.total / 32) * (1 if facts.opt in ADAM else 10)
+        rate = RATES[facts.side is not None, facts.batch_norm] * max(1, math.sqrt(facts.total / 64))
+        rate *= 1 if facts.opt in ADAM else 10
         planned |= {"lr": float(f"{rate:.2g}"), "weight_decay": 0.05 if facts.opt in ADAM else 1e-4}
     return planned | (_recognition(facts) if facts.side is None else _segmentation(facts))
 

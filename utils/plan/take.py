@@ -63,7 +63,7 @@ def _set_plan(args, batch, train_source, val_source, build):
         total = known if is_alike(known, 1) else images_per_update(len(train_source), processes, least)
     planned = {"total_batch_size": total, "update_freq": 1} | plan(Facts(
         len(train_source), len(val_source), total, processes, args.opt if "opt" in chosen else "adamw", parameters, batch_norm,
-        None if hasattr(args, "input_size") else _usual_side(train_source), args.epochs if "epochs" in args.given else None,
+        None if hasattr(args, "input_size") else _usual_side(train_source), _chosen_epochs(args, len(train_source) / total),
     ))  # fmt: skip
     planned |= {flag: value for flag, value in before.items() if is_alike(value, planned.get(flag))}
     args.planned = {flag: value for flag, value in planned.items() if flag not in chosen}
@@ -72,6 +72,13 @@ def _set_plan(args, batch, train_source, val_source, build):
     if "total_batch_size" in chosen:
         return batch
     return derive_batch(None, 1, total, processes, default_batch_size=total, process=batch.process)
+
+
+def _chosen_epochs(args, updates):
+    """The epochs of so many updates that the user asked for, by --epochs or --max_updates; None: neither."""
+    if "max_updates" in args.given:
+        return args.max_updates / max(updates, 1)
+    return args.epochs if "epochs" in args.given else None
 
 
 # A flag of the plan -> flags that say the same in other words, or that would do nothing beside it.
