@@ -11,11 +11,12 @@ import numpy as np
 from PIL import ImageOps
 
 from utils.files import replace
+from utils.metrics.multilabel import SeveralAnswers
 from utils.metrics.recognition import Answers
 from utils.metrics.segmentation import MaskAnswers
 from utils.pictures.confusion import confusion
 from utils.pictures.curves import curves
-from utils.pictures.images import SHOWN_SAMPLES, mistakes, predictions, samples
+from utils.pictures.images import SHOWN_SAMPLES, answered, predictions, samples
 from utils.pictures.reliability import reliability
 from utils.report import report
 from utils.report.evaluation import write_evaluation
@@ -81,11 +82,14 @@ class Gallery:
             self._try(ANSWERS, lambda: self.put_answers(read_answers(self.folder / ANSWERS), source))
 
     def put_answers(self, answers, source):
-        """Put confusion.png of an evaluation, and mistakes.png, or predictions.png where it has masks.
+        """Put confusion.png of an evaluation, where a class can be taken for another, and mistakes.png, or predictions.png
+        where it has masks.
 
-        answers: Answers or MaskAnswers; source: of the images, with name(index), `classes`, and read(index) -> PIL image.
+        answers: Answers, SeveralAnswers or MaskAnswers; source: of the images, with name(index), `classes`, and read(index) ->
+        PIL image.
         """
-        self.put("confusion", confusion, pairs=answers.pairs, classes=source.classes)
+        if answers.pairs is not None:
+            self.put("confusion", confusion, pairs=answers.pairs, classes=source.classes)
         if answers.calibration:
             self.put("reliability", reliability, calibration=answers.calibration)
         if hasattr(answers, "truth"):
@@ -95,13 +99,9 @@ class Gallery:
                 norm = {name: self.shown[name] for name in ("classes", "palette", "mean", "std")}
                 self.put("predictions", predictions, names=names, of=len(answers.index), **images, **norm)
             return
-        wrong = np.flatnonzero(answers.label != answers.predicted)
-        wrong = wrong[np.argsort(-answers.probability[wrong], kind="stable")][:SHOWN_MISTAKES]
-        columns = (answers.label, answers.predicted, answers.probability)
-        worst = [tuple(column[i].item() for column in columns) for i in wrong]
-        self.put(
-            "mistakes", _draw_mistakes, indices=answers.index[wrong], answers=worst, source=source, size=self.shown["size"]
-        )
+        worst = answers.mistakes(source.classes, SHOWN_MISTAKES)
+        shown = {"title": answers.mistakes_title, "source": source, "size": self.shown["size"]}
+        self.put("mistakes", _draw_mistakes, worst=worst, **shown)
 
     def refresh(self):
         """Draw what is new, and the report, if the budget allows it; returns whether it did."""
@@ -156,10 +156,10 @@ def save_arrays(path, arrays):
 
 
 def read_answers(path):
-    """The Answers or MaskAnswers that were kept at `path`."""
+    """The Answers, SeveralAnswers or MaskAnswers that were kept at `path`."""
     with np.load(path) as file:
         arrays = dict(file)
-    return (MaskAnswers if "truth" in arrays else Answers)(**arrays)
+    return (MaskAnswers if "truth" in arrays else SeveralAnswers if "thresholds" in arrays else Answers)(**arrays)
 
 
 def short_name(path):
@@ -172,6 +172,7 @@ def _draw_curves(path, folder, metric, lr_scales):
     curves(path, epochs, updates, metric, lr_scales)
 
 
-def _draw_mistakes(path, indices, answers, source, size):
-    images = [np.asarray(ImageOps.fit(source.read(int(index)), (size, size))) for index in indices]
-    mistakes(path, images, answers, source.classes, [short_name(source.name(int(index))) for index in indices])
+def _draw_mistakes(path, worst, title, source, size):
+    images = [np.asarray(ImageOps.fit(source.read(index), (size, size))) for index, _ in worst]
+    title = title if worst else "Most confident mistakes: there are none"
+    answered(path, images, [lines for _, lines in worst], [short_name(source.name(index)) for index, _ in worst], title)

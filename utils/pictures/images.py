@@ -32,16 +32,16 @@ def samples(path, images, targets, classes, mean, std, palette=None):
     _grid(path, "First training batch, as the model sees it", cells, columns=8, group=group, legend=legend)
 
 
-def mistakes(path, images, answers, classes, names):
-    """Misclassified images, in the order given, with what they are, what the model took them for, and their files.
+def answered(path, images, lines, names, title):
+    """Images in the order given, with what they are, what the model says of them, and their files.
 
-    images: list of (H, W, 3) uint8, all of one size; answers: for each (label, predicted class, probability 0..1); names: str.
+    images: list of (H, W, 3) uint8, all of one size; lines: for each [(before, name, after, whether it is the mistake)], as
+    `Answers.mistakes` gives them; names: str.
     """
     cells = []
-    for image, (label, predicted, probability), name in zip(images, answers, names, strict=True):
-        lines = [("", classes[label], "", INK), ("→ ", classes[predicted], f", {probability:.0%}", RED), ("", name, "", FAINT)]
-        cells.append((image, lines))
-    title = "Most confident mistakes: true class → prediction" if cells else "Most confident mistakes: there are none"
+    for image, parts, name in zip(images, lines, names, strict=True):
+        said = [(before, text, after, RED if wrong else INK) for before, text, after, wrong in parts]
+        cells.append((image, [*said, ("", name, "", FAINT)]))
     _grid(path, title, cells, columns=6)
 
 
@@ -110,7 +110,11 @@ def _hard_label(label, classes):
 
 
 def _soft_label(weights, classes):
-    """The class, or the two that were mixed with their weights; label smoothing alone makes no second one."""
+    """The class, or the two that were mixed with their weights; label smoothing alone makes no second one. Of several labels,
+    which do not add up to 1, all of them."""
+    if abs(weights.sum() - 1) > 0.01 or (len(weights) == 1):
+        there = [(classes[i], weights[i]) for i in np.flatnonzero(weights > 0.01)]
+        return [("", ", ".join(name if w == 1 else f"{name} {w:.2f}" for name, w in there) or "no label", "", INK)]
     first, second = (*np.argsort(-weights, kind="stable")[:2], 0)[:2]
     smoothing = weights.min() if len(weights) > 2 else 0.0
     if len(weights) < 2 or weights[second] - smoothing < 0.01:

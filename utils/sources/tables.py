@@ -19,6 +19,7 @@ from utils.folders.hold_out import hold_out
 from utils.folders.names import few
 from utils.images import BadImage, decode_image
 from utils.mask_folders.ids import SAMPLE, find_ids
+from utils.sources import several_labels
 from utils.sources.hub import (
     check_columns,
     encoded_images,
@@ -90,7 +91,7 @@ def _bytes_of(row, column, root, name):
 
 
 class TableOfImages(_Table):
-    """A source of recognition. labels: (N,) int64 of the rows."""
+    """A source of recognition. labels: (N,) int64 of the rows, or (N, C) bool of several."""
 
     def __init__(self, table, image_column, labels, classes, title, root, rows=None):
         super().__init__(table, (image_column,), title, root, rows)
@@ -135,27 +136,32 @@ class StreamOfImages(_Stream):
         return label
 
 
-def tables_of_images(name, image_column=None, label_column=None, val_split=None, seed=0, need_train=True, say=print):
+def tables_of_images(
+    name, image_column=None, label_column=None, val_split=None, seed=0, need_train=True, say=print, several=False
+):
     """(training, validation) `TableOfImages` of the data set `name`.
 
     Columns are found by their types and usual names if they are not given. val_split: the fraction of each class that is held
-    out, keyed by `seed`, if there is no validation split. need_train: as of `load_splits`. Raises InputError, which says what
-    was found.
+    out, keyed by `seed`, if there is no validation split. need_train: as of `load_splits`. several: an image may have any
+    number of labels. Raises InputError, which says what was found.
     """
+    columns_of, labels_of = _columns_of_images, _labels
+    if several:
+        columns_of, labels_of = several_labels.columns_of, functools.partial(several_labels.labels_of, say=say)
 
     def labelled(table):
         """Whether a split has labels at all; those of a competition's test split are hidden."""
-        column = _columns_of_images(table, image_column, label_column)[1]
+        column = columns_of(table, image_column, label_column)[1]
         return any(value is not None and value != -1 for value in table.with_format("arrow")[:][column].to_pylist())
 
     splits, held_out, notes = load_splits(name, val_split, need_train, labelled)
     table, root, listed = splits["train"], _root(name), listed_classes(name)
-    columns = _columns_of_images(table, image_column, label_column)
-    labels, classes = _labels(table, columns[1], listed=listed)
+    columns = columns_of(table, image_column, label_column)
+    labels, classes = labels_of(table, columns[1], listed=listed)
     whole = TableOfImages(table, columns[0], labels, classes, name, root)
     whole.notes = notes
     if held_out:
-        return whole, _validation_images(name, splits[held_out], held_out, columns, classes, listed)
+        return whole, _validation_images(name, splits[held_out], held_out, columns, classes, listed, labels_of)
     return hold_out(whole, val_split, seed, say=say)
 
 
@@ -181,9 +187,9 @@ def stream_of_images(name, image_column=None, label_column=None, train_images=No
     return train, _validation_images(name, stream.val_table, stream.held_out, columns, classes, listed)
 
 
-def _validation_images(name, table, split, columns, classes, listed):
+def _validation_images(name, table, split, columns, classes, listed, labels_of=None):
     check_columns(name, table, split, columns)
-    labels, _ = _labels(table, columns[1], classes, listed)
+    labels, _ = (labels_of or _labels)(table, columns[1], classes, listed)
     return TableOfImages(table, columns[0], labels, classes, name, _root(name))
 
 
@@ -196,6 +202,8 @@ def _columns_of_images(table, image_column, label_column):
     """(image column, label column)"""
     usual = ("label", "labels", "class", "target", "fine_label", "cls")
     image_column = find_column(table, image_column, "image", holds_images, ("image", "img", "images", "jpg", "png"))
+    if label_column is None and not any(map(holds_labels, table.features.values())):
+        several_labels.refuse_lists(table)
     return image_column, find_column(table, label_column, "label", holds_labels, usual)
 
 
