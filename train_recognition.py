@@ -19,9 +19,9 @@ from lr_sched import make_schedule
 from utils.augment.mixup import make_mixup
 from utils.augment.recognition import build_transforms
 from utils.check.data import report_data
-from utils.cli.errors import input_errors, run_script
+from utils.cli.errors import fail, input_errors, run_script
 from utils.cli.flags import Schedule, Speed
-from utils.cli.recognition_flags import Augmentation, Data, MixupOptions, ModelOptions, defaults_for
+from utils.cli.recognition_flags import Augmentation, Data, MixupOptions, ModelOptions, check_task, defaults_for
 from utils.data.classes import classes_of, in_classes
 from utils.data.colours import colours_of
 from utils.data.datasets import RecognitionDataset, RecognitionStream
@@ -30,9 +30,8 @@ from utils.data.sampling import MIX, MODEL, Sampling, image_numbers
 from utils.images import Reading
 from utils.losses.class_weights import class_weights, count_labels
 from utils.losses.recognition import make_loss
-from utils.metrics.calibration import calibration_columns
 from utils.metrics.label_sets import label_set_scores
-from utils.metrics.recognition import Answers, recognition_scores
+from utils.metrics.tasks import LISTED, make_task
 from utils.model.download import fetch_folder
 from utils.model.ema import EMA
 from utils.model.optimizer import build_optimizer, can_fuse
@@ -82,6 +81,7 @@ def main(args):
     if report_data(args, run, train_source, val_source, check_sources):
         return
     classes = train_source.classes
+    task = make_task(args.task, len(val_source), len(classes))
     build = functools.partial(build_model, ModelOptions.of(args), classes, input_size=args.input_size)
     batch = run.batch = take_plan(args, batch, train_source, val_source, build, run.say)
     args.mean, args.std = colours_of(train_source, args.mean, args.std, seed=args.seed)
@@ -109,7 +109,7 @@ def main(args):
     config = timm_config(
         model, args.model, classes, input_size=args.input_size, model_kwargs=lasting_kwargs(ModelOptions.of(args)),
         crop_pct=transforms.crop_pct, crop_mode=transforms.crop_mode, interpolation=transforms.interpolation,
-        transforms=args.transforms, tta_flip=args.tta_flip, **norm, **license_of(start, args.license),
+        transforms=args.transforms, tta_flip=args.tta_flip, **norm, **license_of(start, args.license), **task.config,
     )  # fmt: skip
     model = fit_to_hardware(
         model, channels_last=args.channels_last, grad_checkpointing=args.grad_checkpointing, freeze=args.freeze,
@@ -125,7 +125,7 @@ def main(args):
             **Schedule.of(args)._asdict(),
         )  # fmt: skip
     weights = class_weights(args.class_weights, classes, functools.partial(count_labels, train_source), run.say)
-    criterion = make_loss(args.loss, args.smoothing, weights, args.bce_target_thresh).to(accelerator.device)
+    criterion = make_loss(args.loss, args.smoothing, weights, args.bce_target_thresh, args.task).to(accelerator.device)
     mixup = make_mixup(MixupOptions.of(args), len(classes), args.smoothing)
     if args.dry_run:
         return print_dry_run(
@@ -148,13 +148,13 @@ def main(args):
             mixing = mixup if epoch < (args.mixup_off_epoch or args.epochs) else None
             train_one_epoch(accelerator, network, criterion, train_loader, optimizer, schedule, run, mixing, ema)
             if run.evaluates:
-                run.score(*evaluate(accelerator, network, val_loader, run, args.tta_flip))
+                run.score(*evaluate(accelerator, network, val_loader, run, task, args.tta_flip))
                 if ema and args.model_ema_eval:
                     with ema.in_model():
-                        run.score(*evaluate(accelerator, network, val_loader, run, args.tta_flip), "best_ema")
+                        run.score(*evaluate(accelerator, network, val_loader, run, task, args.tta_flip), "best_ema")
             run.end_epoch(train_lr=schedule(run.counters.update - 1))
         run.finish()
-        score_test(args, accelerator, batch, run, network, getattr(val_source, "test", None), transforms)
+        score_test(args, accelerator, batch, run, network, task, getattr(val_source, "test", None), transforms)
     accelerator.end_training()
 
 
@@ -189,33 +189,26 @@ def train_one_epoch(accelerator, model, criterion, loader, optimizer, schedule, 
 
 
 @torch.no_grad()
-def evaluate(accelerator, model, loader, run, flip=False):
-    """(scores, Answers): top-1 and top-5 in per cent, cross-entropy and the number of images, each counted once on any
-    number of processes; and what the model said of each image, on the CPU.
+def evaluate(accelerator, model, loader, run, task, flip=False):
+    """(scores, answers): accuracy or average precision in per cent, the loss and the number of images, each counted once on
+    any number of processes; and what the model said of each image, on the CPU.
 
-    flip: the logits are the mean of those of the image and of its mirror image.
-    Per-image values are gathered and summed exactly (fsum), so that the order of the images does not matter.
+    task: of metrics/tasks.py, what is kept of an image and scored. flip: the logits are the mean of those of the image and of
+    its mirror image. Values of each image are gathered and summed exactly, so that the order of the images does not matter.
     """
     model.eval()
     accelerate.utils.broadcast([*model.buffers()])  # batch norm's, which each process has averaged over its own batches
     rows = []
-    for images, labels in loader:  # labels (B,) int64, -1 where an image does not count
+    for images, labels in loader:  # labels (B,) int64 or, of several, (B, classes) float32; -1 where an image does not count
         logits = model(images).float()  # (B, classes)
         if flip:
             logits = (logits + model(images.flip(-1)).float()) / 2
-        loss = torch.nn.functional.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
-        best = logits.topk(min(5, logits.shape[1])).indices  # (B, 5)
-        right = best == labels.unsqueeze(1)
-        columns = [right[:, 0], right.any(1), loss, labels, best[:, 0], logits.softmax(1).amax(1)]
-        columns = torch.stack([column.float() for column in columns], dim=1)
-        rows.append(torch.cat([columns, calibration_columns(logits, labels)], dim=1))
+        rows.append(task.columns(logits, labels))  # (B, values of an image) float32, the first of its labels
         run.stop_if_asked()
     rows, numbers = torch.cat(rows), torch.tensor(image_numbers(loader.order))
     rows = (accelerator.gather(rows) if loader.order.processes > 1 else rows).cpu()
-    counted = rows[:, 3] >= 0
-    rows, numbers = rows[counted].double(), numbers[counted]
-    answers = Answers.of_rows(numbers, *rows[:, 3:6].T, logits.shape[1], rows[:, 6:])
-    return recognition_scores(rows[:, :3], answers), answers
+    counted = rows[:, 0] >= 0
+    return task.scored(rows[counted].double(), numbers[counted], classes=logits.shape[1])
 
 
 def evaluation_loader(args, accelerator, batch, source, transforms):
@@ -229,16 +222,18 @@ def evaluation_loader(args, accelerator, batch, source, transforms):
     return loader
 
 
-def score_test(args, accelerator, batch, run, network, source, transforms):
+def score_test(args, accelerator, batch, run, network, task, source, transforms):
     """Score the test images, if there are any, by the weights that the page is about: once, so that they choose nothing."""
     if source is not None:
         name = run.results.load_named()
+        task = task.at(os.path.join(run.folder, name), len(source.classes), run.say)
         loader = evaluation_loader(args, accelerator, batch, source, transforms)
-        run.results.keep_test(name, evaluate(accelerator, network, loader, run, args.tta_flip)[0])
+        run.results.keep_test(name, evaluate(accelerator, network, loader, run, task, args.tta_flip)[0])
 
 
 def evaluate_only(args, accelerator, batch, run, start, told):
     """Evaluate the start weights or those of the state --resume, and its average, if it has one."""
+    check_task(args, fail)  # which the weights tell
     with accelerator.local_main_process_first():
         need_train = False if start and start.classes else None
         _, source = open_recognition_data(
@@ -250,6 +245,8 @@ def evaluate_only(args, accelerator, batch, run, start, told):
     source = in_classes(source, classes, say=run.say)
     transforms = build_transforms(Augmentation.of(args))
     loader = evaluation_loader(args, accelerator, batch, source, transforms)
+    folder = fetch_folder(args.finetune) if args.task and args.finetune else ""
+    task = make_task(args.task, len(source), len(classes), most=20 * LISTED).at(folder, len(classes), run.say)
     run.say(f"data: {len(source)} validation images, {len(classes)} classes")
     with torch.device("meta" if args.dry_run else "cpu"):
         model = build_model(
@@ -263,7 +260,7 @@ def evaluate_only(args, accelerator, batch, run, start, told):
     run.say(*[f"weights: {line}" for line in origin + told])
     network = prepare_to_evaluate(accelerator, fit_to_hardware(model, channels_last=args.channels_last))
     begin = time.perf_counter()
-    scores, answers = evaluate(accelerator, network, loader, run, args.tta_flip)
+    scores, answers = evaluate(accelerator, network, loader, run, task, args.tta_flip)
     scores |= label_set_scores(args.label_sets, answers, source) if args.label_sets else {}
     run.say(*result_lines("result", scores))
     run.say(f"throughput: {scores['images'] / (time.perf_counter() - begin):.0f} images/s")
@@ -271,7 +268,7 @@ def evaluate_only(args, accelerator, batch, run, start, told):
         keep_evaluation(args, scores, answers, source, {}, accelerator.device, run.say, run.log.warn)
     if averaged:
         load_model(model, averaged)
-        run.say(*result_lines("result of the EMA", evaluate(accelerator, network, loader, run, args.tta_flip)[0]))
+        run.say(*result_lines("result of the EMA", evaluate(accelerator, network, loader, run, task, args.tta_flip)[0]))
     accelerator.end_training()
 
 
@@ -284,7 +281,7 @@ def predict_only(args, accelerator, batch, run, start, told):
         folder, args.predict, os.path.join(args.output_dir or ".", "predictions.csv"), topk=args.topk, batch_size=batch.size,
         settings=Augmentation.of(args) if start else None, device=accelerator.device, workers=loader_workers(args.num_workers),
         process=batch.process, processes=batch.processes, gather=accelerate.utils.gather_object, say=run.say,
-        reading=Reading.of(args), unsure=args.unsure,
+        reading=Reading.of(args), unsure=args.unsure, cam=args.cam,
     )  # fmt: skip
     accelerator.end_training()
 

@@ -20,6 +20,7 @@ from train_recognition import evaluate, train_one_epoch
 from utils.augment.mixup import smooth_one_hot
 from utils.data.sampling import EvalBatches
 from utils.losses.recognition import make_loss
+from utils.metrics.tasks import make_task
 from utils.model.ema import EMA
 from utils.model.layouts import to_timm_name
 
@@ -127,10 +128,10 @@ def replay(golden, folder, *, schedule_of=None, clip_grad=None):
                 accelerator, network, criterion, loader, optimizer, watched, run, mixup if config.get("mixup") else None, ema
             )
             run.counters.epoch += 1
-            results.append(evaluate(accelerator, network, HeldOut(golden), run)[0])
+            results.append(evaluate(accelerator, network, HeldOut(golden), run, make_task(None))[0])
         if ema:
             with ema.in_model():
-                results.append(evaluate(accelerator, network, HeldOut(golden), run)[0])
+                results.append(evaluate(accelerator, network, HeldOut(golden), run, make_task(None))[0])
     return lines(folder / "run" / "updates.txt"), list(rates.values()), results, ema
 
 

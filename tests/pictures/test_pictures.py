@@ -9,8 +9,9 @@ from conftest import ROOT, run
 from drawing import HOSTILE, NORM, PALETTE, assert_apart, images, look, names, texts
 
 from utils.metrics.per_class import Pairs
+from utils.metrics.recognition import Answers
 from utils.pictures.confusion import confusion
-from utils.pictures.images import mistakes, predictions, samples
+from utils.pictures.images import answered, predictions, samples
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -60,12 +61,20 @@ def test_samples_of_a_segmentation_have_their_masks_beside_them(tmp_path, drawn)
 
 def test_mistakes_say_what_is_true_and_what_the_model_took_it_for(tmp_path, drawn):
     photos = np.random.default_rng(0).integers(0, 256, (24, 64, 64, 3), np.uint8)
-    mistakes(tmp_path / "m.png", photos, [(9, 0, 0.98)] + [(i % 10, 3, 0.5) for i in range(23)], names(10), ["a/0.png"] * 24)
+    answers = Answers.of_rows(np.arange(25), [9, *range(23), 3], [0, *[5] * 23, 3], [0.98, *[0.5] * 24], 30)
+    worst = answers.mistakes(names(30), 24)
+    answered(tmp_path / "m.png", photos[1:], [lines for *_, lines in worst], ["a/0.png"] * 23, "Mistakes")
     look(tmp_path / "m.png")
-    assert (drawn[0].figure.axes[0].images[0].get_array() == photos[0]).all()
+    assert (drawn[0].figure.axes[0].images[0].get_array() == photos[1]).all()
     assert texts(drawn[0])[1:4] == ["class number 9", "→ class number 0, 98%", "a/0.png"]
-    mistakes(tmp_path / "none.png", [], [], names(10), [])
-    assert texts(drawn[1]) == ["Most confident mistakes: there are none"]
+    answered(tmp_path / "none.png", [], [], [], "Nothing is wrong")
+    assert texts(drawn[1]) == ["Nothing is wrong"]
+
+
+def test_all_labels_of_an_image_stand_below_it(tmp_path, drawn):
+    targets = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.3, 1.0, 0.7], [0.0, 1.0, 0.0]])
+    samples(tmp_path / "s.png", torch.zeros(4, 3, 8, 8), targets, ["a", "b", "c"], **NORM)
+    assert texts(drawn[0])[1:] == ["a, c", "no label", "a 0.30, b, c 0.70", "b"]
 
 
 @pytest.mark.parametrize("size", [(24, 32), (64, 16)])
@@ -96,7 +105,8 @@ def test_hostile_names_are_harmless_everywhere(tmp_path, drawn):
     labels, soft = torch.arange(10), torch.eye(10) * 0.6 + torch.eye(10).flip(0) * 0.4
     samples(tmp_path / "a.png", images(10), labels, HOSTILE, **NORM)
     samples(tmp_path / "b.png", images(10), soft, HOSTILE, **NORM)
-    mistakes(tmp_path / "c.png", np.full((10, 8, 8, 3), 99, np.uint8), [(i, 9 - i, 0.5) for i in range(10)], HOSTILE, HOSTILE)
+    lines = [[("", HOSTILE[i], "", False), ("→ ", HOSTILE[9 - i], ", 50%", True)] for i in range(10)]
+    answered(tmp_path / "c.png", np.full((10, 8, 8, 3), 99, np.uint8), lines, HOSTILE, "Mistakes")
     masks = torch.arange(10).repeat(2, 24, 1)
     predictions(tmp_path / "d.png", images(2, (24, 10)), masks, masks, HOSTILE, 10, HOSTILE, PALETTE, **NORM)
     confusion(tmp_path / "e.png", Pairs.of_labels(labels, labels.flip(0), 10), HOSTILE)

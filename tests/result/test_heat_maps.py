@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import forked
 from made_result import NORM, write_result
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
@@ -113,3 +114,19 @@ def test_what_is_hot_matters_more_than_what_is_cold():
             with torch.no_grad():
                 least[where] = model(image * ~mask[:, None]).softmax(1)[0, said].item()
         assert least["hot"] < 0.5 * probability.item() < least["cold"], (name, least, probability)
+
+
+def test_a_prediction_draws_what_the_model_saw(tmp_path):
+    """The images are grey; what is red in the picture is the heat beside them."""
+    folder = write_result(tmp_path / "best", ["a", "b", "c"], input_size=64)
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        noise = np.random.default_rng(i).integers(0, 256, (70, 60), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "images" / f"{i}.png")
+    words = ("--predict", tmp_path / "images", "--finetune", folder, "--num_workers", 0, "--output_dir", tmp_path / "out")
+    done = forked("train_recognition", *words)
+    assert done.returncode == 0 and not (tmp_path / "out" / "predictions.png").exists(), done.stderr
+    done = forked("train_recognition", *words, "--cam", "true")
+    assert done.returncode == 0, done.stderr
+    red, _, blue = np.asarray(Image.open(tmp_path / "out" / "predictions.png").convert("RGB"), int).transpose(2, 0, 1)
+    assert (red - blue > 60).mean() > 0.02

@@ -167,7 +167,7 @@ def test_one_file_and_a_name_that_is_no_text(one_folder, images, tmp_path):
 
 
 def test_the_table_is_aligned_and_short(one_folder, images, tmp_path):
-    lines = table([("猫.png", [("cat", 0.75), ("dog", 0.25)]), ("d/" * 60 + "long.png", [("猫", 1.0)]), ("bad.png", [])])
+    lines = table([("猫.png", [("cat", 0.75), ("dog", 0.25)]), ("d/" * 60 + "long.png", [("猫", 1.0)]), ("bad.png", None)])
     assert lines[0].split() == ["image", "label", "probability", "others"]
     assert lines[1].index("cat") == lines[0].index("label") - 1  # a wide letter takes two columns
     assert lines[1].endswith("dog 0.2500") and "long.png  猫" in lines[2] and lines[2].startswith("…")

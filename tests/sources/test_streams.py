@@ -14,7 +14,8 @@ from utils.cli.errors import InputError
 from utils.data.datasets import RecognitionStream, SegmentationStream
 from utils.data.streaming import StreamLoader
 from utils.images import IGNORE
-from utils.sources.tables import stream_of_images, stream_of_masks
+from utils.sources.mask_tables import stream_of_masks
+from utils.sources.tables import stream_of_images
 
 
 def epoch_of(train, make_sample, transform, batch_size, **options):

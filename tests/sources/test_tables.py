@@ -12,8 +12,9 @@ from utils.cli.errors import InputError
 from utils.cli.first import parse
 from utils.cli.recognition_flags import Data
 from utils.images import IGNORE, BadImage
+from utils.sources.mask_tables import tables_of_masks
 from utils.sources.recognition import open_recognition_data
-from utils.sources.tables import stream_of_images, tables_of_images, tables_of_masks
+from utils.sources.tables import stream_of_images, tables_of_images
 
 # --- recognition
 

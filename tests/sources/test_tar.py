@@ -10,7 +10,8 @@ from small_sources import encoded, encoded_mask, shade, write_tar
 
 from utils.cli.errors import InputError
 from utils.images import BadImage
-from utils.sources.tables import stream_of_images, tables_of_images, tables_of_masks
+from utils.sources.mask_tables import tables_of_masks
+from utils.sources.tables import stream_of_images, tables_of_images
 
 NAMES = ("eel", "cat", "dög")
 LABELS = {

@@ -19,7 +19,8 @@ def make_mixup(options, classes, smoothing):
 
 
 class Mixup:
-    """Callable (images (B, C, H, W), labels (B,) int64, seed) -> (mixed images, soft targets (B, classes) float32).
+    """Callable (images (B, C, H, W), labels (B,) int64, seed) -> (mixed images, soft targets (B, classes) float32). Several
+    labels of an image are (B, classes) float32, which are mixed as they are.
 
     options: MixupOptions of utils/cli/recognition_flags.py, whose flags say what each does; --cutmix_minmax switches CutMix on
     by itself. smoothing: the share of a target that is spread over all classes.
@@ -92,7 +93,7 @@ def mix(images, labels, lam, boxes, classes, smoothing=0.0):
             mixed = images.flip(0).lerp_(images, float(lam[0])) if lam[0] != 1 else images
     else:
         mixed = _mix_each(images, lam, boxes)
-    targets = smooth_one_hot(labels, classes, smoothing)
+    targets = smooth_one_hot(labels, classes, smoothing) if labels.ndim == 1 else labels
     weight = weight.unsqueeze(-1)
     return mixed, targets * weight + targets.flip(0) * (1 - weight)
 

@@ -24,7 +24,7 @@ def find_facts(train, val, everything=False):
     for split, source in (("train", train), ("val", val)):
         facts[split] = {"images": len(source), **_files(source, everything)}
         if hasattr(source, "labels") and hasattr(source, "file"):
-            facts[split]["per_class"] = np.bincount(source.labels, minlength=len(train.classes)).tolist()
+            facts[split] |= _labels(source.labels, len(train.classes))
     left_out = collections.Counter(getattr(train, "left_out", {}))
     if getattr(val, "root", None) != getattr(train, "root", None):  # of two trees, not of a split of one
         left_out.update(getattr(val, "left_out", {}))
@@ -34,6 +34,13 @@ def find_facts(train, val, everything=False):
     if all(hasattr(source, "file") and len(source) for source in (train, val)) and train is not val:
         facts["copies"] = _copies(train, val, everything)
     return facts
+
+
+def _labels(labels, classes):
+    """How many images each class has; and of several labels an image (N, C), how many images have none."""
+    if labels.ndim == 1:
+        return {"per_class": np.bincount(labels, minlength=classes).tolist()}
+    return {"per_class": labels.sum(0).tolist(), "without_label": int((~labels.any(1)).sum())}
 
 
 def _files(source, everything):
@@ -78,7 +85,7 @@ def _copies(train, val, everything):
         chosen = _some_to_compare(train, val)
     files = [train.file(index) for index in chosen[0]] + [val.file(index) for index in chosen[1]]
     names = [_short(train, index) for index in chosen[0]] + [_short(val, index) for index in chosen[1]]
-    labels = [int(source.labels[i]) for source, part in ((train, chosen[0]), (val, chosen[1])) for i in part] if hasattr(
+    labels = [source.labels[i].tobytes() for source, part in ((train, chosen[0]), (val, chosen[1])) for i in part] if hasattr(
         train, "labels") else None  # fmt: skip
     first_val, equal, conflicts = len(chosen[0]), [], []
     for group in equal_groups(files):

@@ -31,7 +31,11 @@ def _classes_line(facts):
         return ""
     least, most, classes = min(counts), max(counts), facts["classes"]
     held_out = facts["val"].get("per_class") or [0] * len(classes)
-    unequal = "; --sampling balanced or --class_weights auto helps the rare ones" * (0 < UNEQUAL * least <= most)
+    several = "without_label" in facts["train"]
+    flags = "--class_weights auto" if several else "--sampling balanced or --class_weights auto"
+    unequal = f"; {flags} helps the rare ones" * (0 < UNEQUAL * least <= most)
+    if several and (none := sum(facts[split].get("without_label", 0) for split in ("train", "val"))):
+        unequal += f"; {none:,} images have no label"
     if len(classes) <= NAMED:
         each = [f"{name} {train:,} + {val:,}" for name, train, val in zip(classes, counts, held_out, strict=True)]
         return f"images per class, to train on + to validate on: {', '.join(each)}{unequal}"

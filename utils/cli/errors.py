@@ -38,6 +38,11 @@ def input_errors(flag=""):
         raise InputError(f"{flag}{first_line(error)}") from None
 
 
+def fail(message):
+    """Raise InputError."""
+    raise InputError(message)
+
+
 def run_script(script, main, args):
     """main(args); what a user can put right ends the process with one line and exit code 1, a signal with code STOPPED."""
     ready_output()

@@ -33,7 +33,7 @@ def _answer():
         return
     ready_output()
     args = parse(script, main.__doc__)
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in NEEDED if name not in sys.modules and not importlib.util.find_spec(name)]:
         sys.exit(f"{script}: error: {sys.executable} has no {' and no '.join(missing)}; python -m pip install -r "
                  "requirements.txt, or activate the environment that has them")  # fmt: skip
     spin_briefly()

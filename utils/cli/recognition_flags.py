@@ -4,7 +4,7 @@ import os
 
 from utils.cli import flags
 from utils.cli.arguments import key_value, number, refuse_idle, settings_of, whole
-from utils.losses import LOSSES
+from utils.losses import LOSSES, MULTILABEL_LOSSES
 from utils.sources import RECOGNITION_SETS
 
 # What suits 1,438 digits of 8x8 pixels. Holds where neither --data_path nor --dataset is given; a flag on the line wins.
@@ -29,7 +29,8 @@ def add_flags(parser):
     flags.add_schedule_flags(parser)
     flags.add_ema_flags(parser)
     metrics = {"acc1": "top-1 accuracy", "balanced_acc": "mean of the classes' recalls", "f1": "mean of their F1"}
-    topic = flags.add_evaluation_flags(parser, metrics | {"loss": "the least cross-entropy"})
+    metrics |= {"loss": "the least cross-entropy", "map": "mean average precision, which --task multilabel takes by itself"}
+    topic = flags.add_evaluation_flags(parser, metrics)
     topic.add("--label_sets", metavar="FILE", help="--eval true also scores by sets of labels, where an image may have "
               "several: JSON, a list for each image in the order of file names, as ImageNet's real.json, or {file name: "
               "labels}")  # fmt: skip
@@ -38,6 +39,7 @@ def add_flags(parser):
               "and stop")  # fmt: skip
     topic.add("--unsure", type=number(0, 1), help="--predict adds a column `answer`: the class, or 'unsure' where its "
               "probability is less than this; none: no such column")  # fmt: skip
+    topic.switch("--cam", False, "--predict also draws the first images, and which part of each spoke for its class")
     topic.add("--topk", type=whole(1), default=5, help="classes that --predict writes for each image")
     flags.add_speed_flags(parser)
     flags.add_output_flags(parser, "train_recognition")
@@ -74,6 +76,8 @@ def add_data_flags(parser):
     topic.add("--labels", free=True, nargs="+", metavar="TABLE", help="images in one heap, and a table (.csv, .tsv, .parquet) "
               "that says what each shows; a second one: those to validate on; --data_path: where images lie, if not beside "
               "it")  # fmt: skip
+    topic.add("--task", choices=("multilabel",), help="multilabel: an image has any number of labels, which --labels or "
+              "--dataset list; none: one")  # fmt: skip
     topic.add("--image_column", help="column of --dataset or --labels with the images; none: found by type and name")
     topic.add("--label_column", help="column of --dataset or --labels with the labels; none: found by type and name")
     topic.add("--val_split", type=number(above=0, maximum=0.9), help="share of each class that is held out for validation, "
@@ -152,7 +156,8 @@ def add_loss_flags(parser):
     topic = parser.topic("loss")
     topic.add("--smoothing", type=number(0, 0.99), default=0.1, help="label smoothing: this share of a target is spread over "
               "all classes")  # fmt: skip
-    topic.add("--loss", choices=tuple(LOSSES), default="ce", help="ce: cross-entropy; bce: binary cross-entropy of each class; "
+    topic.add("--loss", choices=tuple(LOSSES | MULTILABEL_LOSSES), default="ce", help="ce: cross-entropy; bce: binary "
+              "cross-entropy of each class, which --task multilabel takes by itself; asl: asymmetric loss, for that task; "
               "utils/losses/__init__.py adds others")  # fmt: skip
     topic.switch("--bce_loss", False, "as published: --loss bce")
     topic.add("--bce_target_thresh", type=number(0, 1), help="of bce: a target above this counts as 1, any other as 0, after "
@@ -168,6 +173,29 @@ def add_loss_flags(parser):
 def defaults_for(args):
     """{flag: default} of the data: those of the digits where no data is given."""
     return {} if args.data_path or args.dataset or args.labels else DIGITS
+
+
+def check_task(args, error):
+    """error(message) for what does not go with --task, and what follows from it where the user left it open."""
+    if not args.task:
+        for name in ("loss", "best_metric"):
+            if (found := getattr(args, name)) in ("asl", "map"):
+                error(f"--{name} {found} is of several labels an image: give --task multilabel, or leave it out")
+        return
+    if not (args.labels or args.dataset):
+        error("--task multilabel needs --labels TABLE or --dataset, which list the labels of each image; folders tell one")
+    for name, usual in (("sampling", "uniform"), ("label_sets", None), ("streaming", False), ("test_data_path", None)):
+        if getattr(args, name) != usual:
+            error(f"--{name} {getattr(args, name)} is of one label an image; leave it out, or --task multilabel")
+    if args.smoothing and "smoothing" in args.typed:
+        error("--smoothing is of one label an image, whose share it spreads over the others; leave it out")
+    choices = {"loss": ("bce", "asl"), "best_metric": ("map", "f1", "loss")}
+    for name, known in choices.items():
+        if getattr(args, name) not in known:
+            if name in args.typed:
+                error(f"--{name} {getattr(args, name)} is of one label an image; expected {' or '.join(known)}")
+            setattr(args, name, known[0])
+    args.smoothing = 0.0
 
 
 def check(args, error):
@@ -188,6 +216,7 @@ def check(args, error):
         if "loss" in args.given and args.loss != "bce":
             error(f"--bce_loss true and --loss {args.loss}: found both, expected one; leave the other out")
         args.loss = "bce"
+    check_task(args, error)
     mixes = bool(args.mixup or args.cutmix or args.cutmix_minmax)
     small, centre_crop = args.input_size <= SMALL, SMALL < args.input_size < LARGE
     timms, no_aa = args.transforms != "encoding", aa_is_off(args.aa)
@@ -209,6 +238,7 @@ def check(args, error):
         ("bce_target_thresh", args.loss == "bce" or args.bce_loss, "with --loss bce"),
         ("sampling aug_repeats", not args.streaming, "without --streaming, whose images come as they are stored"),
         ("label_sets", args.eval, "with --eval true"),
-        ("topk unsure", args.predict, "with --predict"),
+        ("topk unsure cam", args.predict, "with --predict"),
+        ("task", not args.predict, "in training and evaluation; --predict takes that of the weights"),
         ("group_by", args.val_split and args.data_path, "with --data_path and --val_split"),
     )  # fmt: skip

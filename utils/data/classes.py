@@ -16,7 +16,12 @@ class InClasses:
         self.number = np.array([number_of[name] for name in source.classes] + [IGNORE])  # the last is that of IGNORE, -1
         self.source, self.classes, self.title = source, classes, source.title
         if palette is None:
-            self.labels, self.encoded = self.number[source.labels], source.encoded
+            self.encoded = source.encoded
+            if source.labels.ndim == 1:
+                self.labels = self.number[source.labels]
+            else:  # of several labels: a column for each of the classes
+                self.labels = np.zeros((len(source), len(classes)), bool)
+                self.labels[:, self.number[:-1]] = source.labels
         else:
             self.palette = np.array(palette, np.uint8)
 

@@ -6,6 +6,7 @@ loader workers and processes, and after a resume.
 
 import contextlib
 
+import numpy as np
 import torch
 
 from utils.data.bad_samples import read_or_replace
@@ -14,7 +15,8 @@ from utils.images import AS_STORED, IGNORE, naming, pack_masks
 
 
 class RecognitionDataset(torch.utils.data.Dataset):
-    """Indexed by `Key`: (what `transform` makes of the image, …, label). The label is -1 if the key does not count.
+    """Indexed by `Key`: (what `transform` makes of the image, …, label). The label is -1 if the key does not count; of several
+    labels it is (C,) float32, 1 for each that the image has.
 
     source: as utils/sources/recognition.py describes. transform: PIL image, or the bytes of its file if
     `transform.takes_bytes`, -> a tensor, or a tuple of things. seed: given for training; the tuple then ends with the index
@@ -31,7 +33,9 @@ class RecognitionDataset(torch.utils.data.Dataset):
         key = key if isinstance(key, Key) else Key(key)
         seed = None if self.seed is None else key.seed(self.seed)
         parts, index = read_or_replace(lambda index: self._read(index, seed), key, self.seed, len(self))
-        label = int(self.source.labels[index]) if key.counts else -1
+        label = self.source.labels[index]
+        label = int(label) if label.ndim == 0 else label.astype(np.float32)
+        label = label if key.counts else label * 0 - 1
         return (*parts, label) if seed is None else (*parts, label, -1 if index == key.index else key.index)
 
     def _read(self, index, seed):
@@ -100,7 +104,7 @@ class SegmentationDataset(torch.utils.data.Dataset):
 class SegmentationStream:
     """Makes the samples of a `streaming.StreamLoader`: (example, number, epoch) -> (…, packed mask) as of SegmentationDataset.
 
-    source: a stream, such as utils.sources.tables.StreamOfMasks. transform: as of SegmentationDataset.
+    source: a stream, such as utils.sources.mask_tables.StreamOfMasks. transform: as of SegmentationDataset.
     """
 
     def __init__(self, source, transform, seed):

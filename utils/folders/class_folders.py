@@ -14,7 +14,8 @@ from utils.images import AS_STORED, is_image, read_bytes, read_image
 
 
 class Folder:
-    """A source of recognition: image files below the folder `root`, `paths` from there on, labels (N,) int64.
+    """A source of recognition: image files below the folder `root`, `paths` from there on, labels (N,) int64, or
+    (N, C) bool where an image may have several.
 
     reading: images.Reading. left_out: {kind: number}, as of index.Index.
     """
@@ -24,7 +25,7 @@ class Folder:
     def __init__(self, root, paths, labels, classes, left_out=()):
         self.root, self.title, self.left_out = root, root, dict(left_out)
         self.paths = paths if isinstance(paths, StringList) else StringList(paths)
-        self.labels, self.classes = np.asarray(labels, dtype=np.int64), classes
+        self.labels, self.classes = np.asarray(labels, dtype=bool if np.ndim(labels) == 2 else np.int64), classes
 
     def __len__(self):
         return len(self.labels)
@@ -165,8 +166,10 @@ def scan_folder(root, classes=None):
 
 def refuse_one_class(source, folder=None):
     """InputError if all images to train on are of one class. folder: where tables of labels may lie."""
-    found = [source.classes[label] for label in np.unique(source.labels)] if hasattr(source, "part") else source.classes
-    if len(found) > 1:
+    labels = source.labels if hasattr(source, "part") else None
+    several = np.ndim(labels) == 2  # of which one is enough: an image has it, or not
+    found = source.classes if labels is None or several else [source.classes[label] for label in np.unique(labels)]
+    if len(found) > 1 or several:
         return
     tables = tables_in(folder) if folder else []
     how = f"if {tables[0]} says what each image shows, give --labels {tables[0]}" if tables else "a folder for each class"

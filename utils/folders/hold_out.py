@@ -10,6 +10,7 @@ from utils.cli.arguments import Fold
 from utils.cli.errors import InputError
 from utils.data.sampling import fold_numbers, stratified_split
 from utils.folders.copies import equal_groups
+from utils.folders.label_lists import strata
 from utils.folders.names import few
 
 MOST_FILES, MOST_ROWS = 200_000, 10_000  # images among which copies are looked for
@@ -24,7 +25,7 @@ def hold_out(source, val_split, seed, group_by=None, say=print):
     that are equal to training images byte by byte are trained on instead, which `say` says, unless all of them are. Raises
     InputError for groups that cannot be parted.
     """
-    labels = source.labels if hasattr(source, "labels") else np.zeros(len(source), np.int64)
+    labels = strata(source.labels) if hasattr(source, "labels") else np.zeros(len(source), np.int64)
     if isinstance(val_split, Fold):
         number = fold_numbers(labels, val_split.folds, seed, _groups(source, group_by, say) if group_by else None)
         train, val = np.flatnonzero(number != val_split.fold - 1), np.flatnonzero(number == val_split.fold - 1)

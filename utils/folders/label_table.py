@@ -13,6 +13,7 @@ from utils.folders.class_folders import Folder
 from utils.folders.class_names import listed_classes
 from utils.folders.files import scan_paths
 from utils.folders.hold_out import hold_out
+from utils.folders.label_lists import as_matrix, binary_columns, find_labels, lists_of, lists_of_columns, looks_like_lists
 from utils.folders.names import few, split_of
 
 IMAGE = "image image_path path file file_name filename filepath img image_id id name".split()
@@ -21,13 +22,14 @@ SPLIT = ("split", "set", "subset")
 
 
 def labelled_images(tables, root, *, image_column=None, label_column=None, val_split=None, seed=0, group_by=None, need_val=True,
-                    need_train=True, say=print):  # fmt: skip
+                    need_train=True, several=False, say=print):  # fmt: skip
     """(training, validation) `Folder` of the images below `root` by one table of labels, or one for each split.
 
     A row names an image by its path from `root`, its name, or its name without the ending, whatever folder it lies in. The
     columns are found by their names and values if they are not given. One table is parted by a column split that says train
     and val, or by `val_split`, see `hold_out`; without `need_train` it may be validated on as a whole. Raises InputError for
-    rows without a file or a label, and where two columns may hold the labels.
+    rows without a file or a label, and where two columns may hold the labels. several: an image may have any number of labels,
+    see label_lists.py; the labels of the `Folder` are (N, C) bool then.
     """
     if len(tables) > 2:
         raise InputError(f"--labels: found {len(tables)} tables; expected one, or one to train on and one to validate on")
@@ -37,11 +39,22 @@ def labelled_images(tables, root, *, image_column=None, label_column=None, val_s
     for path in tables:
         columns = read_table(path)
         image = _image_column(path, columns, files, image_column)
-        label = _label_column(path, columns, image, label_column)
-        parts.append(_rows(path, columns, image, label, files))
+        if several:
+            label, labels = _several_labels(path, columns, image, label_column, parts, need_train, say)
+        else:
+            label = _label_column(path, columns, image, label_column)
+            labels = _single_labels(path, label, columns[label], say)
+        parts.append(_rows(path, columns, image, label, labels, files))
     listed = listed_classes(root) or listed_classes(os.path.dirname(os.path.abspath(tables[0])))
-    classes = _classes(parts[0].labels, listed)
-    sources = [_source(path, root, rows, classes, listed) for path, rows in zip(tables, parts, strict=True)]
+    if several:
+        classes = listed or parts[0].names or sorted({name for names in parts[0].labels for name in names})
+        sources = [
+            Folder(str(root), rows.paths, as_matrix(f"--labels {path}", rows.labels, classes), classes)
+            for path, rows in zip(tables, parts, strict=True)
+        ]
+    else:
+        classes = _classes(parts[0].labels, listed)
+        sources = [_source(path, root, rows, classes, listed) for path, rows in zip(tables, parts, strict=True)]
     whole = sources[0]
     if unnamed := len(files.paths) - len({path for rows in parts for path in rows.paths}):
         whole.left_out[f"images that {'no table names' if len(tables) == 2 else 'the table does not name'}"] = unnamed
@@ -108,7 +121,7 @@ def _numbers(cells):
 
 
 def _plain(value):
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+    return value if value is None or isinstance(value, str | int | float | list) else str(value)
 
 
 class Files:
@@ -167,6 +180,9 @@ def _label_column(path, columns, image, wanted):
     usual = [lower[name] for name in LABEL if name in lower]
     if usual or len(fitting) == 1:
         return (usual or fitting)[0]
+    if len(binary := [name for name in binary_columns(columns, (image,)) if name in fitting]) > 1:
+        raise InputError(f"--labels {path}: the columns {few(binary)} hold 0 and 1, as where an image has several labels: give "
+                         "--task multilabel, or name the one with the labels by --label_column")  # fmt: skip
     kinds = [f"{name} ({'text' if isinstance(columns[name][0], str) else 'numbers'})" for name in fitting or columns]
     raise InputError(f"--labels {path}: which column holds the labels? found {few(kinds, 12)}; name it with --label_column")
 
@@ -177,22 +193,48 @@ def _given(path, columns, wanted, what):
     return wanted
 
 
-Rows = collections.namedtuple("Rows", "paths labels splits")
+def _single_labels(path, label, values, say):
+    """The labels of the column `label`. Raises InputError where one is missing, and where they seem to be lists."""
+    if mark := looks_like_lists(values):
+        example = next(value for value in values if isinstance(value, str) and mark in value)
+        hint = f"--labels {path}: the column {label} seems to list labels, such as {example}: --task multilabel reads them"
+        if mark != ",":
+            raise InputError(f"{hint}; a class that is called so needs another name")
+        say(f"warning: {hint}")
+    if missing := sum(value is None or value == -1 for value in values):
+        raise InputError(
+            f"--labels {path}: {missing:,} of {len(values):,} rows have no label in the column {label}; leave them out"
+        )
+    return values
 
 
-def _rows(path, columns, image, label, files):
-    """The `Rows` of a table: paths of images, their labels, and the splits that a column says, or None."""
+def _several_labels(path, columns, image, wanted, parts, need_train, say):
+    """(names of columns, [names of each row's labels]); of a second table the columns of the first. parts: `Rows` so far."""
+    where = f"--labels {path}"
+    if wanted:
+        _given(path, columns, wanted, "label")
+    found = find_labels(where, columns, [image, *(name for name in columns if name.lower() in SPLIT)], wanted, LABEL)
+    if isinstance(found, str):
+        return found, lists_of(f"the column {found}", columns[found], say, alone=parts or not need_train)
+    names = (parts and parts[0].names) or found
+    if lacking := [name for name in names if name not in columns]:
+        raise InputError(f"{where}: lacks columns of the first table ({few(lacking)}); found {few(list(columns), 12)}")
+    return names, lists_of_columns(where, columns, names)
+
+
+Rows = collections.namedtuple("Rows", "paths labels splits names")
+
+
+def _rows(path, columns, image, label, labels, files):
+    """The `Rows` of a table: paths of images, their labels, the splits that a column says, or None, and where each label has a
+    column, `label`, the names of these, else None."""
     split = split_of(os.path.splitext(os.path.basename(path))[0])
     found = [files.find(value, split) if value is not None else [] for value in columns[image]]
     if lonely := [value for value, paths in zip(columns[image], found, strict=True) if not paths]:
         raise InputError(f"--labels {path}: no image for {len(lonely):,} of {len(found):,} rows ({few(lonely, 3)})")
     if several := next((paths for paths in found if len(paths) > 1), None):
         raise InputError(f"--labels {path}: {several[0]} and {several[1]} have the same name; write paths into the table")
-    paths, labels = [paths[0] for paths in found], columns[label]
-    if missing := sum(value is None or value == -1 for value in labels):
-        raise InputError(
-            f"--labels {path}: {missing:,} of {len(labels):,} rows have no label in the column {label}; leave them out"
-        )
+    paths = [paths[0] for paths in found]
     label_of = {}
     for name, value in zip(paths, labels, strict=True):
         if label_of.setdefault(name, value) != value:
@@ -203,7 +245,8 @@ def _rows(path, columns, image, label, files):
         raise InputError(f"--labels {path}: {len(paths) - len(label_of):,} images are in it more than once; leave them out")
     names = {name.lower(): name for name in columns}
     said = next((columns[names[name]] for name in SPLIT if name in names and names[name] != label), None)
-    return Rows(paths, labels, [split_of(str(value)) for value in said] if said else None)
+    splits = [split_of(str(value)) for value in said] if said else None
+    return Rows(paths, labels, splits, label if isinstance(label, list) else None)
 
 
 def _classes(labels, listed):

@@ -4,6 +4,7 @@ import numpy as np
 
 from utils.cli.errors import InputError, did_you_mean
 from utils.files import read_text
+from utils.folders.label_lists import strata
 from utils.folders.names import few
 
 
@@ -68,6 +69,13 @@ def in_groups(source, groups, say=print, what="training"):
         if others and what == "training":
             say(f"classes: pixels of {len(others)} others ({few(others)}) are not learned and not scored")
         return source
+    if source.labels.ndim == 2:  # an image keeps those of its labels that are asked for, which may be none
+        part = source.part(np.arange(len(source)))
+        columns = [[source.classes.index(member) for member in members] for members in groups.values()]
+        part.labels, part.classes = np.stack([part.labels[:, places].any(1) for places in columns], 1), list(groups)
+        if others and what == "training":
+            say(f"classes: {len(others)} other labels ({few(others)}) are not learned")
+        return part
     kept = np.flatnonzero(numbers[source.labels] >= 0)
     if others:
         say(f"classes: {len(source) - len(kept):,} {what} images of {len(others)} others ({few(others)}) are left out")
@@ -82,7 +90,7 @@ def _at_most(source, most, seed):
     """The part of a source with `most` images, each class in proportion."""
     if most is None or most >= len(source):
         return source
-    labels = source.labels if hasattr(source, "labels") else np.zeros(len(source), np.int64)
+    labels = strata(source.labels) if hasattr(source, "labels") else np.zeros(len(source), np.int64)
     order = np.random.default_rng([seed, most]).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]  # classes one after the other, each in random order
     counts = np.bincount(labels)

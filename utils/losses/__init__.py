@@ -9,4 +9,8 @@ LOSSES = {
     "ce": "utils.losses.recognition:CrossEntropy",
     "bce": "timm.loss:BinaryCrossEntropy",  # each class on its own, mean over classes and batch (ResNet strikes back)
 }
+MULTILABEL_LOSSES = {  # of --task multilabel: targets are (B, classes) float32, 1 for each label that an image has
+    "bce": "utils.losses.multilabel:BinaryCrossEntropy",
+    "asl": "utils.losses.multilabel:Asymmetric",
+}
 SEGMENTATION_LOSSES = ("ce", "ce+dice", "focal", "lovasz")  # utils/losses/segmentation.py

@@ -17,8 +17,9 @@ METHODS = ("auto", "inv_freq", "effective_num")
 def class_weights(words, classes, count, say=print):
     """(C,) float64, or None without `words`, those of --class_weights.
 
-    classes: their names; count: a function that gives how many images or pixels of each class there are to train on, (C,); it
-    is called where a method needs it; say: takes a line. Raises InputError for what is no class and for what is no weight.
+    classes: their names; count: a function that gives how many images or pixels of each class there are to train on, (C,), or
+    of several labels how many images have each and how many have not, (C, 2); it is called where a method needs it; say: takes
+    a line. Raises InputError for what is no class and for what is no weight.
     """
     if not words:
         return None
@@ -48,18 +49,22 @@ def by_counts(method, count):
     """(C,) float64 with mean 1, where count is (C,): how often each class occurs.
 
     inv_freq: 1 / count, as timm's compute_class_weights; auto: its square root; effective_num: (1 - beta) / (1 - beta^count)
-    (Cui et al. 2019). A class that does not occur counts as if it came once, which no loss sees.
+    (Cui et al. 2019). A class that does not occur counts as if it came once, which no loss sees. Of (C, 2): the weight of those
+    that have a label by that of those that have not.
     """
     count = np.maximum(np.asarray(count, np.float64), 1)
     weights = (1 - BETA) / (1 - BETA**count) if method == "effective_num" else count ** (-0.5 if method == "auto" else -1.0)
-    return weights / weights.mean()
+    return weights / weights.mean() if weights.ndim == 1 else weights[:, 0] / weights[:, 1]
 
 
 def count_labels(source):
-    """(C,): images of each class in a source of recognition. InputError where it does not tell, as a stream."""
+    """(C,): images of each class in a source of recognition; of several labels (C, 2): that have each, and have it not.
+    InputError where it does not tell, as a stream."""
     if not hasattr(source, "labels"):
         raise InputError("--class_weights by shares needs the labels of all images, which a stream tells one by one; give "
                          "name=weight or a file")  # fmt: skip
+    if source.labels.ndim == 2:
+        return np.stack([source.labels.sum(0), (~source.labels).sum(0)], 1)
     return np.bincount(source.labels[source.labels >= 0], minlength=len(source.classes))
 
 

@@ -5,23 +5,29 @@ import torch.nn.functional as F
 
 from utils.cli.errors import InputError, choose_one
 from utils.cli.registry import load
-from utils.losses import LOSSES
+from utils.losses import LOSSES, MULTILABEL_LOSSES
+
+WEIGHTED = {None: ("ce", "bce"), "multilabel": ("bce",)}  # losses that take --class_weights
 
 
-def make_loss(name, smoothing=0.0, weights=None, target_threshold=None):
-    """The loss `name`, one of LOSSES, for hard labels and soft targets alike. Raises InputError for an unknown name.
+def make_loss(name, smoothing=0.0, weights=None, target_threshold=None, task=None):
+    """The loss `name`, one of LOSSES or, of the `task` multilabel, of MULTILABEL_LOSSES. Raises InputError for an unknown one.
 
     smoothing: this share of a hard label is spread over all classes; soft targets are taken as they are. weights: (classes,)
-    how much each class counts, or None. target_threshold: of bce, see --bce_target_thresh.
+    how much each class counts (of several labels: where an image has it), or None. target_threshold: of bce, see
+    --bce_target_thresh.
     """
-    choose_one(name, LOSSES, "loss")
+    losses = MULTILABEL_LOSSES if task else LOSSES
+    choose_one(name, losses, "loss")
     options = {} if target_threshold is None else {"target_threshold": target_threshold}
     if weights is None:
-        return load(LOSSES[name])(smoothing, **options)
+        return load(losses[name])(smoothing, **options)
     try:
-        return load(LOSSES[name])(smoothing, weight=torch.as_tensor(weights, dtype=torch.float32), **options)
+        return load(losses[name])(smoothing, weight=torch.as_tensor(weights, dtype=torch.float32), **options)
     except TypeError:
-        raise InputError(f"--class_weights with --loss {name}: that loss takes none; use ce or bce") from None
+        raise InputError(
+            f"--class_weights with --loss {name}: that loss takes none; use {' or '.join(WEIGHTED[task])}"
+        ) from None
 
 
 class CrossEntropy(torch.nn.Module):

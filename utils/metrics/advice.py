@@ -74,7 +74,8 @@ def in_words(epochs, classes, evaluation, args, segments=False):
     the run; segments: whether classes are of pixels.
     """
     metric = evaluation.get("metric", "")
-    said = [_how_good(classes, evaluation, segments), _trend(epochs, metric, evaluation.get("epoch")), _who_suffers(classes)]
+    good = _how_good_are_labels(classes, evaluation) if _are_labels(classes) else _how_good(classes, evaluation, segments)
+    said = [good, _trend(epochs, metric, evaluation.get("epoch")), _who_suffers(classes)]
     next_steps = [_unequal(classes, args, segments), _small_objects(classes, args, segments), _from_scratch(args)]
     next_steps.append(_alike(classes))
     said += [f"Try next: {line}" for line in next_steps if line]
@@ -106,6 +107,29 @@ def _how_good(classes, evaluation, segments):
     return f"The {found}; {common}.{mean}"
 
 
+def _are_labels(classes):
+    """Whether the classes are labels of which an image may have several."""
+    return any("ap" in row for row in classes)
+
+
+def _how_good_are_labels(classes, evaluation):
+    """Mean average precision, and that of chance, which is the mean share of the images that have a label."""
+    scores, counts = evaluation.get("scores", {}), _counts(classes)
+    if not counts or not scores.get("images") or "map" not in scores:
+        return None
+    chance = 100 * sum(count for count, _ in counts) / len(counts) / scores["images"]
+    low, high = evaluation.get("intervals", {}).get("map", (scores["map"],) * 2)
+    sure = f" ({low:.0f} to {high:.0f} with 95 % confidence)" if low < high else ""
+    found = f"The mean average precision is {scores['map']:.1f} %{sure}; chance has {chance:.1f} %, the labels' mean share"
+    lacking = [str(row.get("name")) for row in classes if row.get("count") == 0]
+    names = ", ".join(lacking[:5]) + ", …" * (len(lacking) > 5)
+    left_out = f" Left out, since no validation image has them: {names}." * bool(lacking)
+    if low <= chance:
+        return f"{found}: by this score nothing of use is learned yet. Try next: more --epochs, or another --lr.{left_out}"
+    f1 = f" Said from each label's own threshold on, labels have a mean F1 of {scores['f1']:.1f} %." if "f1" in scores else ""
+    return f"{found} of the images.{f1}{left_out}"
+
+
 def _trend(epochs, metric, best_epoch):
     """Whether the run overfits, still improves, or has long reached what it can."""
     if line := overfits(epochs):
@@ -123,7 +147,9 @@ def _trend(epochs, metric, best_epoch):
 
 def _who_suffers(classes):
     """The classes with the lowest scores, and what they are taken for."""
-    key, word = ("iou", "IoU") if any("iou" in row for row in classes) else ("recall", "found")
+    keys = {"iou": "IoU", "ap": "AP"}
+    key = next((key for key in keys if any(key in row for row in classes)), "recall")
+    word = keys.get(key, "found")
     known = sorted((row for row in classes if isinstance(row.get(key), int | float)), key=lambda row: row[key])
     parts = []
     for row in [row for row in known if row[key] < 100][:3]:
@@ -135,7 +161,8 @@ def _who_suffers(classes):
 
 def _unequal(classes, args, segments):
     """A class that is rare in the data does worse than the others, and nothing was done about it."""
-    counts, key = _counts(classes), "iou" if segments else "recall"
+    counts, several = _counts(classes), _are_labels(classes)
+    key = "iou" if segments else "ap" if several else "recall"
     scores = [row[key] for _, row in counts if isinstance(row.get(key), int | float)]
     if len(scores) < 2 or args.get("class_weights") or args.get("sampling", "uniform") != "uniform":
         return None
@@ -144,7 +171,7 @@ def _unequal(classes, args, segments):
     if most < UNEQUAL * least or not lags:
         return None
     flags = "--class_weights auto"
-    if not segments:
+    if not segments and not several:
         flags = f"--sampling balanced or {flags}, with --best_metric balanced_acc"
     return f"{flags}: {rare.get('name')} is {most / least:.0f} times rarer than the commonest class, and does worse."
 

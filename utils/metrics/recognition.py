@@ -9,7 +9,7 @@ from utils.metrics.calibration import TEMPERATURES, calibrate
 from utils.metrics.interval import FEWEST, bootstrap, wilson
 from utils.metrics.per_class import Pairs, class_rows, mean, per_class
 
-LOGGED_CLASSES = 1000  # up to so many, log.txt has the scores of each
+LOGGED_CLASSES = LISTED_CLASSES = 1000  # up to so many, log.txt has the scores of each, and predictions.csv probabilities
 
 
 class Answers(NamedTuple):
@@ -21,15 +21,19 @@ class Answers(NamedTuple):
     probability: np.ndarray  # of that class, 0..1
     classes: np.ndarray  # () int64: how many the model tells apart
     sureness: np.ndarray = np.zeros((0, 1))  # (N, …): columns of `calibration_columns`, or none
+    every: np.ndarray = np.zeros((0, 0))  # (N, classes): the probability of each class, or none
+
+    mistakes_title = "Most confident mistakes: true class → prediction"
 
     @classmethod
-    def of_rows(cls, index, label, predicted, probability, classes, sureness=None):
+    def of_rows(cls, index, label, predicted, probability, classes, sureness=None, every=None):
         """Columns in any order, as tensors on the CPU."""
         order = np.argsort(np.asarray(index), kind="stable")
         label, predicted = (np.asarray(column, np.int64)[order] for column in (label, predicted))
         probability = np.asarray(probability, np.float64)[order]
         sureness = cls._field_defaults["sureness"] if sureness is None else np.asarray(sureness, np.float64)[order]
-        return cls(np.asarray(index)[order], label, predicted, probability, np.int64(classes), sureness)
+        every = cls._field_defaults["every"] if every is None or not np.size(every) else np.asarray(every)[order]
+        return cls(np.asarray(index)[order], label, predicted, probability, np.int64(classes), sureness, every)
 
     @property
     def calibration(self):
@@ -53,9 +57,23 @@ class Answers(NamedTuple):
         names, own = source.classes, np.full(len(self.label), np.nan)
         if len(self.sureness):
             own = np.exp(self.sureness[:, 0] - self.sureness[:, 1 + TEMPERATURES.index(1.0)])
-        yield "image", "label", "said", "probability", "label_probability"
-        for index, label, said, *numbers in zip(*(column.tolist() for column in (*self[:4], own)), strict=True):
-            yield source.name(index), names[label], names[said], *(f"{p:.4f}" for p in numbers)
+        each, every = (names, self.every) if self.every.size else ((), np.zeros((len(self.label), 0)))
+        yield "image", "label", "said", "probability", "label_probability", *(f"p_{name}" for name in each)
+        columns = (
+            column.tolist() for column in (*self[:4], own, self.every if self.every.size else self.label[:, None][:, :0])
+        )
+        for index, label, said, *numbers, every in zip(*columns, strict=True):
+            yield source.name(index), names[label], names[said], *(f"{p:.4f}" for p in (*numbers, *every))
+
+    def mistakes(self, classes, most):
+        """[(index, class it was taken for, lines)] of up to `most` wrong answers, the surest first; a line is (before, name,
+        after, whether it is the mistake)."""
+        wrong = np.flatnonzero(self.label != self.predicted)
+        found = []
+        for i in wrong[np.argsort(-self.probability[wrong], kind="stable")][:most].tolist():
+            said = ("→ ", classes[self.predicted[i]], f", {self.probability[i]:.0%}", True)
+            found.append((int(self.index[i]), int(self.predicted[i]), [("", classes[self.label[i]], "", False), said]))
+        return found
 
     def interval(self, metric, scores):
         """(low, high): where the true score lies with 95 % confidence; None where that is not known of this score."""

@@ -19,7 +19,7 @@ from utils.model.segmentation_weights import read_config
 
 NAMES = {"ImageNet": "IMAGENET_DEFAULT", "Inception": "IMAGENET_INCEPTION", "CLIP": "OPENAI_CLIP", "DPN": "IMAGENET_DPN"}
 # What config.json of a run says beside timm's words: how train_recognition.py and train_segmentation.py looked at images.
-VIEW_OF_RECOGNITION = ("transforms", "tta_flip", "value_range", "background")
+VIEW_OF_RECOGNITION = ("transforms", "tta_flip", "value_range", "background", "task")
 VIEW_OF_SEGMENTATION = ("transforms", "crop_size", "base_size", "eval_mode", "eval_scales", "eval_flip", "value_range",
                         "background")  # fmt: skip
 
@@ -90,6 +90,8 @@ def _of_folder(folder):
         found = _of_timm(cfg, config["architecture"], kwargs)
         _check(config["architecture"], found)
         found.evaluation.update(_view(config, VIEW_OF_RECOGNITION))
+        if found.evaluation.get("task") != "multilabel":  # another library's word
+            found.evaluation.pop("task", None)
         return found
     except (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError, RecursionError) as error:
         raise InputError(f"{path}: describes no model as timm does ({first_line(error)})") from None

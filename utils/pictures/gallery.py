@@ -11,11 +11,12 @@ import numpy as np
 from PIL import ImageOps
 
 from utils.files import replace
+from utils.metrics.multilabel import SeveralAnswers
 from utils.metrics.recognition import Answers
 from utils.metrics.segmentation import MaskAnswers
 from utils.pictures.confusion import confusion
 from utils.pictures.curves import curves
-from utils.pictures.images import SHOWN_SAMPLES, mistakes, predictions, samples
+from utils.pictures.images import SHOWN_SAMPLES, answered, predictions, samples
 from utils.pictures.reliability import reliability
 from utils.report import report
 from utils.report.evaluation import write_evaluation
@@ -82,11 +83,14 @@ class Gallery:
             self._try(ANSWERS, lambda: self.put_answers(read_answers(self.folder / ANSWERS), source))
 
     def put_answers(self, answers, source):
-        """Put confusion.png of an evaluation, and mistakes.png, or predictions.png where it has masks.
+        """Put confusion.png of an evaluation, where a class can be taken for another, and mistakes.png, or predictions.png
+        where it has masks.
 
-        answers: Answers or MaskAnswers; source: of the images, with name(index), `classes`, and read(index) -> PIL image.
+        answers: Answers, SeveralAnswers or MaskAnswers; source: of the images, with name(index), `classes`, and read(index) ->
+        PIL image.
         """
-        self.put("confusion", confusion, pairs=answers.pairs, classes=source.classes)
+        if answers.pairs is not None:
+            self.put("confusion", confusion, pairs=answers.pairs, classes=source.classes)
         if answers.calibration:
             self.put("reliability", reliability, calibration=answers.calibration)
         if hasattr(answers, "truth"):
@@ -96,13 +100,9 @@ class Gallery:
                 norm = {name: self.shown[name] for name in ("classes", "palette", "mean", "std")}
                 self.put("predictions", predictions, names=names, of=len(answers.index), **images, **norm)
             return
-        wrong = np.flatnonzero(answers.label != answers.predicted)
-        wrong = wrong[np.argsort(-answers.probability[wrong], kind="stable")][:SHOWN_MISTAKES]
-        columns = (answers.label, answers.predicted, answers.probability)
-        worst = [tuple(column[i].item() for column in columns) for i in wrong]
-        self.mistakes = functools.partial(
-            _draw_mistakes, indices=answers.index[wrong], answers=worst, source=source, size=self.shown["size"]
-        )
+        worst = answers.mistakes(source.classes, SHOWN_MISTAKES)
+        shown = {"title": answers.mistakes_title, "source": source, "size": self.shown["size"]}
+        self.mistakes = functools.partial(_draw_mistakes, worst=worst, **shown)
         self.put("mistakes", self.mistakes)
 
     def refresh(self):
@@ -161,10 +161,10 @@ def save_arrays(path, arrays):
 
 
 def read_answers(path):
-    """The Answers or MaskAnswers that were kept at `path`."""
+    """The Answers, SeveralAnswers or MaskAnswers that were kept at `path`."""
     with np.load(path) as file:
         arrays = dict(file)
-    return (MaskAnswers if "truth" in arrays else Answers)(**arrays)
+    return (MaskAnswers if "truth" in arrays else SeveralAnswers if "thresholds" in arrays else Answers)(**arrays)
 
 
 def short_name(path):
@@ -177,9 +177,10 @@ def _draw_curves(path, folder, metric, lr_scales):
     curves(path, epochs, updates, metric, lr_scales)
 
 
-def _draw_mistakes(path, indices, answers, source, size, look=None):
-    images = [np.array(ImageOps.fit(source.read(int(index)), (size, size))) for index in indices]
-    names = [short_name(source.name(int(index))) for index in indices]
-    mistakes(path, images, answers, source.classes, names)  # which is there if looking fails
-    if look and images and (heats := look(images, [predicted for _, predicted, _ in answers])) is not None:
-        mistakes(path, images, answers, source.classes, names, heats)
+def _draw_mistakes(path, worst, title, source, size, look=None):
+    images = [np.array(ImageOps.fit(source.read(index), (size, size))) for index, _, _ in worst]
+    names = [short_name(source.name(index)) for index, _, _ in worst]
+    lines, asked = [lines for _, _, lines in worst], [label for _, label, _ in worst]
+    answered(path, images, lines, names, title if worst else "Most confident mistakes: there are none")
+    if look and images and (heats := look(images, asked)) is not None:
+        answered(path, images, lines, names, f"{title}; red: where the model saw it", heats)

@@ -32,35 +32,20 @@ def samples(path, images, targets, classes, mean, std, palette=None):
     _grid(path, "First training batch, as the model sees it", cells, columns=8, group=group, legend=legend)
 
 
-def mistakes(path, images, answers, classes, names, heats=None):
-    """Misclassified images, in the order given, with what they are, what the model took them for, and their files.
+def answered(path, images, lines, names, title, heats=None):
+    """Images in the order given, with what they are, what the model says of them, and their files.
 
-    images: list of (H, W, 3) uint8, all of one size; answers: for each (label, predicted class, probability 0..1); names: str;
-    heats: (N, H, W) of result/heat_maps.py for the predicted classes, drawn beside the images; None: they are not.
+    images: list of (H, W, 3) uint8, all of one size; lines: for each [(before, name, after, whether it is the mistake)], as
+    `Answers.mistakes` gives them; names: str; heats: (N, H, W) as of result/heat_maps.py, drawn beside the images.
     """
     cells = []
-    for number, (label, predicted, probability) in enumerate(answers):
-        cells.append((images[number], [("", classes[label], "", INK), ("", names[number], "", FAINT)]))
-        said = ("→ ", classes[predicted], f", {probability:.0%}", RED)
+    for number, (image, parts, name) in enumerate(zip(images, lines, names, strict=True)):
+        said = [(before, text, after, RED if wrong else INK) for before, text, after, wrong in parts]
         if heats is None:
-            cells[-1][1].insert(1, said)
+            cells.append((image, [*said, ("", name, "", FAINT)]))
         else:
-            cells.append((heated(images[number], heats[number]), [said]))
-    title = "Most confident mistakes: true class → prediction" if cells else "Most confident mistakes: there are none"
-    title += "; red: where the model saw it" * (heats is not None)
+            cells += [(image, [*said[:-1], ("", name, "", FAINT)]), (heated(image, heats[number]), said[-1:])]
     _grid(path, title, cells, columns=6, group=1 if heats is None else 2)
-
-
-def looks(path, images, heats, answers, names, of):
-    """Images beside what made the model give its answer.
-
-    images, heats: as of `mistakes`; answers: for each (class name, probability 0..1); names: of the images; of: from how many
-    images these are the first.
-    """
-    cells = []
-    for image, heat, (label, probability), name in zip(images, heats, answers, names, strict=True):
-        cells += [(image, [("", name, "", FAINT)]), (heated(image, heat), [("→ ", label, f", {probability:.0%}", INK)])]
-    _grid(path, f"What the model saw, red: {len(images)} of {of:,} images", cells, columns=6, group=2)
 
 
 def heated(picture, heat):
@@ -135,7 +120,11 @@ def _hard_label(label, classes):
 
 
 def _soft_label(weights, classes):
-    """The class, or the two that were mixed with their weights; label smoothing alone makes no second one."""
+    """The class, or the two that were mixed with their weights; label smoothing alone makes no second one. Of several labels,
+    which do not add up to 1, all of them."""
+    if abs(weights.sum() - 1) > 0.01 or (len(weights) == 1):
+        there = [(classes[i], weights[i]) for i in np.flatnonzero(weights > 0.01)]
+        return [("", ", ".join(name if w == 1 else f"{name} {w:.2f}" for name, w in there) or "no label", "", INK)]
     first, second = (*np.argsort(-weights, kind="stable")[:2], 0)[:2]
     smoothing = weights.min() if len(weights) > 2 else 0.0
     if len(weights) < 2 or weights[second] - smoothing < 0.01:

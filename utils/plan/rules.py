@@ -17,7 +17,8 @@ LEAST_FOR_BATCH_NORM = 16  # images of a process, of which batch norm takes its 
 class Facts(NamedTuple):
     """What a plan is made from. images: to train on; validation: to score; total: images per update; processes: that share
     them; opt: name of the optimizer; parameters: of the network; batch_norm: it has batch norm; side: of segmentation, the
-    usual long side of an image in pixels, else None; epochs: that the user set, or their share of one, else None.
+    usual long side of an image in pixels, else None; epochs: that the user set, or their share of one, else None; several: an
+    image may have several labels.
     """
 
     images: int
@@ -29,6 +30,7 @@ class Facts(NamedTuple):
     batch_norm: bool
     side: int | None = None
     epochs: float | None = None
+    several: bool = False
 
 
 def images_per_update(images, processes, least):
@@ -66,7 +68,7 @@ def _recognition(facts):
         "scale": (0.35, 1.0),  # crops of 8 % of an image often show no object, and few images bear few of them
         "aa": "rand-m9-mstd0.5-inc1" if facts.images >= 5000 else "none",  # strong changes cost epochs that small data lacks
         "reprob": 0.25 if facts.images >= 5000 else 0.0,
-        "smoothing": 0.1,
+        "smoothing": 0.0 if facts.several else 0.1,  # which is of one label an image
     }
 
 

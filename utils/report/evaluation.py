@@ -58,8 +58,9 @@ def sure_text(name, evaluation):
 
 
 def class_key(rows):
-    """The score by which classes are compared, and its name: IoU of masks, recall of images."""
-    return ("iou", "IoU") if any("iou" in row for row in rows) else ("recall", "recall")
+    """The score by which classes are compared, and its name: IoU of masks, recall of images, AP of several labels an image."""
+    keys = {"iou": "IoU", "ap": "AP"}
+    return next(((key, name) for key, name in keys.items() if any(key in row for row in rows)), ("recall", "recall"))
 
 
 def worst_classes(rows):

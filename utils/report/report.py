@@ -32,9 +32,14 @@ PICTURES = {
     "predictions.png": "Validation images, evenly spread over all of them, their masks, and what the model makes of them.",
 }
 CLASS_COLUMNS = {
-    "iou": "IoU", "dice": "Dice", "precision": "precision", "recall": "recall", "f1": "F1", "count": "count",
-    "predicted": "predicted",
+    "iou": "IoU", "ap": "AP", "dice": "Dice", "precision": "precision", "recall": "recall", "f1": "F1", "count": "count",
+    "predicted": "predicted", "threshold": "threshold",
 }  # fmt: skip
+COUNTED = {"count": ",.0f", "predicted": ",.0f", "threshold": ".3f"}  # columns that are no per cent, and how they are written
+AVERAGE_PRECISION = (
+    " AP, average precision: the mean of the precision at each image that has the label, from the most probable down; that of "
+    "chance is the label's share of the images. A label is said from its threshold on, at which its F1 was highest."
+)
 WARNINGS = 200  # lines of warnings.txt that are shown
 BARS = 1000  # classes up to which each has a bar: of more, the page would be slow
 
@@ -157,19 +162,22 @@ def _classes(run):
         cells += f"<td>{bar((score or 0) / 100) if len(classes) <= BARS else ''}</td>"
         for key, _ in present:
             value = number(row.get(key))
-            text = "" if value is None else f"{value:,.0f}"
+            text = "" if value is None else f"{value:{COUNTED.get(key, '')}}"
             counted = f'<td class="n" data-v="{_plain(value)}">{text}</td>'
-            cells += counted if key in ("count", "predicted") else _percent(value)
+            cells += counted if key in COUNTED else _percent(value)
         taken, share = row.get("taken_for"), number(row.get("taken_for_share"))
-        cells += cell(f"{taken} ({share:.0f} %)" if taken and share is not None else "")
+        if first != "ap":
+            cells += cell(f"{taken} ({share:.0f} %)" if taken and share is not None else "")
         rows.append(cells)
-    heads = [("class", ""), (title, "n"), *((name, "n") for _, name in present), ("most often taken for", "")]
+    heads = [("class", ""), (title, "n"), *((name, "n") for _, name in present)]
+    heads += [("most often taken for", "")] * (first != "ap")
     heads = [f'<th class="{kind}"><button aria-label="sort by {name}">{name}</button></th>' for name, kind in heads]
     head = "".join([*heads[:2], "<th></th>", *heads[2:]])
     about = (
         f"Counts are{unit}. Precision: of what is taken for a class, the share that is of it. Recall: of what is of a class, "
     )
-    about = f'<p class="small faint">{about}the share that is found.</p>'
+    about += "the share that is found." + AVERAGE_PRECISION * (first == "ap")
+    about = f'<p class="small faint">{about}</p>'
     return section("Classes", about + table(rows, head, sortable=True))
 
 
@@ -179,7 +187,7 @@ def _percent(value):
 
 def _doubtful(run):
     """Labels of the validation images that may be wrong."""
-    return "" if run.segments else doubtful_section(read_predictions(run.folder), run.folder)
+    return "" if run.segments or run.several else doubtful_section(read_predictions(run.folder), run.folder)
 
 
 def _timing(run):
@@ -218,7 +226,8 @@ def _use(run):
         words = ["python", "train_segmentation.py", "--predict", "PICTURES", "--output_dir", "OUT", "--finetune", folder]
         predict = f"<p>Masks and overlays of a folder of pictures:</p><pre>{escaped(shlex.join(words))}</pre>"
         return section("Use the weights", f"<pre>{escaped(segmentation_code(folder))}</pre>{predict}")
-    return section("Use the weights", f"<pre>{escaped(recognition_code('local-dir:' + folder))}</pre>")
+    code = several_labels_code if run.several else recognition_code
+    return section("Use the weights", f"<pre>{escaped(code('local-dir:' + folder))}</pre>")
 
 
 def recognition_code(where):
@@ -234,6 +243,27 @@ with torch.no_grad():
     probabilities = model(transform(image).unsqueeze(0)).softmax(1)[0]
 label = probabilities.argmax().item()
 print(model.pretrained_cfg["label_names"][label], probabilities[label].item())
+"""
+
+
+def several_labels_code(where):
+    """Code that prints the labels of an image of --task multilabel. where: as of `recognition_code`."""
+    first, code = recognition_code(where).split("with torch.no_grad")[0].split("\n\n")
+    kind, _, place = where.partition(":")
+    opened = f"huggingface_hub.hf_hub_download({json.dumps(place)}, 'config.json')"
+    if kind == "local-dir":
+        opened = json.dumps(place + "/config.json")
+    return f"""import json
+
+{"import huggingface_hub" + chr(10) if kind != "local-dir" else ""}{first}
+
+{code}config = json.load(open({opened}))
+with torch.no_grad():
+    probabilities = model(transform(image).unsqueeze(0)).double().sigmoid()[0].tolist()
+thresholds = config.get("thresholds", [0.5] * len(probabilities))
+for name, probability, threshold in zip(config["label_names"], probabilities, thresholds):
+    if probability >= threshold:
+        print(name, probability)
 """
 
 

@@ -28,6 +28,7 @@ class RunFiles:
     data: str
     title: str
     segments: bool
+    several: bool  # labels an image, --task multilabel
 
     def series(self, key):
         """[(epoch from 1, value)] of the epochs that have a number of this name."""
@@ -57,7 +58,7 @@ def read_run(folder):
         finished=(folder / "finished.json").is_file(), metric=metric, best=_best(epochs, metric, scores),
         best_ema=_best(epochs, f"{metric}_ema", scores), data=data,
         title=", ".join(str(part) for part in (model, data) if part) or folder.resolve().name,
-        segments=segments,
+        segments=segments, several=args.get("task") == "multilabel",
     )  # fmt: skip
 
 

@@ -36,10 +36,12 @@ class Score(NamedTuple):
 SCORES = {
     "test_acc1": Score("top-1 accuracy", "top-1", decimals=5),
     "test_miou": Score("mean IoU", "mIoU"),
+    "test_map": Score("mean average precision", "mAP", decimals=5),
     "test_acc5": Score("top-5 accuracy", "top-5", decimals=5),
     "test_balanced_acc": Score("balanced accuracy", "balanced"),
     "test_f1": Score("macro F1", "F1"),
     "test_sets_acc1": Score("accuracy by sets of labels", "by sets of labels"),
+    "test_f1_micro": Score("micro F1", "micro F1"),
     "test_auroc": Score("area under the ROC curve", "AUROC"),
     "test_dice": Score("mean Dice", "Dice"),
     "test_pixacc": Score("pixel accuracy", "pixel accuracy"),
@@ -48,7 +50,11 @@ SCORES = {
     "test_loss": Score("validation loss", "loss", unit="", decimals=6),
     "train_loss": Score("training loss", "train loss", unit=""),
 }
-BEST_BY = {"recognition": "test_acc1", "segmentation": "test_miou"}  # the score that decides which weights are the best
+BEST_BY = {
+    "recognition": "test_acc1",
+    "segmentation": "test_miou",
+    "multilabel": "test_map",
+}  # the score that decides which weights are the best
 
 
 def score_of(name):

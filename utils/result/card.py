@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from utils.cli.errors import InputError
 from utils.files import write_text
-from utils.report.report import recognition_code, segmentation_code
+from utils.report.report import recognition_code, segmentation_code, several_labels_code
 from utils.report.run_files import number, read_run
 from utils.report.scores import BEST_BY, SCORES, scores_of
 
@@ -80,8 +80,9 @@ def card_text(about, record, best, ema=False):
     Folders of this machine and passwords in URLs are left out.
     """
     config, settings = about.config, about.settings
-    segmentation = "network" in config
-    key, suffix = BEST_BY["segmentation" if segmentation else "recognition"], "_ema" if ema else ""
+    segmentation, several = "network" in config, config.get("task") == "multilabel"
+    key = BEST_BY["segmentation" if segmentation else "multilabel" if several else "recognition"]
+    suffix = "_ema" if ema else ""
     score = number(record.get(key + suffix))
     classes = [str(name) for name in (config["classes"] if segmentation else config["label_names"])]
     model = f"{config['network']['head']}-{config['network']['backbone']}" if segmentation else config["architecture"]
@@ -96,7 +97,10 @@ def card_text(about, record, best, ema=False):
     names = _code_block(*map(_plain, classes[:SHOWN_CLASSES]))
     more = f" (the first {SHOWN_CLASSES} of {len(classes)}; config.json has all)" if len(classes) > SHOWN_CLASSES else ""
     where = f"hf-hub:{about.repo_id}" if about.repo_id else "local-dir:FOLDER_OF_THIS_FILE"
-    use = segmentation_code("FOLDER_OF_THIS_FILE", about.repo_id) if segmentation else recognition_code(where)
+    use = (several_labels_code if several else recognition_code)(where)
+    use = segmentation_code("FOLDER_OF_THIS_FILE", about.repo_id) if segmentation else use
+    kind = "Semantic segmentation" if segmentation else "Several labels an image" if several else "Image classification"
+    answer = "It names labels of its own list only" if several else "It answers with one of its classes"
     rows = [(name, settings[name]) for name in RECIPE if _is_set(name, settings)]
     command = _code_block(shlex.join(_plain(shareable(word)) for word in about.command), language="sh")
     versions = ", ".join(f"{_plain(name)} {_plain(version)}" for name, version in about.versions.items())
@@ -114,7 +118,7 @@ def card_text(about, record, best, ema=False):
 
 # {_code(model)} trained on {data}
 
-{"Semantic segmentation" if segmentation else "Image classification"}: {size}{len(classes)} classes. \
+{kind}: {size}{len(classes)} classes. \
 Trained at {pixels} x {pixels} pixels with Strata, {origin}.
 
 ## Score
@@ -143,7 +147,7 @@ Commit {_code(about.commit) if about.commit else "unknown"}; {versions}.
 ## Limits
 
 Trained on {data} and scored on validation images of it; not checked on other images, cameras or classes, nor for bias or \
-safety. It answers with one of its classes whatever it is shown.{inherited}
+safety. {answer}, whatever it is shown.{inherited}
 
 {license}
 """
@@ -174,7 +178,8 @@ def _front_matter(about, key, model, title, score):
     from huggingface_hub import EvalResult, ModelCardData  # takes half a second
 
     segmentation = key == BEST_BY["segmentation"]
-    task, metric = ("image-segmentation", "mean_iou") if segmentation else ("image-classification", "accuracy")
+    task = "image-segmentation" if segmentation else "image-classification"
+    metric = {"test_acc1": "accuracy", "test_miou": "mean_iou", "test_map": "average_precision"}[key]
     data_id = about.data_id if _is_hub_data(about.data_id) else None
     slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "data"
     results = None

@@ -1,13 +1,14 @@
-"""The classes of images without labels, by the model of a run: a CSV file of all of them and a table of the first."""
+"""What the model of a run says of images without labels: a CSV file of all of them and a table of the first."""
 
 import contextlib
 import csv
-import json
 import os
 import pathlib
 import unicodedata
 
+import numpy as np
 import torch
+from PIL import ImageOps
 from timm.data import create_transform, resolve_model_data_config
 from tqdm import tqdm
 
@@ -17,40 +18,46 @@ from utils.data.classes import imagenet_names
 from utils.data.loaders import in_worker
 from utils.files import csv_cell, replace
 from utils.images import AS_STORED, naming, read_image
+from utils.pictures.images import answered
+from utils.result.decisions import decision_of
 from utils.result.export import OnlyLogits, open_result
+from utils.result.heat_maps import heat_maps
 from utils.result.image_files import find_images
 
 SHOWN = 20  # rows of the table
-FIRST_COLUMNS = b"image,label_1,probability_1"
+DRAWN, LINES = 24, 5  # images of a picture, and labels of each
+FIRST_COLUMNS = (b"image,label_1,probability_1", b"image,labels,p_", b'image,labels,"p_')
 NAME_WIDTH = 48  # columns of the terminal that an image's or a label's name may take in the table
 
 
 def predict(
     folder, images, output, *, settings=None, topk=5, batch_size=64, device, workers=0, process=0, processes=1, gather=None,
-    say=print, reading=AS_STORED, unsure=None,
+    say=print, reading=AS_STORED, unsure=None, cam=False,
 ):  # fmt: skip
-    """Write the `topk` likeliest classes of every image at or below `images` to the CSV file `output`, in one step.
+    """Write what the model says of every image at or below `images` to the CSV file `output`, in one step: the `topk` likeliest
+    classes, or of several labels an image those above their thresholds.
 
     folder: with config.json and model.safetensors as training writes them (RUN/best). settings: Augmentation, how images are
     looked at; None: as its config.json says. reading: images.Reading. process, processes: they take turns; only
     process 0 writes and says anything. gather: list of a process -> list of all of them, needed where there are several.
     unsure: None, or a probability: a column `answer` has the likeliest class, or "unsure" where it is less probable. The
+    cam: predictions.png shows the first images beside what made the model give its answer. The
     probabilities are those at the `temperature` of config.json, if it has one (utils/metrics/calibration.py).
-    Columns: image (its path below `images`, or its name), label_1, probability_1 (0..1), label_2, …; empty where an image
-    cannot be read, which is also said. Raises InputError for a folder without such a model, a path without images, images
-    none of which can be read, and an output that cannot be written.
+    Columns: image (its path below `images`, or its name), label_1, probability_1 (0..1), label_2, …, or labels, p_CLASS, …;
+    empty where an image cannot be read, which is also said. Raises InputError for a folder without such a model, a path
+    without images, images none of which can be read, and an output that cannot be written.
     """
     assert gather is not None or processes == 1, "several processes need gather"
     model, transform, classes = open_classifier(folder)
     transform = transform if settings is None else eval_transform(settings)
-    temperature = temperature_of(folder)
+    decision = decision_of(folder, classes, topk, unsure)
     files = find_images(images, say if process == 0 else _say_nothing)
-    output, topk = pathlib.Path(output), min(topk, len(classes))
+    output = pathlib.Path(output)
     if process == 0:
         _check_output(output, say)  # now, not after an hour
     mine = _Images(files, range(process, len(files), processes), transform, reading)
     model = model.to(device)
-    answers = _predict(model, mine, topk, batch_size, torch.device(device), workers, temperature, show=process == 0)
+    answers = _predict(model, mine, decision, batch_size, torch.device(device), workers, show=process == 0)
     answers = sorted(gather(answers) if gather else answers, key=lambda answer: answer[0])
     faults = [fault for _, fault, _ in answers if fault]
     if len(faults) == len(files):
@@ -58,25 +65,22 @@ def predict(
         raise InputError(f"--predict: {faults[0]}{others}")
     if process > 0:
         return
-    rows = [(files[i][1], [(classes[label], p) for label, p in best]) for i, _, best in answers]
-    _write(output, rows, topk, unsure)
+    rows = [(files[i][1], answer) for i, _, answer in answers]
+    _write(output, rows, decision)
     for fault in faults:
         say(f"warning: {fault}")
-    for line in table(rows[:SHOWN]):
+    shown = [
+        (name, None if fault else decision.shown(answer)) for (name, answer), (_, fault, _) in zip(rows, answers, strict=True)
+    ]
+    for line in table(shown[:SHOWN]):
         say(line)
+    if decision.draws or cam:
+        whole = [(files[i], decision.shown(answer), decision.likeliest(answer)) for i, fault, answer in answers if not fault]
+        _draw(output.with_suffix(".png"), whole, reading, decision.about, folder if cam else None, device, say)
     whole = len(files) - len(faults)
     more = f", the first {SHOWN} of them above" if len(files) > SHOWN else ""
     unread = f", {len(faults)} more could not be read" if faults else ""
     say(f"predicted: {whole} image{'s' * (whole != 1)}{unread}{more}; all are in {one_line(str(output))}")
-
-
-def temperature_of(folder):
-    """By which logits are divided, so that the model is as sure as it is right: that of config.json, else 1."""
-    config = json.loads((pathlib.Path(folder) / "config.json").read_text(encoding="utf-8"))
-    temperature = config.get("temperature", 1.0)
-    if type(temperature) not in (int, float) or not 0.01 <= temperature <= 100:
-        raise InputError(f"{folder}: temperature {one_line(str(temperature))} in config.json; expected a number of 0.01 to 100")
-    return temperature
 
 
 def open_classifier(folder):
@@ -127,8 +131,8 @@ def _collate(samples):
 
 
 @torch.no_grad()
-def _predict(model, images, topk, batch_size, device, workers, temperature, show):
-    """[(number of the image, why it cannot be read or None, [(label, probability)] from the likeliest down)] of `images`."""
+def _predict(model, images, decision, batch_size, device, workers, show):
+    """[(number of the image, why it cannot be read or None, its answer as of decisions.py)] of `images`."""
     loader = torch.utils.data.DataLoader(
         images, batch_size, num_workers=workers, collate_fn=_collate, pin_memory=device.type == "cuda", worker_init_fn=in_worker
     )
@@ -136,14 +140,12 @@ def _predict(model, images, topk, batch_size, device, workers, temperature, show
     with tqdm(total=len(images), desc="predict", unit="image", disable=not show) as progress:
         for numbers, batch, faults in loader:
             if numbers:
-                logits = model(batch.to(device, non_blocking=device.type != "mps")).float() / temperature  # (B, classes)
-                probabilities = logits.softmax(1)
+                probabilities = decision.probabilities(model(batch.to(device, non_blocking=device.type != "mps")).float())
                 if not probabilities.isfinite().all():
                     path, _ = images.files[numbers[0]]
                     raise InputError(f"{path}: the model's output is not finite; its weights are broken")
-                best = probabilities.topk(topk)
-                pairs = map(zip, best.indices.tolist(), best.values.tolist())
-                answers += [(number, None, list(pair)) for number, pair in zip(numbers, pairs, strict=True)]
+                of_batch = zip(numbers, decision.answers(probabilities), strict=True)
+                answers += [(number, None, answer) for number, answer in of_batch]
             answers += [(number, fault, []) for number, fault in faults]
             progress.update(len(numbers) + len(faults))
     return answers
@@ -160,7 +162,7 @@ def _check_output(path, say):
         if not path.exists():
             return
         with open(path, "rb") as file:
-            ours = file.read(len(FIRST_COLUMNS)) == FIRST_COLUMNS
+            ours = file.read(max(map(len, FIRST_COLUMNS))).startswith(FIRST_COLUMNS)
     if not ours:
         raise InputError(f"{one_line(str(path))}: would be replaced, and no --predict wrote it; name another --output_dir")
     say(f"replaced: {one_line(str(path))}, of an earlier prediction; --output_dir names another folder")
@@ -170,22 +172,18 @@ def _say_nothing(line):
     pass
 
 
-def _write(path, rows, topk, unsure):
-    """rows: (name, [(label, probability)]). Names that are no UTF-8 keep their bytes."""
-    columns = [f"{column}_{i}" for i in range(1, topk + 1) for column in ("label", "probability")]
+def _write(path, rows, decision):
+    """rows: (name, answer). Names that are no UTF-8 keep their bytes."""
     with (
         _writing(path),
         replace(path) as aside,
         open(aside, "w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(["image", *columns, *["answer"] * (unsure is not None)])
-        for name, best in rows:
-            cells = [cell for label, p in best for cell in (csv_cell(label), f"{p:.8g}")]
-            cells += [""] * (len(columns) - len(cells))
-            if unsure is not None and best:
-                cells.append(csv_cell(best[0][0]) if best[0][1] >= unsure else "unsure")
-            writer.writerow([csv_cell(name), *cells])
+        writer.writerow(["image", *map(csv_cell, decision.head)])
+        for name, answer in rows:
+            cells = decision.cells(answer)
+            writer.writerow([csv_cell(name), *cells, *[""] * (len(decision.head) - len(cells))])
 
 
 @contextlib.contextmanager
@@ -198,14 +196,38 @@ def _writing(path):
         raise InputError(f"{path}: cannot be written ({reason}); name another .csv file") from None
 
 
+def _draw(path, answers, reading, about, folder, device, say):
+    """Draw the first images with their labels.
+
+    answers: ((path, name), [(label, probability)], number of the likeliest class); about: the labels, in words; folder: of the
+    model whose heat maps for that class are drawn beside the images; None: they are not.
+    """
+    shown, side, heats = answers[:DRAWN], 224, None
+    pixels = [np.array(ImageOps.fit(read_image(file, reading=reading), (side, side))) for (file, _), _, _ in shown]
+    title = f"The first {len(shown)} of {len(answers):,} images, {about}"
+    if folder:
+        heats = heat_maps(folder, pixels, [label for _, _, label in shown], device)
+        title += "; red: where the model saw it" * (heats is not None)
+        if heats is None:
+            say("note: --cam: the features of this model have no places that are known, so that there are no heat maps")
+    lines = [
+        [("", name, f" {p:.0%}", False) for name, p in best[: 1 if folder else LINES]] or [("", "no label", "", False)]
+        for _, best, _ in shown
+    ]
+    with _writing(path):
+        answered(path, pixels, lines, [name for (_, name), _, _ in shown], title, heats)
+
+
 # --- the table ---------------------------------------------------------------------------------------------------------
 
 
 def table(rows):
-    """Lines of aligned columns: image, likeliest label, its probability, the others. rows: (name, [(label, probability)])."""
+    """Lines of aligned columns: image, likeliest label, its probability, the others. rows: (name, [(label, probability)]), or
+    (name, None) where the image cannot be read."""
     cells = [("image", "label", "probability", "others")]
     for name, best in rows:
-        labels = [(_cut(label), f"{p:.4f}") for label, p in best] or [("cannot be read", "")]
+        nothing = ("cannot be read" if best is None else "no label", "")
+        labels = [(_cut(label), f"{p:.4f}") for label, p in best or ()] or [nothing]
         cells.append((_cut(name), *labels[0], ", ".join(map(" ".join, labels[1:]))))
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     return [

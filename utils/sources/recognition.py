@@ -1,9 +1,10 @@
 """The training and the validation images of train_recognition.py.
 
 A source of recognition has `len(source)`; `read(index)` -> PIL image in RGB; `encoded(index)` -> the bytes of its file, or None
-if there is no file; `labels`, (N,) int64; `classes`, a list of names; `name(index)` for messages; and `title`, which says what
-it is. Both reading methods raise BadImage. Own data have `file(index)`, a path or an open file, too, `part(indices)`, the
-source of these samples only, `notes`, lines to say, and `left_out`, {kind: number} of what lies beside the images.
+if there is no file; `labels`, (N,) int64, or (N, C) bool where an image may have several; `classes`, a list of names;
+`name(index)` for messages; and `title`, which says what it is. Both reading methods raise BadImage. Own data have
+`file(index)`, a path or an open file, too, `part(indices)`, the source of these samples only, `notes`, lines to say, and
+`left_out`, {kind: number} of what lies beside the images.
 """
 
 import os
@@ -46,7 +47,7 @@ def open_recognition_data(data, *, seed, need_val=True, need_train=True, dry_run
         train, val = labelled_images(
             data.labels, data.data_path, image_column=data.image_column, label_column=data.label_column,
             val_split=data.val_split, seed=seed, group_by=data.group_by, need_val=need_val,
-            need_train=need_train is True, say=say,
+            need_train=need_train is True, several=bool(data.task), say=say,
         )  # fmt: skip
     elif data.data_path:
         train, val = class_folders(
@@ -56,7 +57,7 @@ def open_recognition_data(data, *, seed, need_val=True, need_train=True, dry_run
         train, val = stream_of_images(data.dataset, data.image_column, data.label_column, data.train_images)
     elif data.dataset:
         train, val = tables_of_images(
-            data.dataset, data.image_column, data.label_column, data.val_split, seed, need_train is True, say
+            data.dataset, data.image_column, data.label_column, data.val_split, seed, need_train is True, say, bool(data.task)
         )
     else:
         train, val = digits()

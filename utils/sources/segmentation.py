@@ -21,8 +21,8 @@ from utils.mask_folders.outlines import Outlines, find_outlines
 from utils.mask_folders.pairs import Pairs, mask_folders, pairs_of
 from utils.sources import SEGMENTATION_SETS
 from utils.sources.built_in import scenes
+from utils.sources.mask_tables import stream_of_masks, tables_of_masks
 from utils.sources.published import open_published
-from utils.sources.tables import stream_of_masks, tables_of_masks
 
 
 def open_segmentation_data(data, *, crop_size, seed, need_train=True, dry_run=False, say=print):

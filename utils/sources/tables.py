@@ -1,4 +1,4 @@
-"""Sources made from tables of the library `datasets`, and from streams of their rows, for both tasks.
+"""Sources made from tables of the library `datasets`, and from streams of their rows: what both tasks share, and recognition.
 
 A table can be indexed. A stream is read in order by `utils.data.streaming.StreamLoader`: its methods take a row, and the
 number that names it.
@@ -11,14 +11,12 @@ import os
 import numpy as np
 
 from utils.cli.errors import InputError, first_line
-from utils.data.masks import decode_values, fit_image, to_classes
-from utils.data.sampling import spread
 from utils.data.streaming import place_of
-from utils.folders.class_names import MOST_CLASSES, listed_classes
+from utils.folders.class_names import listed_classes
 from utils.folders.hold_out import hold_out
 from utils.folders.names import few
 from utils.images import AS_STORED, BadImage, decode_image
-from utils.mask_folders.ids import SAMPLE, find_ids
+from utils.sources import several_labels
 from utils.sources.hub import (
     check_columns,
     encoded_images,
@@ -33,7 +31,7 @@ from utils.sources.hub_files import encoded_image
 MOST_NUMBERS = 10**6  # labels that are numbers without names; a larger one is taken for a mistake
 
 
-class _Table:
+class Table:
     """Rows of a table: all of them, or those whose numbers are in the array `rows`. reading: images.Reading.
 
     columns: its columns of images, the first that of the image itself. Paths in them must lie in the folder `root`; None: in
@@ -58,7 +56,7 @@ class _Table:
 
     def file(self, index):
         """An open file with the image, as it is stored."""
-        return io.BytesIO(_bytes_of(self.row(index), self.columns[0], self.root, self.name(index)))
+        return io.BytesIO(bytes_of(self.row(index), self.columns[0], self.root, self.name(index)))
 
     def sizes(self):
         """(N,) int64, the bytes of the image files in the rows, -1 for paths, without reading them; None if that cannot be."""
@@ -71,8 +69,8 @@ class _Table:
         return np.asarray(sizes.fill_null(-1), np.int64)[self.rows]
 
 
-class _Stream:
-    """A table that is read in order, of which an epoch has `samples` rows. columns, root: as of `_Table`; beside: others."""
+class Stream:
+    """A table that is read in order, of which an epoch has `samples` rows. columns, root: as of `Table`; beside: others."""
 
     reading, notes = AS_STORED, ()
 
@@ -88,7 +86,7 @@ class _Stream:
         return f"row {row} of shard {shard}, column '{self.columns[column]}'"
 
 
-def _bytes_of(row, column, root, name):
+def bytes_of(row, column, root, name):
     """The bytes of the image in a row. Raises BadImage, which begins with `name`, if there are none."""
     try:
         return encoded_image(row[column], root, name)
@@ -99,8 +97,8 @@ def _bytes_of(row, column, root, name):
 # --- recognition ----------------------------------------------------------------------------------------------------
 
 
-class TableOfImages(_Table):
-    """A source of recognition. labels: (N,) int64 of the rows."""
+class TableOfImages(Table):
+    """A source of recognition. labels: (N,) int64 of the rows, or (N, C) bool of several."""
 
     def __init__(self, table, image_column, labels, classes, title, root, rows=None):
         super().__init__(table, (image_column,), title, root, rows)
@@ -121,7 +119,7 @@ class TableOfImages(_Table):
         return part
 
 
-class StreamOfImages(_Stream):
+class StreamOfImages(Stream):
     """A stream of recognition. Its labels are numbers below len(classes), or names among them."""
 
     def __init__(self, table, samples, image_column, label_column, classes, title, root):
@@ -133,7 +131,7 @@ class StreamOfImages(_Stream):
         return decode_image(self.encoded(example, number), self.name(number), reading=self.reading)
 
     def encoded(self, example, number):
-        return _bytes_of(example, self.columns[0], self.root, self.name(number))
+        return bytes_of(example, self.columns[0], self.root, self.name(number))
 
     def label(self, example, number):
         """The label, an int. Raises InputError for one that is no class."""
@@ -145,33 +143,38 @@ class StreamOfImages(_Stream):
         return label
 
 
-def tables_of_images(name, image_column=None, label_column=None, val_split=None, seed=0, need_train=True, say=print):
+def tables_of_images(
+    name, image_column=None, label_column=None, val_split=None, seed=0, need_train=True, say=print, several=False
+):
     """(training, validation) `TableOfImages` of the data set `name`; the latter has a split test that chose nothing as `test`.
 
     Columns are found by their types and usual names if they are not given. val_split: the fraction of each class that is held
-    out, keyed by `seed`, if there is no validation split. need_train: as of `load_splits`. Raises InputError, which says what
-    was found.
+    out, keyed by `seed`, if there is no validation split. need_train: as of `load_splits`. several: an image may have any
+    number of labels. Raises InputError, which says what was found.
     """
+    columns_of, labels_of = _columns_of_images, _labels
+    if several:
+        columns_of, labels_of = several_labels.columns_of, functools.partial(several_labels.labels_of, say=say)
 
     def labelled(table):
         """Whether a split has labels at all; those of a competition's test split are hidden."""
-        column = _columns_of_images(table, image_column, label_column)[1]
+        column = columns_of(table, image_column, label_column)[1]
         return any(value is not None and value != -1 for value in table.with_format("arrow")[:][column].to_pylist())
 
     splits, held_out, notes = load_splits(name, val_split, need_train, labelled)
-    table, root, listed = splits["train"], _root(name), listed_classes(name)
-    columns = _columns_of_images(table, image_column, label_column)
-    labels, classes = _labels(table, columns[1], listed=listed)
+    table, root, listed = splits["train"], root_of(name), listed_classes(name)
+    columns = columns_of(table, image_column, label_column)
+    labels, classes = labels_of(table, columns[1], listed=listed)
     whole = TableOfImages(table, columns[0], labels, classes, name, root)
     whole.notes = notes
-    rest = functools.partial(_validation_images, name, columns=columns, classes=classes, listed=listed)
+    rest = functools.partial(_validation_images, name, columns=columns, classes=classes, listed=listed, labels_of=labels_of)
     train, val = (whole, rest(held_out, splits[held_out])) if held_out else hold_out(whole, val_split, seed, say=say)
     if need_train:
-        val.test = _test_of(splits, held_out, rest, say)
+        val.test = test_of(splits, held_out, rest, say)
     return train, val
 
 
-def _test_of(splits, held_out, read, say):
+def test_of(splits, held_out, read, say):
     """read("test", its table), or None where there is no split test, where it is validated on, or cannot be scored."""
     if held_out == "test" or "test" not in splits:
         return None
@@ -201,17 +204,17 @@ def stream_of_images(name, image_column=None, label_column=None, train_images=No
             f"--dataset {name} --streaming: what classes column '{columns[1]}' has is not known without reading all of it; "
             "put classes.txt into the folder, a name a line, or leave out --streaming"
         )
-    train = StreamOfImages(stream.table, stream.samples, *columns, classes, f"{name}, streamed", _root(name))
+    train = StreamOfImages(stream.table, stream.samples, *columns, classes, f"{name}, streamed", root_of(name))
     return train, _validation_images(name, stream.held_out, stream.val_table, columns, classes, listed)
 
 
-def _validation_images(name, split, table, columns, classes, listed):
+def _validation_images(name, split, table, columns, classes, listed, labels_of=None):
     check_columns(name, table, split, columns)
-    labels, _ = _labels(table, columns[1], classes, listed)
-    return TableOfImages(table, columns[0], labels, classes, name, _root(name))
+    labels, _ = (labels_of or _labels)(table, columns[1], classes, listed)
+    return TableOfImages(table, columns[0], labels, classes, name, root_of(name))
 
 
-def _root(name):
+def root_of(name):
     """The folder that paths in a data set must lie in; None, the libraries' caches, for one of the Hub."""
     return name if os.path.isdir(name) else None
 
@@ -220,6 +223,8 @@ def _columns_of_images(table, image_column, label_column):
     """(image column, label column)"""
     usual = ("label", "labels", "class", "target", "fine_label", "cls")
     image_column = find_column(table, image_column, "image", holds_images, ("image", "img", "images", "jpg", "png"))
+    if label_column is None and not any(map(holds_labels, table.features.values())):
+        several_labels.refuse_lists(table)
     return image_column, find_column(table, label_column, "label", holds_labels, usual)
 
 
@@ -254,117 +259,3 @@ def _labels(table, column, classes=None, listed=None):
     if extra := sorted(set(values) - set(label_of)):
         raise InputError(f"the validation split has labels that the training split lacks ({few(extra)})")
     return np.array([label_of[value] for value in values], dtype=np.int64), classes
-
-
-# --- segmentation ---------------------------------------------------------------------------------------------------
-
-
-class _Masks:
-    """What a table and a stream of masks have in common. `set_ids` has to be called before anything is read.
-
-    upright: whether masks are those of images that EXIF turned."""
-
-    upright = True
-
-    def set_ids(self, ids):
-        """ids: MaskIds."""
-        self.ids, self.classes, self.palette = ids, ids.classes, ids.palette
-        self.notes = tuple(dict.fromkeys((*self.notes, *ids.notes)))
-
-    def _read(self, row, place):
-        """(PIL image, mask (H, W) int64) of a row; place: its index or number."""
-        image_name, mask_name = self.name(place), self.name(place, 1)
-        mask = to_classes(self._values(row, place), self.ids.tables, mask_name, self.ids.unknown)
-        encoded = _bytes_of(row, self.columns[0], self.root, image_name)
-        read = functools.partial(decode_image, encoded, image_name, reading=self.reading)
-        return fit_image(read, mask.shape, image_name, mask_name, self.upright), mask
-
-    def _values(self, row, place):
-        name = self.name(place, 1)
-        return decode_values(encoded_image(row[self.columns[1]], self.root, name), name, self.upright)
-
-
-class TableOfMasks(_Masks, _Table):
-    """A source of segmentation."""
-
-    def read(self, index):
-        return self._read(self.row(index), index)
-
-    def mask(self, index):
-        """The values of the mask, (H, W) uint8 or uint16."""
-        return self._values(self.row(index), index)
-
-    def part(self, indices):
-        """The rows with these places only."""
-        part = TableOfMasks(self.table, self.columns, self.title, self.root, self.rows[indices])
-        part.set_ids(self.ids)
-        return part
-
-
-class StreamOfMasks(_Masks, _Stream):
-    """A stream of segmentation."""
-
-    def read(self, example, number):
-        return self._read(example, number)
-
-
-def tables_of_masks(
-    name, image_column=None, mask_column=None, val_split=None, seed=0, need_train=True, options=None, say=print
-):
-    """(training, validation) `TableOfMasks` of the data set `name`; masks are as of `folders.mask_folders`.
-
-    Columns are found by their types and usual names if they are not given. val_split: the fraction of the rows that is held
-    out, keyed by `seed`, if there is no validation split. need_train: as of `load_splits`. options: MaskOptions, or None.
-    """
-    splits, held_out, notes = load_splits(name, val_split, need_train)
-    table = splits["train"]
-    columns = _columns_of_masks(table, image_column, mask_column)
-    read = functools.partial(_table_of_masks, name, columns=columns)
-    train, val = read("train", table), read(held_out, splits[held_out]) if held_out else None
-    test = _test_of(splits, held_out, read, say) if need_train else None
-    known = [source for source in (train, val) if source is not None]
-    _with_classes(name, [*known, test] if test else known, known, options)
-    train.notes = (*notes, *train.notes)
-    train, val = (train, val) if held_out else hold_out(train, val_split, seed, say=say)
-    val.test = test
-    return train, val
-
-
-def _table_of_masks(name, split, table, columns):
-    check_columns(name, table, split, columns)
-    return TableOfMasks(table, columns, name, _root(name))
-
-
-def stream_of_masks(name, image_column=None, mask_column=None, train_images=None):
-    """(StreamOfMasks to train on, TableOfMasks to validate on) of the data set `name`; training data is not prepared.
-
-    train_images: their number, if the data does not tell. Without classes.txt the classes are those of validation masks.
-    """
-    stream = open_stream(name, train_images)
-    columns = _columns_of_masks(stream.table, image_column, mask_column)
-    check_columns(name, stream.val_table, stream.held_out, columns)
-    train = StreamOfMasks(stream.table, stream.samples, columns, f"{name}, streamed", _root(name))
-    val = TableOfMasks(stream.val_table, columns, name, _root(name))
-    return _with_classes(name, (train, val), [val])
-
-
-def _columns_of_masks(table, image_column, mask_column):
-    """(image column, mask column)"""
-    image_column = find_column(table, image_column, "image", holds_images, ("image", "img", "pixel_values", "images"))
-    usual = "mask label annotation segmentation_map ground_truth segmentation masks labels annotations".split()
-    return image_column, find_column(table.remove_columns(image_column), mask_column, "mask", holds_images, usual)
-
-
-def _with_classes(name, sources, readable, options=None):
-    """The sources with `MaskIds`: those of classes.txt, or counted in SAMPLE masks of each table in `readable`."""
-    masks = [(source, index) for source in readable for index in spread(len(source), len(source))]
-    if not (options and options.everything):
-        masks = [(source, index) for source in readable for index in spread(len(source), SAMPLE)]
-    ids = find_ids(
-        lambda mask: mask[0].mask(mask[1]), masks, f"--dataset {name}", listed=listed_classes(name, MOST_CLASSES),
-        named=options and options.values, reduce_zero=bool(options and options.reduce_zero), everything=True,
-        of=sum(map(len, readable)),
-    )  # fmt: skip
-    for source in sources:
-        source.set_ids(ids)
-    return tuple(sources)
