@@ -5,6 +5,8 @@ import csv
 import os
 import pathlib
 import unicodedata
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ from utils.images import naming, read_image
 from utils.pictures.images import answered
 from utils.result.export import OnlyLogits, open_result
 from utils.result.image_files import find_images
-from utils.result.readings import reading_of
+from utils.result.readings import AboveThresholds, Likeliest, reading_of, together
 
 SHOWN = 20  # rows of the table
 DRAWN, LINES = 24, 5  # images of a picture, and labels of each
@@ -31,7 +33,7 @@ NAME_WIDTH = 48  # columns of the terminal that an image's or a label's name may
 
 def predict(
     folder, images, output, *, settings=None, topk=5, batch_size=64, device, workers=0, process=0, processes=1, gather=None,
-    say=print, value_range=None, unsure=None,
+    say=print, value_range=None, unsure=None, others=(),
 ):  # fmt: skip
     """Write what the model says of every image at or below `images` to the CSV file `output`, in one step: the `topk` likeliest
     classes, or of several labels an image those above their thresholds.
@@ -41,21 +43,22 @@ def predict(
     process 0 writes and says anything. gather: list of a process -> list of all of them, needed where there are several.
     unsure: None, or a probability: a column `answer` has the likeliest class, or "unsure" where it is less probable. The
     probabilities are those at the `temperature` of config.json, if it has one (utils/metrics/calibration.py).
+    others: [(folder, settings)] of further models, with whose probabilities the mean is taken.
     Columns: image (its path below `images`, or its name), label_1, probability_1 (0..1), label_2, …, or labels, p_CLASS, …;
     empty where an image cannot be read, which is also said. Raises InputError for a folder without such a model, a path
     without images, images none of which can be read, and an output that cannot be written.
     """
     assert gather is not None or processes == 1, "several processes need gather"
-    model, transform, classes = open_classifier(folder)
-    transform = transform if settings is None else eval_transform(settings)
-    reading = reading_of(folder, classes, topk, unsure)
+    members = [_open(*member, topk, unsure, device) for member in ((folder, settings), *others)]
+    reading = together([member.reading for member in members], [folder, *(folder for folder, _ in others)])
     files = find_images(images, say if process == 0 else _say_nothing)
     output = pathlib.Path(output)
     if process == 0:
         _check_output(output, say)  # now, not after an hour
-    mine = _Images(files, range(process, len(files), processes), transform, value_range)
-    model = model.to(device)
-    answers = _predict(model, mine, reading, batch_size, torch.device(device), workers, show=process == 0)
+        for note in [member.reading.note for member in members if member.reading.note]:
+            say(note)
+    mine = _Images(files, range(process, len(files), processes), [member.transform for member in members], value_range)
+    answers = _predict(members, mine, reading, batch_size, torch.device(device), workers, show=process == 0)
     answers = sorted(gather(answers) if gather else answers, key=lambda answer: answer[0])
     faults = [fault for _, fault, _ in answers if fault]
     if len(faults) == len(files):
@@ -81,6 +84,20 @@ def predict(
     say(f"predicted: {whole} image{'s' * (whole != 1)}{unread}{more}; all are in {one_line(str(output))}")
 
 
+class _Member(NamedTuple):
+    """A model on its device, how it looks at images, and what its logits mean."""
+
+    model: torch.nn.Module
+    transform: Callable
+    reading: Likeliest | AboveThresholds
+
+
+def _open(folder, settings, topk, unsure, device):
+    model, transform, classes = open_classifier(folder)
+    transform = transform if settings is None else eval_transform(settings)
+    return _Member(model.to(device), transform, reading_of(folder, classes, topk, unsure))
+
+
 def open_classifier(folder):
     """(timm model in evaluation mode on the CPU, its transform of a PIL image to (3, H, W) float32, its class names)."""
     model, _ = open_result(folder)
@@ -102,10 +119,11 @@ def open_classifier(folder):
 
 
 class _Images(torch.utils.data.Dataset):
-    """The images with these `numbers` among `files`: (number, image (3, H, W) or None, why it cannot be read or None)."""
+    """The images with these `numbers` among `files`: (number, [image (3, H, W) of each of the `transforms`] or None, why it
+    cannot be read or None)."""
 
-    def __init__(self, files, numbers, transform, value_range):
-        self.files, self.numbers, self.transform, self.value_range = files, numbers, transform, value_range
+    def __init__(self, files, numbers, transforms, value_range):
+        self.files, self.numbers, self.transforms, self.value_range = files, numbers, transforms, value_range
 
     def __len__(self):
         return len(self.numbers)
@@ -116,29 +134,32 @@ class _Images(torch.utils.data.Dataset):
         try:
             image = read_image(path, value_range=self.value_range)
             with naming(path):  # 1 x 60,000 pixels are soon read, but enlarged they need more memory than there is
-                return number, self.transform(image), None
+                return number, [transform(image) for transform in self.transforms], None
         except InputError as error:
             return number, None, str(error)
 
 
 def _collate(samples):
-    """(numbers, images (B, 3, H, W) or None) of what can be read, and [(number, why not)] of the rest."""
-    whole = [(number, image) for number, image, fault in samples if fault is None]
-    images = torch.stack([image for _, image in whole]) if whole else None
+    """(numbers, [images (B, 3, H, W) for each model]) of what can be read, and [(number, why not)] of the rest."""
+    whole = [(number, images) for number, images, fault in samples if fault is None]
+    images = [torch.stack(views) for views in zip(*(images for _, images in whole), strict=True)]
     return [number for number, _ in whole], images, [(number, fault) for number, _, fault in samples if fault]
 
 
 @torch.no_grad()
-def _predict(model, images, reading, batch_size, device, workers, show):
+def _predict(members, images, reading, batch_size, device, workers, show):
     """[(number of the image, why it cannot be read or None, its answer as of readings.py)] of `images`."""
     loader = torch.utils.data.DataLoader(
         images, batch_size, num_workers=workers, collate_fn=_collate, pin_memory=device.type == "cuda", worker_init_fn=in_worker
     )
     answers = []
     with tqdm(total=len(images), desc="predict", unit="image", disable=not show) as progress:
-        for numbers, batch, faults in loader:
+        for numbers, views, faults in loader:
             if numbers:
-                probabilities = reading.probabilities(model(batch.to(device, non_blocking=device.type != "mps")).float())
+                views = [view.to(device, non_blocking=device.type != "mps") for view in views]
+                logits = [member.model(view).float() for member, view in zip(members, views, strict=True)]
+                said = [member.reading.probabilities(part) for member, part in zip(members, logits, strict=True)]
+                probabilities = sum(said) / len(said)
                 if not probabilities.isfinite().all():
                     path, _ = images.files[numbers[0]]
                     raise InputError(f"{path}: the model's output is not finite; its weights are broken")
