@@ -8,6 +8,7 @@
 
 from utils.cli.first import parse  # isort: skip  it answers --help and wrong flags before torch is imported
 
+import copy
 import functools
 import os
 import time
@@ -273,15 +274,24 @@ def evaluate_only(args, accelerator, batch, run, start, told):
 
 
 def predict_only(args, accelerator, batch, run, start, told):
-    """Write the classes of the images in --predict, by the model in the folder --finetune."""
+    """Write the classes of the images in --predict, by the model in the folder --finetune, or the mean of several."""
     with accelerator.local_main_process_first():
-        folder = fetch_folder(args.finetune)
+        folder, *others = [fetch_folder(source) for source in (args.finetune, *args.others)]
     run.say(*[f"weights: {line}" for line in told])
+    members = []
+    for source, other in zip(args.others, others, strict=True):
+        its = copy.copy(args)  # which looks at images as it was trained
+        its.finetune = source
+        its_start, told = take_start(its, args.model, defaults_for(args))
+        members.append((other, Augmentation.of(its) if its_start else None))
+        run.say(*[f"weights: {line}" for line in told])
+    if others:
+        run.say(f"weights: the probabilities of {1 + len(others)} models are averaged")
     predict(
         folder, args.predict, os.path.join(args.output_dir or ".", "predictions.csv"), topk=args.topk, batch_size=batch.size,
         settings=Augmentation.of(args) if start else None, device=accelerator.device, workers=loader_workers(args.num_workers),
         process=batch.process, processes=batch.processes, gather=accelerate.utils.gather_object, say=run.say,
-        reading=Reading.of(args), unsure=args.unsure, cam=args.cam,
+        reading=Reading.of(args), unsure=args.unsure, cam=args.cam, others=members,
     )  # fmt: skip
     accelerator.end_training()
 

@@ -112,7 +112,8 @@ def test_a_resumed_run_ends_with_the_same_bits(heap, tmp_path):
 
 
 def test_all_labels_above_their_thresholds_are_predicted(trained, heap, tmp_path):
-    words = ("--predict", heap / "images", "--finetune", trained[0] / "best", "--output_dir", tmp_path)
+    best = trained[0] / "best"
+    words = ("--predict", heap / "images", "--finetune", best, "--output_dir", tmp_path)
     done = train(*words)
     assert done.returncode == 0, done.stderr
     thresholds = json.loads((trained[0] / "best/config.json").read_text())["thresholds"]
@@ -125,6 +126,9 @@ def test_all_labels_above_their_thresholds_are_predicted(trained, heap, tmp_path
         assert set(filter(None, row["labels"].split("|"))) == above
         if known := of_val.get(row["image"]):
             assert set(row["labels"].split("|")) == set(known["said"].split("|"))
+    both = train("--predict", heap / "images", "--finetune", best, trained[0] / "last", "--output_dir", tmp_path / "both")
+    assert both.returncode == 0 and "the probabilities of 2 models are averaged" in both.stdout, both.stderr
+    assert "last has no thresholds in config.json" in both.stdout
     refused = train(*words, "--unsure", 0.5)
     assert refused.returncode == 1 and "names several labels an image" in refused.stderr
 
@@ -143,6 +147,7 @@ def test_the_code_of_the_card_runs(trained, tmp_path):
     "words, line",
     [
         ("--best_metric map", "--best_metric map is of several labels an image: give --task multilabel"),
+        ("--finetune a b", "--finetune a b: found several weights, which --predict of train_recognition.py averages"),
         ("--loss asl", "--loss asl is of several labels an image"),
         ("--task multilabel", "--task multilabel needs --labels TABLE or --dataset"),
         ("--task multilabel --labels x.csv --loss ce", "--loss ce is of one label an image; expected bce or asl"),

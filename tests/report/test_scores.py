@@ -15,6 +15,12 @@ def test_a_new_score_is_told_by_its_own_name():
     assert known["test_balanced_accuracy"].title == "balanced accuracy, %"
 
 
+def test_top_5_is_not_told_of_five_classes():
+    for classes in (5, 6):
+        (line,) = result_lines("result", SCORES | {"acc5": 100.0, "class_recall": [90.0] * classes})
+        assert ("top-5" in line) == (classes > 5)
+
+
 def test_the_score_that_decides():
     found = {"pixacc": 80.0, "miou": 40.0, "loss": 0.5, "acc1": 70.0}
     assert value_of("miou", found) == 40 and value_of("pixacc+miou", found) == 60  # PyTorch-Encoding: (80 + 40) / 2

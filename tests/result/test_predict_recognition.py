@@ -282,3 +282,25 @@ def test_a_temperature_makes_it_less_sure_and_what_is_unsure_is_said(one_folder,
     (warm / "config.json").write_text(json.dumps(config | {"temperature": 0}))
     with pytest.raises(InputError, match="temperature 0 in config.json; expected a number of 0.01 to 100"):
         quiet(warm, images, tmp_path / "after.csv")
+
+
+def test_the_mean_of_several_models(one_folder, images, tmp_path):
+    """Each looks at images in its own size, and is calibrated by its own temperature."""
+    second = model_folder(tmp_path / "second", "center")
+    config = json.loads((second / "config.json").read_text())
+    (second / "config.json").write_text(json.dumps(config | {"temperature": 2.0}))
+    found = {}
+    for name, folders in {"one": [one_folder], "two": [second], "both": [one_folder, second]}.items():
+        first, *others = folders
+        quiet(first, images, tmp_path / f"{name}.csv", topk=3, others=[(other, None) for other in others])
+        rows = read(tmp_path / f"{name}.csv")
+        found[name] = [{row[f"label_{i}"]: float(row[f"probability_{i}"]) for i in (1, 2, 3)} for row in rows]
+    for one, two, both in zip(*found.values(), strict=True):
+        assert both == pytest.approx({name: (one[name] + two[name]) / 2 for name in one}, abs=1e-6)
+    for names, message in ((CLASSES[::-1], "the same classes in another order"), (["a", "b", "c"], "3 other classes")):
+        (second / "config.json").write_text(json.dumps(config | {"label_names": names}))
+        with pytest.raises(InputError, match=f"second: found {message} than .*; expected the same ones"):
+            quiet(one_folder, images, tmp_path / "no.csv", others=[(second, None)])
+    (second / "config.json").write_text(json.dumps(config | {"task": "multilabel"}))
+    with pytest.raises(InputError, match="one names several labels an image, the other one"):
+        quiet(one_folder, images, tmp_path / "no.csv", others=[(second, None)])

@@ -50,7 +50,7 @@ class Parser(argparse.ArgumentParser):
             self.error(_explain_unknown(unknown, [flag for action in flags for flag in action.option_strings]))
         args.given = frozenset(name for name, value in vars(args).items() if value is not _UNSET)
         args.typed = args.given & {word.partition("=")[0].removeprefix("--") for word in line if word.startswith("--")}
-        args.planned = {}
+        args.planned, args.others = {}, []
         args.free = frozenset(action.dest for action in flags if getattr(action, "free", False))
         _fill(args, {action.dest: action.default for action in flags})
         if defaults_for is not None:
@@ -70,10 +70,10 @@ class Arguments(argparse.Namespace):
 
     given: names of the flags that stand on the line or in a recipe; typed: of those that stand on the line itself, and
     free: of those that may change between a run and its resumption, since the result stays the same. planned: {flag: value}
-    of what the run set by itself, see utils/plan/.
+    of what the run set by itself, see utils/plan/. others: further weights of --finetune, whose answers are averaged.
     """
 
-    __slots__ = ("free", "given", "planned", "typed")
+    __slots__ = ("free", "given", "others", "planned", "typed")
 
     def decisive(self):
         """{flag: value} of what decides the result."""

@@ -13,8 +13,9 @@ from utils.cli.arguments import Fold, boolean, number, refuse_idle, settings_of,
 def add_start_flags(parser):
     topic = parser.topic("weights to start from: --resume before --finetune before --pretrained")
     topic.switch("--pretrained", False, "start from the weights that timm offers for this model")
-    topic.add("--finetune", default="", metavar="WEIGHTS", help="start from these weights: a file, a folder such as RUN/best, "
-              "https://…, hf-hub:USER/NAME, or timm/NAME")  # fmt: skip
+    topic.add("--finetune", nargs="+", default="", metavar="WEIGHTS", help="start from these weights: a file, a folder such as "
+              "RUN/best, https://…, hf-hub:USER/NAME, or timm/NAME; several: train_recognition.py --predict averages their "
+              "answers")  # fmt: skip
     topic.add("--freeze", choices=("none", "bn", "backbone"), default="none", help="what stays as it starts. bn: "
               "statistics and weights of batch norm (of the backbone, in segmentation), for batches of few images; backbone: "
               "all but the classifier or the heads, which is a linear probe in recognition")  # fmt: skip
@@ -288,6 +289,11 @@ def check_folds(args, error):
 def check_common(args, error):
     """error(message) for flags of both scripts that contradict each other, or that would do nothing."""
     check_folds(args, error)
+    if isinstance(args.finetune, list):
+        args.finetune, *args.others = args.finetune
+    if args.others and not (args.predict and hasattr(args, "input_size")):
+        error(f"--finetune {args.finetune} {' '.join(args.others)}: found several weights, which --predict of "
+              "train_recognition.py averages; expected one")  # fmt: skip
     if args.eval and args.resume and not os.path.isfile(os.path.join(args.resume, "manifest.json")):
         args.finetune, args.resume = args.resume, ""  # as published: --eval true --resume WEIGHTS
     if args.eval and not (args.finetune or args.resume or args.pretrained):

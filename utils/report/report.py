@@ -5,6 +5,7 @@ Standard library only. A run that is not finished, or whose files are damaged, g
 
 import base64
 import json
+import math
 import pathlib
 import shlex
 
@@ -15,7 +16,7 @@ from utils.report.doubtful import doubtful_section, read_predictions
 from utils.report.evaluation import class_key, read_classes, read_evaluation, sure_text
 from utils.report.page import bar, cell, escaped, section, table
 from utils.report.run_files import is_count, number, of_type, read_json, read_run, read_text
-from utils.report.scores import score_of
+from utils.report.scores import is_told, score_of
 
 NAME = "report.html"
 COUNTS = {
@@ -68,8 +69,10 @@ def _result(run):
         metric, scores = evaluation["metric"], evaluation["scores"]
         score, sure = score_of(f"test_{metric}"), sure_text(metric, evaluation)
         big, what = score.text(scores[metric]), f"{score.name} of {_whose(evaluation)}"
+        classes = len(read_classes(run.folder)) or math.inf
         for name, value in scores.items():
-            if name != metric and (known := score_of(f"test_{name}")) and isinstance(value, float):
+            if name != metric and isinstance(value, float) and is_told(name, classes):
+                known = score_of(f"test_{name}")
                 facts[known.name] = known.text(value)
     elif run.best:
         what, big = f"best {score.name}" + _in_epoch(run.best), score.text(run.best[0])

@@ -69,6 +69,11 @@ def scores_of(record):
     return SCORES | {name: score_of(name) for name in names}
 
 
+def is_told(name, classes):
+    """Whether a score, by its name in log.txt without test_, tells anything of so many classes: five are all among five."""
+    return name != "acc5" or classes > 5
+
+
 def value_of(metric, scores):
     """The score `metric` of an evaluation, {name in log.txt without test_: value}; of names that a + joins, their mean."""
     parts = [scores[name] for name in metric.split("+")]
@@ -111,6 +116,8 @@ def result_lines(title, scores, classes=()):
     """
     known = scores_of({f"test_{name}": value for name, value in scores.items()})
     known = {name: score for key, score in known.items() if (name := key.removeprefix("test_")) in scores}
+    number = len(scores.get("class_recall", ())) or math.inf  # of classes; of many there is no list
+    known = {name: score for name, score in known.items() if is_told(name, number)}
     parts = [f"{score.short} {score.text(scores[name], score.decimals)}" for name, score in known.items()]
     if "classes" in scores:
         parts[0] += f" of {scores['classes']} classes"

@@ -16,11 +16,32 @@ def decision_of(folder, classes, topk=5, unsure=None):
         if unsure is not None:
             raise InputError(f"--unsure: {folder} names several labels an image, each above its own threshold; leave it out")
         thresholds = stored_thresholds(folder, len(classes))
-        return AboveThresholds(classes, [0.5] * len(classes) if thresholds is None else thresholds.tolist())
+        if thresholds is None:
+            note = f"note: {folder} has no thresholds in config.json, as best/ of a run has: labels are said from 0.5 on"
+            return AboveThresholds(classes, [0.5] * len(classes), note)
+        return AboveThresholds(classes, thresholds.tolist())
     temperature = config.get("temperature", 1.0)
     if type(temperature) not in (int, float) or not 0.01 <= temperature <= 100:
         raise InputError(f"{folder}: temperature {one_line(str(temperature))} in config.json; expected a number of 0.01 to 100")
     return Likeliest(classes, min(topk, len(classes)), temperature, unsure)
+
+
+def together(decisions, folders):
+    """The decision by the mean of several models' probabilities, each of the same classes in the same order.
+
+    Of labels above thresholds these are the means of the models'. Raises InputError for models of other classes.
+    """
+    first = decisions[0]
+    for decision, folder in zip(decisions[1:], folders[1:], strict=True):
+        if type(decision) is not type(first):
+            raise InputError(f"{folder} and {folders[0]}: one names several labels an image, the other one; expected alike")
+        if decision.classes != first.classes:
+            same = sorted(decision.classes) == sorted(first.classes)
+            found = "the same classes in another order" if same else f"{len(decision.classes)} other classes"
+            raise InputError(f"{folder}: found {found} than {folders[0]}; expected the same ones: their answers are averaged")
+    if isinstance(first, AboveThresholds):
+        return first._replace(thresholds=[sum(t) / len(t) for t in zip(*(r.thresholds for r in decisions), strict=True)])
+    return first
 
 
 class Likeliest(NamedTuple):
@@ -30,6 +51,7 @@ class Likeliest(NamedTuple):
     topk: int
     temperature: float
     unsure: float | None
+    note = ""
     draws, about = False, "with their likeliest class"  # whether predictions.png is drawn; what it shows
 
     def probabilities(self, logits):
@@ -69,6 +91,7 @@ class AboveThresholds(NamedTuple):
 
     classes: list
     thresholds: list
+    note: str = ""
     draws, about = True, "with the labels above their thresholds"
 
     def probabilities(self, logits):

@@ -5,6 +5,8 @@ import csv
 import os
 import pathlib
 import unicodedata
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from utils.data.loaders import in_worker
 from utils.files import csv_cell, replace
 from utils.images import AS_STORED, naming, read_image
 from utils.pictures.images import answered
-from utils.result.decisions import decision_of
+from utils.result.decisions import AboveThresholds, Likeliest, decision_of, together
 from utils.result.export import OnlyLogits, open_result
 from utils.result.heat_maps import heat_maps
 from utils.result.image_files import find_images
@@ -32,7 +34,7 @@ NAME_WIDTH = 48  # columns of the terminal that an image's or a label's name may
 
 def predict(
     folder, images, output, *, settings=None, topk=5, batch_size=64, device, workers=0, process=0, processes=1, gather=None,
-    say=print, reading=AS_STORED, unsure=None, cam=False,
+    say=print, reading=AS_STORED, unsure=None, cam=False, others=(),
 ):  # fmt: skip
     """Write what the model says of every image at or below `images` to the CSV file `output`, in one step: the `topk` likeliest
     classes, or of several labels an image those above their thresholds.
@@ -43,21 +45,22 @@ def predict(
     unsure: None, or a probability: a column `answer` has the likeliest class, or "unsure" where it is less probable. The
     cam: predictions.png shows the first images beside what made the model give its answer. The
     probabilities are those at the `temperature` of config.json, if it has one (utils/metrics/calibration.py).
+    others: [(folder, settings)] of further models, with whose probabilities the mean is taken.
     Columns: image (its path below `images`, or its name), label_1, probability_1 (0..1), label_2, …, or labels, p_CLASS, …;
     empty where an image cannot be read, which is also said. Raises InputError for a folder without such a model, a path
     without images, images none of which can be read, and an output that cannot be written.
     """
     assert gather is not None or processes == 1, "several processes need gather"
-    model, transform, classes = open_classifier(folder)
-    transform = transform if settings is None else eval_transform(settings)
-    decision = decision_of(folder, classes, topk, unsure)
+    members = [_open(*member, topk, unsure, device) for member in ((folder, settings), *others)]
+    decision = together([member.decision for member in members], [folder, *(folder for folder, _ in others)])
     files = find_images(images, say if process == 0 else _say_nothing)
     output = pathlib.Path(output)
     if process == 0:
         _check_output(output, say)  # now, not after an hour
-    mine = _Images(files, range(process, len(files), processes), transform, reading)
-    model = model.to(device)
-    answers = _predict(model, mine, decision, batch_size, torch.device(device), workers, show=process == 0)
+        for note in [member.decision.note for member in members if member.decision.note]:
+            say(note)
+    mine = _Images(files, range(process, len(files), processes), [member.transform for member in members], reading)
+    answers = _predict(members, mine, decision, batch_size, torch.device(device), workers, show=process == 0)
     answers = sorted(gather(answers) if gather else answers, key=lambda answer: answer[0])
     faults = [fault for _, fault, _ in answers if fault]
     if len(faults) == len(files):
@@ -83,6 +86,20 @@ def predict(
     say(f"predicted: {whole} image{'s' * (whole != 1)}{unread}{more}; all are in {one_line(str(output))}")
 
 
+class _Member(NamedTuple):
+    """A model on its device, how it looks at images, and what its logits mean."""
+
+    model: torch.nn.Module
+    transform: Callable
+    decision: Likeliest | AboveThresholds
+
+
+def _open(folder, settings, topk, unsure, device):
+    model, transform, classes = open_classifier(folder)
+    transform = transform if settings is None else eval_transform(settings)
+    return _Member(model.to(device), transform, decision_of(folder, classes, topk, unsure))
+
+
 def open_classifier(folder):
     """(timm model in evaluation mode on the CPU, its transform of a PIL image to (3, H, W) float32, its class names)."""
     model, _ = open_result(folder)
@@ -104,10 +121,11 @@ def open_classifier(folder):
 
 
 class _Images(torch.utils.data.Dataset):
-    """The images with these `numbers` among `files`: (number, image (3, H, W) or None, why it cannot be read or None)."""
+    """The images with these `numbers` among `files`: (number, [image (3, H, W) of each of the `transforms`] or None, why it
+    cannot be read or None)."""
 
-    def __init__(self, files, numbers, transform, reading):
-        self.files, self.numbers, self.transform, self.reading = files, numbers, transform, reading
+    def __init__(self, files, numbers, transforms, reading):
+        self.files, self.numbers, self.transforms, self.reading = files, numbers, transforms, reading
 
     def __len__(self):
         return len(self.numbers)
@@ -118,29 +136,32 @@ class _Images(torch.utils.data.Dataset):
         try:
             image = read_image(path, reading=self.reading)
             with naming(path):  # 1 x 60,000 pixels are soon read, but enlarged they need more memory than there is
-                return number, self.transform(image), None
+                return number, [transform(image) for transform in self.transforms], None
         except InputError as error:
             return number, None, str(error)
 
 
 def _collate(samples):
-    """(numbers, images (B, 3, H, W) or None) of what can be read, and [(number, why not)] of the rest."""
-    whole = [(number, image) for number, image, fault in samples if fault is None]
-    images = torch.stack([image for _, image in whole]) if whole else None
+    """(numbers, [images (B, 3, H, W) for each model]) of what can be read, and [(number, why not)] of the rest."""
+    whole = [(number, images) for number, images, fault in samples if fault is None]
+    images = [torch.stack(views) for views in zip(*(images for _, images in whole), strict=True)]
     return [number for number, _ in whole], images, [(number, fault) for number, _, fault in samples if fault]
 
 
 @torch.no_grad()
-def _predict(model, images, decision, batch_size, device, workers, show):
+def _predict(members, images, decision, batch_size, device, workers, show):
     """[(number of the image, why it cannot be read or None, its answer as of decisions.py)] of `images`."""
     loader = torch.utils.data.DataLoader(
         images, batch_size, num_workers=workers, collate_fn=_collate, pin_memory=device.type == "cuda", worker_init_fn=in_worker
     )
     answers = []
     with tqdm(total=len(images), desc="predict", unit="image", disable=not show) as progress:
-        for numbers, batch, faults in loader:
+        for numbers, views, faults in loader:
             if numbers:
-                probabilities = decision.probabilities(model(batch.to(device, non_blocking=device.type != "mps")).float())
+                views = [view.to(device, non_blocking=device.type != "mps") for view in views]
+                logits = [member.model(view).float() for member, view in zip(members, views, strict=True)]
+                said = [member.decision.probabilities(part) for member, part in zip(members, logits, strict=True)]
+                probabilities = sum(said) / len(said)
                 if not probabilities.isfinite().all():
                     path, _ = images.files[numbers[0]]
                     raise InputError(f"{path}: the model's output is not finite; its weights are broken")
