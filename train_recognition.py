@@ -281,8 +281,10 @@ def predict_only(args, accelerator, batch, run, start, told):
     members = []
     for source, other in zip(args.others, others, strict=True):
         its = copy.copy(args)  # which looks at images as it was trained
-        its.finetune = source
+        vars(its).update({name: None for name in Reading._fields if name not in args.given}, finetune=source)
         its_start, told = take_start(its, args.model, defaults_for(args))
+        if Reading.of(its) != Reading.of(args):
+            fail(f"{source}: trained with other --value_range or --background than {args.finetune}; expected alike")
         members.append((other, Augmentation.of(its) if its_start else None))
         run.say(*[f"weights: {line}" for line in told])
     if others:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from conftest import forked
 from made_result import write_result
 from PIL import Image
 
@@ -304,3 +305,12 @@ def test_the_mean_of_several_models(one_folder, images, tmp_path):
     (second / "config.json").write_text(json.dumps(config | {"task": "multilabel"}))
     with pytest.raises(InputError, match="one names several labels an image, the other one"):
         quiet(one_folder, images, tmp_path / "no.csv", others=[(second, None)])
+
+
+def test_models_that_read_images_otherwise_are_not_averaged(one_folder, images, tmp_path):
+    second = model_folder(tmp_path / "second", "center")
+    config = json.loads((second / "config.json").read_text())
+    (second / "config.json").write_text(json.dumps(config | {"background": [255, 255, 255]}))
+    for folders in ([one_folder, second], [second, one_folder]):
+        done = forked("train_recognition", "--predict", images, "--finetune", *folders, "--output_dir", tmp_path / "out")
+        assert done.returncode == 1 and f"{folders[1]}: trained with other --value_range or --background" in done.stderr
