@@ -105,3 +105,12 @@ def test_a_cutmix_box_reaches_half_its_side_rounded_down_to_both_sides():
     lam, boxes = Mixup(5, MixupOptions(cutmix=1.0)).draw(2, (32, 32), Drawn(10, 20, 1, 31))
     assert boxes.tolist() == [[6, 14, 16, 24], [0, 5, 27, 32]]
     assert lam.tolist() == pytest.approx([1 - 64 / 1024, 1 - 25 / 1024])
+
+
+@pytest.mark.parametrize("mode", ["batch", "elem"])
+def test_all_labels_of_two_images_are_mixed(mode):
+    several = (torch.arange(40).view(8, 5) % 3 == 0).float()
+    options = MixupOptions(mixup=0.8, mixup_mode=mode)
+    images, targets = Mixup(5, options)(IMAGES, several, seed=3)
+    share = (images[:, 0, 0, 0] - IMAGES.flip(0)[:, 0, 0, 0]) / (IMAGES - IMAGES.flip(0))[:, 0, 0, 0]  # of the first image
+    assert torch.allclose(targets, several * share[:, None] + several.flip(0) * (1 - share[:, None]), atol=1e-5)

@@ -95,3 +95,12 @@ def test_weighted_losses_of_recognition_by_hand():
     assert make_loss("ce", 0.1, weights)(logits, mixed).item() == pytest.approx(expected.item())
     bce = torch.nn.functional.binary_cross_entropy_with_logits(logits, soft, weights)
     assert make_loss("bce", 0.0, weights)(logits, labels).item() == pytest.approx(bce.item())
+
+
+def test_of_several_labels_a_weight_is_by_how_many_lack_each():
+    source = types.SimpleNamespace(labels=np.array([[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]], bool), classes=CLASSES)
+    count = count_labels(source)
+    assert count.tolist() == [[3, 1], [1, 3], [0, 4]]
+    for method, wanted in (("inv_freq", [1 / 3, 3, 4]), ("auto", [3**-0.5, 3**0.5, 2])):
+        assert weights_of(method, count=count)[0] == pytest.approx(wanted)
+    assert weights_of("effective_num", count=count)[0] == pytest.approx([1 / 3, 3, 4], rel=0.01)  # few images: nearly the same

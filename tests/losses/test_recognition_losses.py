@@ -59,3 +59,22 @@ def test_a_target_above_the_threshold_counts_as_one():
     loss = make_loss("bce", 0.1, target_threshold=0.2)(logits, targets)
     signs = torch.tensor([[-1.0, -1.0, 1.0, 1.0]])
     assert loss.item() == pytest.approx((1 + (signs * logits).exp()).log().mean().item(), rel=1e-6)
+
+
+def test_several_labels_an_image():
+    """A positive weight multiplies the loss of images that have the label; asymmetric loss by its paper's formula."""
+    targets = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 0], [0.3, 1, 0, 0.7]])
+    logits, weights = LOGITS[:3], [1.0, 2.0, 3.0, 4.0]
+    p = logits.sigmoid()
+    by_hand = -(targets * torch.tensor(weights) * p.log() + (1 - targets) * (1 - p).log()).mean()
+    assert make_loss("bce", 0.0, weights, task="multilabel")(logits, targets).item() == pytest.approx(by_hand.item(), rel=1e-6)
+    hard = (targets > 0.5).float()
+    shifted = (p - 0.05).clamp(min=0)  # gamma+ 1, gamma- 4, a margin of 0.05
+    by_hand = -(hard * (1 - p) * p.log() + (1 - hard) * shifted**4 * (1 - shifted).log()).sum() / 3
+    loss = make_loss("asl", task="multilabel")
+    assert loss(logits, hard).item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert loss(logits.to(torch.bfloat16), hard).dtype == torch.float32
+    with pytest.raises(InputError, match="--class_weights with --loss asl: that loss takes none; use bce"):
+        make_loss("asl", weights=weights, task="multilabel")
+    with pytest.raises(InputError, match="unknown loss 'ce'"):
+        make_loss("ce", task="multilabel")

@@ -88,16 +88,18 @@ def multilabel_scores(losses, answers):
     """Scores of an evaluation, {name: float in per cent; "loss": binary cross-entropy; "images", "classes": their numbers;
     "class_…": lists}.
 
-    map: mean over the classes of average precision, which is scikit-learn's; classes without a positive are left out, and
-    `classes` is the number of the others. f1, f1_micro: at the thresholds of the answers, mean of the classes' F1, and that of
-    all labels together. losses: (N,) of the same images. Sums are exact, whatever the order of the images.
+    map: mean over the classes of average precision, which is scikit-learn's. f1, f1_micro: at the thresholds of the answers,
+    mean of the classes' F1, and that of all labels together. Classes without a positive, which other data may not know, are
+    left out of all three, and `classes` is the number of the others. losses: (N,) of the same images. Sums are exact,
+    whatever the order of the images.
     """
-    columns, said = per_label(answers), answers.said
-    right, all_said, all_there = (int(part.sum()) for part in (said & answers.labels, said, answers.labels))
-    scores = {"map": mean(columns["ap"]), "f1": mean(columns["f1"])}
+    columns, occurs = per_label(answers), answers.labels.any(0)
+    said, labels = answers.said[:, occurs], answers.labels[:, occurs]
+    right, all_said, all_there = (int(part.sum()) for part in (said & labels, said, labels))
+    scores = {"map": mean(columns["ap"]), "f1": mean(columns["f1"][occurs])}
     scores["f1_micro"] = 200 * right / (all_said + all_there) if all_said + all_there else math.nan
     scores |= {"loss": round(math.fsum(losses) / len(losses), 6), "images": len(losses)}
-    scores["classes"] = int((columns["count"] > 0).sum())
+    scores["classes"] = int(occurs.sum())
     if answers.labels.shape[1] <= LOGGED_CLASSES:
         scores |= {f"class_{name}": columns[name].round(3).tolist() for name in ("ap", "precision", "recall", "f1")}
     return scores

@@ -68,8 +68,9 @@ class SeveralLabels(NamedTuple):
         return multilabel_scores(loss[:, 0].tolist(), answers), answers
 
     def at(self, folder, classes, say):
-        """The same with the thresholds that config.json beside the weights has, if it has any, which is said."""
-        found = stored_thresholds(folder, classes)
+        """The same with the thresholds that config.json beside the weights has, if it has any, which is said. folder: "" where
+        there is none, as of a state."""
+        found = stored_thresholds(folder, classes) if folder else None
         where = "chosen on these images, which flatters F1" if found is None else f"those of {folder}"
         say(f"thresholds: {where}")
         return SeveralLabels(found)
