@@ -9,6 +9,7 @@ from made_result import NORM, write_result
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
+from utils.result.decisions import AboveThresholds
 from utils.result.export import open_result
 from utils.result.heat_maps import _run, heat_maps, layer_cam
 
@@ -130,3 +131,9 @@ def test_a_prediction_draws_what_the_model_saw(tmp_path):
     assert done.returncode == 0, done.stderr
     red, _, blue = np.asarray(Image.open(tmp_path / "out" / "predictions.png").convert("RGB"), int).transpose(2, 0, 1)
     assert (red - blue > 60).mean() > 0.02
+
+
+def test_the_heat_is_that_of_the_label_that_is_named():
+    decision = AboveThresholds(["a", "b", "c"], [0.9, 0.3, 0.5])
+    assert decision.likeliest([0.8, 0.4, 0.2]) == 1  # the only one that is said, though a is likelier
+    assert decision.likeliest([0.8, 0.2, 0.2]) == 0 and decision.shown([0.8, 0.4, 0.2]) == [("b", 0.4)]

@@ -183,4 +183,4 @@ def _draw_mistakes(path, worst, title, source, size, look=None):
     lines, asked = [lines for _, _, lines in worst], [label for _, label, _ in worst]
     answered(path, images, lines, names, title if worst else "Most confident mistakes: there are none")
     if look and images and (heats := look(images, asked)) is not None:
-        answered(path, images, lines, names, f"{title}; red: where the model saw it", heats)
+        answered(path, images, lines, names, f"{title}; glowing: where the model saw it", heats)

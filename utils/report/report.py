@@ -28,7 +28,7 @@ PICTURES = {
     "lr_groups.png": "How fast each layer learned, as a multiple of the schedule's rate.",
     "confusion.png": "Which classes are taken for which, on the validation data, by the weights of the score above.",
     "mistakes.png": "Validation images on which these weights are surest and wrong: look here for wrong labels first. "
-    "Red is what spoke for the wrong class.",
+    "What glows spoke for the wrong class.",
     "reliability.png": "How often these weights are right when they are so sure, on the validation data.",
     "predictions.png": "Validation images, evenly spread over all of them, their masks, and what the model makes of them.",
 }

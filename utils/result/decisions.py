@@ -64,7 +64,7 @@ class Likeliest(NamedTuple):
         return [list(pair) for pair in map(zip, best.indices.tolist(), best.values.tolist())]
 
     def likeliest(self, answer):
-        """The number of the likeliest class."""
+        """The number of the likeliest class, or of the likeliest of the labels that are said."""
         return answer[0][0]
 
     @property
@@ -103,7 +103,8 @@ class AboveThresholds(NamedTuple):
         return probabilities.tolist()
 
     def likeliest(self, answer):
-        return max(range(len(answer)), key=answer.__getitem__)
+        said = [number for number, least in enumerate(self.thresholds) if answer[number] >= least]
+        return max(said or range(len(answer)), key=answer.__getitem__)
 
     @property
     def head(self):

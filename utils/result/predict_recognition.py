@@ -228,7 +228,7 @@ def _draw(path, answers, reading, about, folder, device, say):
     title = f"The first {len(shown)} of {len(answers):,} images, {about}"
     if folder:
         heats = heat_maps(folder, pixels, [label for _, _, label in shown], device)
-        title += "; red: where the model saw it" * (heats is not None)
+        title += "; glowing: where the model saw it" * (heats is not None)
         if heats is None:
             say("note: --cam: the features of this model have no places that are known, so that there are no heat maps")
     lines = [
