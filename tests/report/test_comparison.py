@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, run
 from made_run import make_run, text_of
+from PIL import Image
 
 from utils.cli.errors import InputError
 from utils.report.comparison import write_comparison
@@ -31,7 +32,7 @@ def test_a_comparison_shows_what_differs(tmp_path):
     assert np.allclose(x[:3], [56 + 650 / 3, 56 + 1300 / 3, 706], atol=0.1) and y[1] < y[2] < y[0]  # 91 is the highest
 
 
-def test_folds_have_a_mean_and_the_answers_to_all_images(tmp_path):
+def test_folds_have_a_mean_and_the_answers_to_all_images(tmp_path, monkeypatch):
     """Two folds of three: each image by the run that was not trained on it, and the label that both sides doubt."""
     head = "image,label,said,probability,label_probability\n"
     for fold, score in ((1, 90.0), (3, 94.0)):
@@ -39,7 +40,11 @@ def test_folds_have_a_mean_and_the_answers_to_all_images(tmp_path):
         (run / "log.txt").write_text(json.dumps({"epoch": 0, "test_acc1": score}) + "\n")
         rows = [f"{fold}/{number}.png,cat,cat,0.9,0.9\n" for number in range(9)] + [f"{fold}/x.png,cat,dog,0.9,0.1\n"]
         (run / "predictions.csv").write_text(head + "".join(rows) + f"{fold}/y.png,dog,dog,0.9,0.9\n")
-    text = " ".join(text_of(write_comparison([tmp_path / "3", tmp_path / "1"], tmp_path / "c.html")).split())
+    monkeypatch.chdir(tmp_path)  # where the paths begin
+    Image.new("RGB", (8, 8)).save("1/x.png")
+    (tmp_path / "3/x.png").write_text("no image")
+    text = " ".join(text_of(page := write_comparison([tmp_path / "3", tmp_path / "1"], tmp_path / "c.html")).split())
+    assert page.read_text().count('<img src="data:image/png') == 1  # the doubtful image, and what is none
     assert "Mean 92.00, standard deviation 2.83 over 2 folds, 90.00 to 94.00. Missing: fold 2 of 3." in text
     assert "2 of 22 labels may be wrong" in text and "1/x.png cat dog 0.8000" in text
     assert len((tmp_path / "out_of_fold.csv").read_text().splitlines()) == 23

@@ -1,5 +1,6 @@
 """doubtful.csv: labels of validation images that may be wrong, and over folds those of all images. Standard library only."""
 
+import base64
 import csv
 import pathlib
 
@@ -10,6 +11,8 @@ from utils.report.page import cell, escaped, section, table
 from utils.report.run_files import number
 
 NAME, SHOWN = "doubtful.csv", 20
+# What a browser shows, by its first bytes; a larger file would make the page slow to open.
+KINDS, LARGEST = {b"\x89PNG\r\n": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif"}, 300_000  # bytes
 
 
 def read_predictions(folder):
@@ -29,9 +32,23 @@ def doubtful_section(rows, folder):
     write_rows(pathlib.Path(folder) / NAME, [("path", "given", "suggested", "score"), *_lines(found)])
     text = f"{len(found)} of {len(rows)} labels may be wrong: the model, which was not trained on these images, is as sure of "
     text += f"another class as it usually is of that. Look at them; all are in {NAME}."
-    body = ["".join(cell(part, "v" * (i == 0)) for i, part in enumerate(line)) for line in _lines(found[:SHOWN])]
-    head = "".join(f"<th>{name}</th>" for name in ("image", "label", "suggested", "more probable by"))
+    body = []
+    for line in _lines(found[:SHOWN]):
+        body.append(f"<td>{_picture(line[0])}</td>" + "".join(cell(part, "v" * (i == 0)) for i, part in enumerate(line)))
+    head = "".join(f"<th>{name}</th>" for name in ("", "image", "label", "suggested", "more probable by"))
     return section("Doubtful labels", f"<p>{escaped(text)}</p>" + table(body, head))
+
+
+def _picture(path):
+    """The file at `path` as an image in the page; "" where it is none, or too large."""
+    try:
+        path = pathlib.Path(path)
+        data = path.read_bytes() if path.is_file() and path.stat().st_size <= LARGEST else b""
+    except (OSError, ValueError):  # the latter for a name with a zero in it
+        return ""
+    kind = next((kind for first, kind in KINDS.items() if data.startswith(first)), None)
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return f'<img src="{source}" height="64" alt="{escaped(path.name)}">' if kind else ""
 
 
 def folds_section(runs, folder):
