@@ -82,7 +82,7 @@ def _picture(path):
         return ""
     small.thumbnail((SIDE, SIDE))
     small.save(made := io.BytesIO(), "JPEG")
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(made.getvalue()).decode()}">'
+    return f'<img alt="{escaped(pathlib.Path(path).name)}" src="data:image/jpeg;base64,{base64.b64encode(made.getvalue()).decode()}">'
 
 
 def write_rows(path, rows):
