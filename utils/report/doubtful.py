@@ -82,7 +82,8 @@ def _picture(path):
         return ""
     small.thumbnail((SIDE, SIDE))
     small.save(made := io.BytesIO(), "JPEG")
-    return f'<img alt="{escaped(pathlib.Path(path).name)}" src="data:image/jpeg;base64,{base64.b64encode(made.getvalue()).decode()}">'
+    data, name = base64.b64encode(made.getvalue()).decode(), escaped(pathlib.Path(path).name)
+    return f'<img alt="{name}" src="data:image/jpeg;base64,{data}">'
 
 
 def write_rows(path, rows):
