@@ -242,4 +242,5 @@ def test_the_largest_and_the_smallest_values_are_taken(error_of):
         RECOGNITION, f"--seed {2**63 - 1} --epochs 1000000 --lr 1000 --opt_eps 1e-30 --ratio 0.01 100 --input_size 65536"
     )
     assert args.seed == 2**63 - 1 and args.opt_eps == 1e-30
+    assert error_of(RECOGNITION, "--background reddish").endswith("expected a name such as white, or #rrggbb, found 'reddish'")
     assert error_of(RECOGNITION, f"--seed {2**63}").endswith(f"0 to 9,223,372,036,854,775,807, found '{2**63}'")

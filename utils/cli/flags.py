@@ -4,6 +4,7 @@ A flag is added here, or in recognition_flags.py or segmentation_flags.py, and n
 of a topic on as one NamedTuple. `free=True`: the flag may change between a run and its resumption.
 """
 
+import argparse
 import os
 
 from lr_sched import SCHEDULES
@@ -76,7 +77,10 @@ def colour(text):
     """(R, G, B), each 0 to 255, of a name or #rrggbb."""
     from PIL import ImageColor
 
-    return ImageColor.getrgb(text)[:3]
+    try:
+        return ImageColor.getrgb(text)[:3]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a name such as white, or #rrggbb, found '{text}'") from None
 
 
 def _boolean_or_only(text):
