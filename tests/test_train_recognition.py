@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -423,6 +424,23 @@ def test_pretrained_weights_beat_scratch_by_far(tmp_path, capsys):
             f"\n  3 epochs on the digits: from ImageNet weights {best['ImageNet']:.2f} %, from scratch {best['scratch']:.2f} %"
         )
     assert best["ImageNet"] > 70 and best["ImageNet"] > best["scratch"] + 20
+
+
+@pytest.mark.parametrize(
+    "number, code, line",
+    [
+        (signal.SIGTERM, 75, "stopped by SIGTERM outside of training: nothing was lost"),
+        (signal.SIGUSR1, 75, "stopped by SIGUSR1 outside of training: nothing was lost"),
+        (signal.SIGINT, 130, "interrupted; what was saved is whole"),
+    ],
+)
+def test_a_signal_while_libraries_are_imported(tmp_path, number, code, line):
+    words = [sys.executable, "-u", str(ROOT / "train_recognition.py"), "--output_dir", str(tmp_path / "run")]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()  # after which they are
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (code, f"train_recognition.py: {line}\n") and not (tmp_path / "run").exists()
 
 
 def test_first_line_comes_at_once(tmp_path):

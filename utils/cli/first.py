@@ -11,7 +11,7 @@ import sys
 
 from utils.cli import recognition_flags, segmentation_flags
 from utils.cli.arguments import Parser
-from utils.cli.errors import ready_output
+from utils.cli.errors import leave_on_signals, ready_output
 from utils.cli.threads import spin_briefly
 
 NEEDED = ("torch", "torchvision", "timm", "accelerate", "safetensors", "numpy", "PIL")
@@ -32,6 +32,7 @@ def _answer():
     if script not in FLAGS:
         return
     ready_output()
+    leave_on_signals(script)
     args = parse(script, main.__doc__)
     if missing := [name for name in NEEDED if name not in sys.modules and not importlib.util.find_spec(name)]:
         sys.exit(f"{script}: error: {sys.executable} has no {' and no '.join(missing)}; python -m pip install -r "
