@@ -42,7 +42,7 @@ NETWORKS = [
 @pytest.fixture
 def trained(monkeypatch, tmp_path):
     """(the model of a run of one update, on images of this size; the run's folder). It draws no pictures."""
-    monkeypatch.setattr(Gallery, "finish", lambda gallery: None)
+    monkeypatch.setattr(Gallery, "finish", lambda gallery, look=None: None)
     monkeypatch.setattr(Gallery, "refresh", lambda gallery: None)
     threads = torch.get_num_threads()
 

@@ -176,7 +176,7 @@ def killed_while_drawing(_rank):
 
     from utils.pictures.gallery import Gallery
 
-    Gallery.finish = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+    Gallery.finish = lambda self, look=None: os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_run_that_is_killed_while_it_draws_makes_its_pictures_later(tmp_path, main):

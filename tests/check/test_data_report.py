@@ -186,7 +186,7 @@ def test_signs_that_only_transparency_shows_are_said_and_learned_on_a_background
                 pixels, (x, y) = np.zeros((32, 32, 4), np.uint8), rng.integers(0, 12, 2)
                 pixels[y : y + 20 - 14 * wide, x : x + 6 + 14 * wide, 3] = 255
                 Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{i}{split}.png")
-    words = ("--data_path", tmp_path / "data", "--batch_size", 8, "--epochs", 8, "--eval_freq", 8, "--aa", "none", "--lr", 6e-3)
+    words = ("--data_path", tmp_path / "data", "--batch_size", 8, "--epochs", 6, "--eval_freq", 6, "--aa", "none", "--lr", 8e-3)
     done = train(*words, "--epochs", 1, "--warmup_epochs", 0, "--output_dir", tmp_path / "stored")
     assert done.returncode == 0, done.stderr
     assert "72 of 72 images looked at have transparent parts: the model sees the colour" in done.stdout

@@ -79,7 +79,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def start(monkeypatch, data, capsys):
     """A script within this process: returns what it printed. It draws no pictures, which would take longer than all else."""
-    monkeypatch.setattr(Gallery, "finish", lambda gallery: None)
+    monkeypatch.setattr(Gallery, "finish", lambda gallery, look=None: None)
     monkeypatch.setattr(Gallery, "refresh", lambda gallery: None)
 
     def call(device, script, *words, precision="no", trains=True):
