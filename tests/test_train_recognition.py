@@ -429,8 +429,8 @@ def test_pretrained_weights_beat_scratch_by_far(tmp_path, capsys):
 @pytest.mark.parametrize(
     "number, code, line",
     [
-        (signal.SIGTERM, 75, "stopped by SIGTERM outside of training: nothing was lost"),
-        (signal.SIGUSR1, 75, "stopped by SIGUSR1 outside of training: nothing was lost"),
+        (signal.SIGTERM, 75, "stopped by SIGTERM outside of training; what was saved is whole"),
+        (signal.SIGUSR1, 75, "stopped by SIGUSR1 outside of training; what was saved is whole"),
         (signal.SIGINT, 130, "interrupted; what was saved is whole"),
     ],
 )

@@ -17,8 +17,6 @@ from utils.cli.errors import InputError, first_line
 IGNORE = -1  # the class of a mask's pixels that no loss and no metric counts
 # Formats that Pillow opens and that hold no photographs; EPS files are programs, which Ghostscript would run.
 NO_PHOTOGRAPHS = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
-
-
 PIXELS = "STRATA_MAX_IMAGE_PIXELS"  # in the environment, so that loader workers of any kind know it too
 
 
@@ -63,8 +61,32 @@ def formats():
 
 
 def open_image(file):
-    """Pillow's image of a path or an open file, of one of `formats`; raises what Pillow raises."""
-    return Image.open(file, formats=formats())
+    """Pillow's image of a path or an open file, of one of `formats`; raises what Pillow raises, and ValueError for a TIFF of
+    more than a picture, of which Pillow would read a part."""
+    image = Image.open(file, formats=formats())
+    if image.format == "TIFF":
+        try:
+            _check_bands(image)
+        except Exception:
+            image.close()
+            raise
+    return image
+
+
+def _check_bands(image):
+    tags = image.tag_v2
+    bands, extra = tags.get(277, 1), tags.get(338, ())  # SamplesPerPixel, ExtraSamples
+    beside = bands - {2: 3, 5: 4, 6: 3, 8: 3}.get(tags.get(262), 1)  # those of RGB, CMYK, YCbCr, Lab, else grey
+    if beside > 1 or (beside == 1 and extra and extra[0] not in (1, 2, 999)):  # the kinds of alpha
+        raise ValueError(f"it has {bands} bands, expected grey or RGB with or without transparency: save those to look at so")
+    for number in range(1, 50):
+        try:
+            image.seek(number)
+        except EOFError:
+            break
+        if not image.tag_v2.get(254, 0) & 5:  # NewSubfileType: no thumbnail, and no mask of the picture
+            raise ValueError("it has several pages, expected one picture: save each as a file")
+    image.seek(0)
 
 
 def allow_pixels(number):
@@ -150,7 +172,12 @@ def to_rgb(image, reading=AS_STORED):
 
 def is_transparent(image):
     """Whether a PIL image may have parts that one sees through."""
-    return "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
+    return not is_deep(image) and ("transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa"))
+
+
+def is_deep_colour(image):
+    """Whether the colours of a PIL image that was not decoded yet have 16 bits, of which Pillow reads the upper 8."""
+    return image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in image.tile)
 
 
 def is_deep(image):

@@ -2,13 +2,17 @@
 
 import json
 import shutil
+import struct
 import time
+import zlib
 
 import numpy as np
+import pytest
 from conftest import forked, make_folder, train
 from conftest import lines as lines_of
 from PIL import Image
 from small_sources import encoded, write, write_parquet
+from small_tiffs import write_tiff
 
 from utils.check.facts import find_facts
 from utils.check.report import describe
@@ -122,6 +126,38 @@ def test_depth_and_turned_images(tmp_path):
         "deep greys: 0 is black, 4095 is white (12 bits), as a sample of the data has them; --value_range sets others" in lines
     )
     assert any("EXIF turns 1" in line for line in lines)
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_dark_colours_of_sixteen_bits_are_warned_of(tmp_path, kind):
+    """12 bits in 16: of these Pillow reads the upper 8, which are 15 at most."""
+    for name, largest in (("dark", 4095), ("light", 65535)):
+        for split, count in (("train", 3), ("val", 1)):
+            for label in ("a", "b"):
+                folder = tmp_path / name / split / label
+                folder.mkdir(parents=True)
+                for i in range(count):
+                    write_rgb16(folder / f"{i}.{kind}", np.full((6, 5, 3), largest - i, np.uint16))
+    assert "16 bits a colour, and no value above 4,095 of 65,535" in said(tmp_path / "dark")[1]
+    assert "16 bits a colour" not in said(tmp_path / "light")[1]
+
+
+def write_rgb16(path, pixels):
+    """(H, W, 3) uint16 as PNG or TIFF; Pillow writes neither."""
+    height, width, _ = pixels.shape
+    if path.suffix == ".png":
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+        parts = [
+            (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)),
+            (b"IDAT", zlib.compress(rows)),
+            (b"IEND", b""),
+        ]
+        chunks = [
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
+        ]
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    else:
+        write_tiff(path, [pixels])
 
 
 def test_only_the_report(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from small_tiffs import write_tiff
 
 from utils.cli.errors import InputError
 from utils.images import BadImage, Reading, allow_pixels, check_header, decode_image, formats, is_image, read_bytes, read_image
@@ -170,6 +171,42 @@ def test_heif_is_read_where_its_package_is(monkeypatch):
     assert is_image("x.HEIC") and len(registered) == 1
     monkeypatch.undo()
     formats.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "shapes, photometric, extra, message",
+    [
+        ([(8, 8, 5)], 2, (0, 0), "5 bands"),
+        ([(8, 8, 4)], 2, (0,), "4 bands"),  # as red, green, blue and infrared are
+        ([(8, 8, 2)], 1, (0,), "2 bands"),
+        ([(8, 8, 1)] * 5, 1, (), "several pages"),
+    ],
+)
+def test_a_tiff_of_which_a_part_would_be_read_is_refused(tmp_path, shapes, photometric, extra, message):
+    write_tiff(tmp_path / "x.tif", [np.zeros(shape, np.uint8) for shape in shapes], photometric, extra)
+    for read in (read_image, check_header):
+        with pytest.raises(BadImage, match=f"x.tif cannot be read as an image .it has {message}, expected "):
+            read(str(tmp_path / "x.tif"))
+
+
+@pytest.mark.parametrize(("bands", "photometric", "extra"), [(1, 1, ()), (2, 1, (2,)), (3, 2, ()), (4, 2, (2,)), (4, 2, ())])
+def test_a_tiff_with_its_transparency_is_read(tmp_path, bands, photometric, extra):
+    pixels = np.arange(8 * 8 * bands, dtype=np.uint8).reshape(8, 8, bands)
+    write_tiff(tmp_path / "x.tif", [pixels], photometric, extra)
+    colours = pixels[..., : 1 if photometric == 1 else 3]
+    assert (np.asarray(read_image(str(tmp_path / "x.tif"))) == colours).all()
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_deflate", "jpeg"])
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "CMYK", "I;16"])
+def test_a_tiff_of_one_picture_with_a_thumbnail_is_read(tmp_path, mode, compression):
+    if compression == "jpeg" and mode in ("LA", "RGBA", "I;16"):
+        pytest.skip("JPEG has no such images")
+    picture = Image.new(mode, (8, 8))
+    small = Image.new("L", (2, 2))
+    small.encoderinfo = {"tiffinfo": {254: 1}}  # NewSubfileType: a smaller one of another page
+    picture.save(tmp_path / "x.tif", compression=compression, save_all=True, append_images=[small])
+    assert read_image(str(tmp_path / "x.tif")).size == (8, 8)
 
 
 def test_transparent_parts_show_what_is_stored_or_the_background(tmp_path):

@@ -131,6 +131,10 @@ def test_a_prediction_draws_what_the_model_saw(tmp_path):
     assert done.returncode == 0, done.stderr
     red, _, blue = np.asarray(Image.open(tmp_path / "out" / "predictions.png").convert("RGB"), int).transpose(2, 0, 1)
     assert (red - blue > 60).mean() > 0.02
+    assert forked("train_recognition", *words, "--cam", "true").returncode == 0  # its own picture is replaced
+    Image.new("RGB", (9, 9)).save(tmp_path / "out" / "predictions.png")
+    done = forked("train_recognition", *words, "--cam", "true")
+    assert done.returncode == 1 and "predictions.png: would be replaced, and no --predict wrote it" in done.stderr
 
 
 def test_the_heat_is_that_of_the_label_that_is_named():

@@ -60,6 +60,7 @@ def _files(source, everything):
         found["modes"] = dict(collections.Counter(one.mode for one in whole).most_common())
         found["turned"] = sum(one.orientation in range(2, 9) for one in whole)
         found["transparent"] = sum(one.transparent for one in whole)
+        found["brightest"] = max((one.brightest for one in whole if one.brightest is not None), default=None)
     return found
 
 
@@ -77,8 +78,7 @@ def _copies(train, val, everything):
     """Images of the validation set that are images of the training set, too: equal by bytes, or by their looks.
 
     equal, near: [[validation image, training image], …], the first of them; of two classes: the same for images of one split
-    that are in two classes; compared, compared_by_looks: how many
-    validation images were.
+    that are in two classes; compared, compared_by_looks: how many validation images were.
     """
     chosen = [range(len(train)), range(len(val))]
     if len(train) + len(val) > (MOST_FILES if isinstance(train.file(0), str) else MOST_ROWS) and not everything:

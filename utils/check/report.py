@@ -6,6 +6,7 @@ from utils.folders.names import HEIF, few, left_out_line, split_of
 PHOTOS = (*HEIF, *".dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .psd .jxl .dcm .svs".split())
 NAMED = 8  # classes whose images are counted one by one
 SMALL = 5  # images of a class
+DARK = 64  # of 256: colours of up to 14 bits in 16
 UNEQUAL = 4  # how many times more images the largest class has than the smallest, from which on a flag is named
 
 
@@ -112,6 +113,11 @@ def _left_out_warnings(facts):
 
 
 def _file_warnings(facts):
+    values = [split.get("brightest") for split in (facts["train"], facts["val"])]
+    values = [value for value in values if value is not None]
+    if values and max(values) < DARK:
+        yield (f"images have 16 bits a colour, and no value above {256 * max(values) + 255:,} of 65,535, so that they are seen "
+               "nearly black; save them with 8 bits, or spread over all 16")  # fmt: skip
     for split in (facts["train"], facts["val"]):
         if split.get("unreadable"):
             yield (

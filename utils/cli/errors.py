@@ -46,17 +46,16 @@ def fail(message):
 
 
 def leave_on_signals(script):
-    """Until a run hears signals itself, and after it, a signal ends the process at once, in one line and with its exit code.
+    """While libraries are imported, and before and after training, a signal ends the process at once, in one line and with its
+    exit code.
 
     Those that whoever started the process has it ignore are ignored.
     """
 
     def leave(number, _frame):
-        line = "interrupted; what was saved is whole"
-        if number != signal.SIGINT:
-            line = f"stopped by {signal.Signals(number).name} outside of training: nothing was lost"
+        line = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name} outside of training"
         with contextlib.suppress(OSError):
-            os.write(2, f"{script}: {line}\n".encode())
+            os.write(2, f"{script}: {line}; what was saved is whole\n".encode())
         os._exit(130 if number == signal.SIGINT else STOPPED)
 
     for number in [getattr(signal, name) for name in LEAVING if hasattr(signal, name)]:
@@ -64,19 +63,22 @@ def leave_on_signals(script):
             signal.signal(number, leave)
 
 
-def _leave_it_to_the_launcher():
-    """Of several processes, one that waits for the others does so in C code, where it hears no handler of Python's. What ends
-    it, such as a launcher that has lost another one, would have to wait too: so the signals do what they do by themselves."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        for number in [getattr(signal, name) for name in LEAVING[:2] if hasattr(signal, name)]:
-            if callable(signal.getsignal(number)):
-                signal.signal(number, signal.SIG_DFL)
+def _after_the_imports():
+    """What `leave_on_signals` set stays for SIGTERM and SIGUSR1 of a process that is alone.
+
+    Ctrl-C raises KeyboardInterrupt again, which tidies up. And one of several processes waits for the others in C code, where
+    it hears no handler of Python's: a launcher that has lost another one would wait for it in vain.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    for number in [getattr(signal, name) for name in LEAVING if hasattr(signal, name)]:
+        if callable(signal.getsignal(number)) and (number == signal.SIGINT or not alone):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def run_script(script, main, args):
     """main(args); what a user can put right ends the process with one line and exit code 1, a signal with code STOPPED."""
     ready_output()
-    _leave_it_to_the_launcher()
+    _after_the_imports()
     sys.unraisablehook = _unraisable
     try:
         main(args)

@@ -9,7 +9,17 @@ import numpy as np
 from utils.cli.errors import InputError
 from utils.data.bad_samples import in_threads
 from utils.data.sampling import spread
-from utils.images import AS_STORED, BadImage, extremes, is_deep, is_transparent, naming, open_image, range_of
+from utils.images import (
+    AS_STORED,
+    BadImage,
+    extremes,
+    is_deep,
+    is_deep_colour,
+    is_transparent,
+    naming,
+    open_image,
+    range_of,
+)
 
 SAMPLE = 200  # images of a source that are looked at
 ORIENTATION = 0x0112  # the tag of EXIF
@@ -17,7 +27,9 @@ ORIENTATION = 0x0112  # the tag of EXIF
 
 class Seen(NamedTuple):
     """An image file. size: (width, height) in pixels, as stored; orientation: of EXIF, 1 where there is none; transparent:
-    whether one sees through a part of it; low, high: the extreme values of a deep grey, else None."""
+    whether one sees through a part of it; low, high: the extreme values of a deep grey, else None; brightest: the largest value
+    of colours of 16 bits, as Pillow reads them, 0 to 255, else None.
+    """
 
     format: str
     size: tuple
@@ -26,20 +38,23 @@ class Seen(NamedTuple):
     transparent: bool
     low: float | None = None
     high: float | None = None
+    brightest: int | None = None
 
 
 def look(file, name):
-    """`Seen` of a path or an open file; only deep greys and images with transparency are decoded.
+    """`Seen` of a path or an open file; only deep images and those with transparency are decoded.
 
     Raises BadImage, which begins with `name`.
     """
     with naming(name), open_image(file) as image:
+        deep_colour = is_deep_colour(image)  # which is not to be seen any more when its EXIF data was read
         orientation = image.getexif().get(ORIENTATION, 1)
-        limits = ()
-        if is_deep(image):
-            limits = extremes(np.asarray(image))
         transparent = is_transparent(image) and image.convert("RGBA").getextrema()[3][0] < 255
-        return Seen(image.format, image.size, image.mode, orientation, transparent, *limits)
+        seen = Seen(image.format, image.size, image.mode, orientation, transparent)
+        if is_deep(image):
+            low, high = extremes(np.asarray(image))
+            return seen._replace(low=low, high=high)
+        return seen._replace(brightest=max(high for _, high in image.getextrema()[:3])) if deep_colour else seen
 
 
 def look_at(source, most=SAMPLE):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from timm.data import create_transform, resolve_model_data_config
 from tqdm import tqdm
 
@@ -24,7 +24,7 @@ from utils.pictures.images import answered
 from utils.result.decisions import AboveThresholds, Likeliest, decision_of, together
 from utils.result.export import OnlyLogits, open_result
 from utils.result.heat_maps import heat_maps
-from utils.result.image_files import find_images
+from utils.result.image_files import find_images, is_written, mark
 
 SHOWN = 20  # rows of the table
 DRAWN, LINES = 24, 5  # images of a picture, and labels of each
@@ -43,8 +43,8 @@ def predict(
     looked at; None: as its config.json says. reading: images.Reading. process, processes: they take turns; only
     process 0 writes and says anything. gather: list of a process -> list of all of them, needed where there are several.
     unsure: None, or a probability: a column `answer` has the likeliest class, or "unsure" where it is less probable. The
-    cam: predictions.png shows the first images beside what made the model give its answer. The
     probabilities are those at the `temperature` of config.json, if it has one (utils/metrics/calibration.py).
+    cam: a PNG beside `output` shows the first images, each beside what made the model of `folder` give its answer.
     others: [(folder, settings)] of further models, with whose probabilities the mean is taken.
     Columns: image (its path below `images`, or its name), label_1, probability_1 (0..1), label_2, …, or labels, p_CLASS, …;
     empty where an image cannot be read, which is also said. Raises InputError for a folder without such a model, a path
@@ -55,8 +55,11 @@ def predict(
     decision = together([member.decision for member in members], [folder, *(folder for folder, _ in others)])
     files = find_images(images, say if process == 0 else _say_nothing)
     output = pathlib.Path(output)
+    picture = output.with_suffix(".png") if decision.draws or cam else None
     if process == 0:
         _check_output(output, say)  # now, not after an hour
+        if picture and os.path.lexists(picture) and not is_written(picture):
+            raise InputError(f"{picture}: would be replaced, and no --predict wrote it; name another --output_dir")
         for note in [member.decision.note for member in members if member.decision.note]:
             say(note)
     mine = _Images(files, range(process, len(files), processes), [member.transform for member in members], reading)
@@ -64,8 +67,8 @@ def predict(
     answers = sorted(gather(answers) if gather else answers, key=lambda answer: answer[0])
     faults = [fault for _, fault, _ in answers if fault]
     if len(faults) == len(files):
-        others = f"; nor can the other {len(files) - 1} below {images}" if len(files) > 1 else ""
-        raise InputError(f"--predict: {faults[0]}{others}")
+        nor = f"; nor can the other {len(files) - 1} below {images}" if len(files) > 1 else ""
+        raise InputError(f"--predict: {faults[0]}{nor}")
     if process > 0:
         return
     rows = [(files[i][1], answer) for i, _, answer in answers]
@@ -77,9 +80,9 @@ def predict(
     ]
     for line in table(shown[:SHOWN]):
         say(line)
-    if decision.draws or cam:
-        whole = [(files[i], decision.shown(answer), decision.likeliest(answer)) for i, fault, answer in answers if not fault]
-        _draw(output.with_suffix(".png"), whole, reading, decision.about, folder if cam else None, device, say)
+    if picture:
+        read = [(files[i], decision.shown(answer), decision.likeliest(answer)) for i, fault, answer in answers if not fault]
+        _draw(picture, read, reading, decision.about, folder if cam else None, device, say)
     whole = len(files) - len(faults)
     more = f", the first {SHOWN} of them above" if len(files) > SHOWN else ""
     unread = f", {len(faults)} more could not be read" if faults else ""
@@ -235,8 +238,11 @@ def _draw(path, answers, reading, about, folder, device, say):
         [("", name, f" {p:.0%}", False) for name, p in best[: 1 if folder else LINES]] or [("", "no label", "", False)]
         for _, best, _ in shown
     ]
-    with _writing(path):
-        answered(path, pixels, lines, [name for (_, name), _, _ in shown], title, heats)
+    with _writing(path), replace(path) as aside:
+        answered(aside, pixels, lines, [name for (_, name), _, _ in shown], title, heats)
+        with Image.open(aside) as drawn:
+            drawn.load()
+        drawn.save(aside, "PNG", pnginfo=mark())
 
 
 # --- the table ---------------------------------------------------------------------------------------------------------

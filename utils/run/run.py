@@ -217,7 +217,7 @@ class Run:
     def score(self, scores, answers, name="best"):
         """What an evaluation of the weights in the model gave. The best weights so far are kept in `name`/.
 
-        scores: {score: value}; answers: what the model said of the images, Answers or MaskAnswers. name: "best", or "best_ema"
+        scores: {score: value}; answers: what the model said of the images, see metrics/. name: "best", or "best_ema"
         while the model holds the average.
         """
         self.record |= self.results.score(scores, answers, name)
