@@ -78,14 +78,14 @@ def _check_bands(image):
     bands, extra = tags.get(277, 1), tags.get(338, ())  # SamplesPerPixel, ExtraSamples
     beside = bands - {2: 3, 5: 4, 6: 3, 8: 3}.get(tags.get(262), 1)  # those of RGB, CMYK, YCbCr, Lab, else grey
     if beside > 1 or (beside == 1 and extra and extra[0] not in (1, 2, 999)):  # the kinds of alpha
-        raise ValueError(f"it has {bands} bands, expected grey or RGB with or without transparency: save those to look at so")
+        raise ValueError(f"it has {bands} bands, expected grey or RGB, with or without transparency")
     for number in range(1, 50):
         try:
             image.seek(number)
         except EOFError:
             break
         if not image.tag_v2.get(254, 0) & 5:  # NewSubfileType: no thumbnail, and no mask of the picture
-            raise ValueError("it has several pages, expected one picture: save each as a file")
+            raise ValueError("it has several pages, expected one")
     image.seek(0)
 
 
