@@ -128,7 +128,9 @@ def build_network(
             stages.add(AUX_STAGE)
     pyramid = SimplePyramid(channels[-1], stages) if plain else None
     norms = backbones.stage_norms(body, channels, stages)
-    return SegmentationNetwork(body, decode_head, auxiliary_head, norms, pyramid, backbones.size_multiple(body))
+    network = SegmentationNetwork(body, decode_head, auxiliary_head, norms, pyramid, backbones.size_multiple(body))
+    network.in_chans = dict(backbone_kwargs).get("in_chans", 3)
+    return network
 
 
 def _check(backbone, head, classes, output_stride, drop_path, input_size):

@@ -1,7 +1,6 @@
 """Image files and Pillow images of every mode as RGB, and masks of class ids, with the id of pixels that have no class."""
 
 import contextlib
-import functools
 import io
 import os
 import re
@@ -12,95 +11,54 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from utils import bands
 from utils.cli.errors import InputError, first_line
+from utils.image_formats import open_image
 
 IGNORE = -1  # the class of a mask's pixels that no loss and no metric counts
-# Formats that Pillow opens and that hold no photographs; EPS files are programs, which Ghostscript would run.
-NO_PHOTOGRAPHS = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
-PIXELS = "STRATA_MAX_IMAGE_PIXELS"  # in the environment, so that loader workers of any kind know it too
 
 
 class Reading(NamedTuple):
     """How the images of a data set are read. value_range: (low, high), the values of deep greys (16 or 32 bits, or floats) that
     become black and white; None: those of each image alone. background: (R, G, B) in 0..255, the colour that shows through
-    transparent parts; None: what the file has stored there.
+    transparent parts; None: what the file has stored there. in_chans: N: images are tensors of N bands, see bands.py; None:
+    they are PIL images in RGB. show_bands: numbers of the bands that pictures show; None: the first.
     """
 
     value_range: tuple | None = None
     background: tuple | None = None
+    in_chans: int | None = None
+    show_bands: tuple | None = None
 
     @classmethod
     def of(cls, options):
         """Of an object that has these among its attributes, such as Arguments."""
         values = {name: getattr(options, name) for name in cls._fields}
-        return cls(**{name: tuple(value) if value else None for name, value in values.items()})
+        return cls(**{name: tuple(value) if isinstance(value, list) else value or None for name, value in values.items()})
+
+    def as_config(self):
+        """{name: value} of what is set, for config.json."""
+        values = self._asdict().items()
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values if value is not None}
 
 
 AS_STORED = Reading()
+
+
+def size_of(image):
+    """(width, height) in pixels of an image as `read_image` gives it."""
+    return image.size if isinstance(image, Image.Image) else (image.shape[2], image.shape[1])
 
 
 class BadImage(InputError):
     """An image that cannot be read. Training uses another one instead; elsewhere the message, which names it, ends the run."""
 
 
-def is_image(name):
-    """Whether the ending of a file name is that of an image format that is read."""
-    known = formats()
-    return Image.registered_extensions().get(os.path.splitext(name)[1].lower()) in known
-
-
-@functools.cache
-def formats():
-    """Pillow's names of the image formats that are read: all but NO_PHOTOGRAPHS, and HEIF where pillow-heif is installed."""
-    Image.init()
-    with contextlib.suppress(ImportError):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-    return tuple(name for name in Image.ID if name not in NO_PHOTOGRAPHS and name in Image.OPEN)
-
-
-def open_image(file):
-    """Pillow's image of a path or an open file, of one of `formats`; raises what Pillow raises, and ValueError for a TIFF of
-    more than a picture, of which Pillow would read a part."""
-    image = Image.open(file, formats=formats())
-    if image.format == "TIFF":
-        try:
-            _check_bands(image)
-        except Exception:
-            image.close()
-            raise
-    return image
-
-
-def _check_bands(image):
-    tags = image.tag_v2
-    bands, extra = tags.get(277, 1), tags.get(338, ())  # SamplesPerPixel, ExtraSamples
-    beside = bands - {2: 3, 5: 4, 6: 3, 8: 3}.get(tags.get(262), 1)  # those of RGB, CMYK, YCbCr, Lab, else grey
-    if beside > 1 or (beside == 1 and extra and extra[0] not in (1, 2, 999)):  # the kinds of alpha
-        raise ValueError(f"it has {bands} bands, expected grey or RGB, with or without transparency")
-    for number in range(1, 50):
-        try:
-            image.seek(number)
-        except EOFError:
-            break
-        if not image.tag_v2.get(254, 0) & 5:  # NewSubfileType: no thumbnail, and no mask of the picture
-            raise ValueError("it has several pages, expected one")
-    image.seek(0)
-
-
-def allow_pixels(number):
-    """From now on images of up to so many pixels are read, in this process and in workers that it starts."""
-    os.environ[PIXELS] = str(number)
-    Image.MAX_IMAGE_PIXELS = (number + 1) // 2  # Pillow warns of more than that, and refuses twice as many
-
-
-if os.environ.get(PIXELS, "").isdigit():
-    allow_pixels(int(os.environ[PIXELS]))
-
-
 def read_image(path, upright=True, reading=AS_STORED):
-    """The image file at `path` as a PIL image in RGB. upright: turned by its EXIF orientation. Raises BadImage."""
+    """The image file at `path` as a PIL image in RGB or, with `reading.in_chans`, as a tensor (N, H, W) float32 in 0..1.
+
+    upright: turned by its EXIF orientation. Raises BadImage.
+    """
     with naming(path):
         return _read(_file(path), upright, reading)
 
@@ -117,10 +75,13 @@ def read_bytes(path):
         return file.read()
 
 
-def check_header(path):
+def check_header(path, reading=AS_STORED):
     """Raise BadImage if the header of the file at `path` is not that of an image. The pixels are not read."""
-    with naming(path), open_image(_file(path)):
-        pass
+    with naming(path):
+        if reading.in_chans:
+            return bands.check_header(_file(path), reading.in_chans)
+        with open_image(_file(path)):
+            return None
 
 
 def _file(path):
@@ -131,6 +92,8 @@ def _file(path):
 
 
 def _read(file, upright, reading):
+    if reading.in_chans:
+        return bands.read_bands(file, reading, upright)
     with open_image(file) as image:
         image.load()
         return to_rgb(ImageOps.exif_transpose(image) if upright else image, reading)
@@ -162,7 +125,7 @@ def to_rgb(image, reading=AS_STORED):
     """A PIL image of any mode in RGB."""
     if is_deep(image):
         values = np.asarray(image)
-        image = Image.fromarray(_to_8_bits(values, reading.value_range or _own_range(values)))
+        image = Image.fromarray(_to_8_bits(values, reading.value_range or bands.own_range(values)))
     elif is_transparent(image):
         image = image.convert("RGBA")
         if reading.background is not None:
@@ -183,32 +146,6 @@ def is_deep_colour(image):
 def is_deep(image):
     """Whether the grey values of a PIL image have more than 8 bits."""
     return image.mode == "F" or image.mode.startswith("I")
-
-
-def extremes(values):
-    """(least, largest) of the finite values of an array, as floats; (0, 0) where there is none."""
-    finite = values[np.isfinite(values)]
-    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-
-
-def range_of(low, high, whole):
-    """(black, white) for deep greys whose least and largest values are these; whole: they are whole numbers.
-
-    Whole numbers from 0 on have a depth: that of the fewest bits, 8 or more, which hold the largest, such as (0, 4095) of
-    12 bits. Floats within 0..1 or 0..255 keep that range. Anything else is spread from the least to the largest.
-    """
-    if low >= 0 and whole and high < 2**31:
-        return 0, 2 ** max(int(high).bit_length(), 8) - 1
-    if low >= 0 and high <= 255:
-        return 0, 1 if high <= 1 else 255
-    return low, max(high, low + 1e-6)
-
-
-def _own_range(values):
-    """The range of an image of which no data set is known: whole numbers have 12 bits or 16, as most devices write them."""
-    low, high = range_of(*extremes(values), whole=values.dtype.kind in "iu")
-    is_depth = low == 0 and high <= 65535 and values.dtype.kind in "iu"
-    return (0, 4095 if high <= 4095 else 65535) if is_depth else (low, high)
 
 
 def _to_8_bits(values, value_range):

@@ -11,7 +11,8 @@ from PIL import Image
 from small_tiffs import write_tiff
 
 from utils.cli.errors import InputError
-from utils.images import BadImage, Reading, allow_pixels, check_header, decode_image, formats, is_image, read_bytes, read_image
+from utils.image_formats import allow_pixels, formats, is_image
+from utils.images import BadImage, Reading, check_header, decode_image, read_bytes, read_image
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK", "1", "I;16", "I", "F"])

@@ -37,8 +37,8 @@ def test_the_check_leaves_random_numbers_and_mode_alone():
     assert all(torch.equal(tensor, weights[name]) for name, tensor in plain.state_dict().items())
 
 
-def test_grey_images_are_read_as_rgb():
-    with pytest.raises(InputError, match="in_chans=1: images are read as RGB"):
+def test_channels_are_named_by_their_flag():
+    with pytest.raises(InputError, match="in_chans=1: give --in_chans"):
         build_model(ModelOptions(model="resnet10t", model_kwargs=[("in_chans", 1)]), CLASSES, input_size=32)
 
 

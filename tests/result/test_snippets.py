@@ -13,7 +13,7 @@ from tiny_networks import one_thread  # noqa: F401, a fixture
 from segmentation_networks.network import build_network
 from utils.cli.segmentation_flags import Augmentation, View
 from utils.model.segmentation_weights import network_config
-from utils.report.report import recognition_code, segmentation_code
+from utils.report.snippets import recognition_code, segmentation_code
 from utils.result.predict_recognition import predict
 from utils.result.predict_segmentation import open_segmenter, predict_folder
 from utils.run.checkpoint import export_weights

@@ -1,4 +1,4 @@
-"""From (PIL image, mask (H, W) int64 array) to (image (3, H, W) uint8, `Rest`, mask (H, W) int64), both moved together.
+"""From (image, mask (H, W) int64 array) to (image (C, H, W) uint8 or float32, `Rest`, mask (H, W) int64), moved together.
 
 What is left to do with the pixels, the rest, is done by `finish` for a whole batch on its device: a batch in uint8 is a quarter
 of one in float32 on its way there. Masks are never interpolated and are padded with IGNORE, never with class 0. Random
@@ -33,7 +33,7 @@ class Rest(NamedTuple):
 
 
 class Transforms(NamedTuple):
-    """train, evaluate: functions of a PIL image in RGB and its mask, which can be pickled for loader workers, see the top.
+    """train, evaluate: functions of an image and its mask, see the top, which can be pickled for loader workers.
     batches: options of loaders.build_loaders, by which it makes batches of what they give.
     """
 
@@ -56,14 +56,16 @@ def colours(settings):
 
 
 def finish(images, rests, mean, std):
-    """uint8 (B, 3, H, W) on any device -> float32, distorted, normalised and padded, in the images' memory format.
+    """(B, C, H, W) on any device -> float32, distorted, normalised and padded, in the images' memory format.
 
-    rests: the `Rest` of each image. Nothing waits for a GPU.
+    images: uint8, or bands in 0..1, float32. rests: the `Rest` of each image. Nothing waits for a GPU.
     """
     _, mean, std = as_tensors(tuple(mean), tuple(std), images.device)
     finished = torch.zeros_like(images, dtype=torch.float32)
     for image, result, ((height, width), distortion) in zip(images, finished, rests, strict=True):
-        inside = image[:, :height, :width].float().mul_(1 / 255)  # as torchvision's to_dtype, to the last bit
+        inside = image[:, :height, :width]
+        if not inside.is_floating_point():
+            inside = inside.float().mul_(1 / 255)  # as torchvision's to_dtype, to the last bit
         if distortion is not None:
             inside = distort(inside, distortion)
         torch.sub(inside, mean, out=result[:, :height, :width]).div_(std)
@@ -150,8 +152,13 @@ def mmseg(image, mask, settings):
 # --- steps on an image (3, H, W) and a mask (1, H, W) int64 ---------------------------------------------------------
 
 
+def to_tensor(image):
+    """An image, as `read_image` gives it, (C, H, W): uint8, or bands in 0..1, float32."""
+    return image if isinstance(image, torch.Tensor) else F.pil_to_tensor(image)
+
+
 def _to_tensors(image, mask):
-    return F.pil_to_tensor(image), torch.from_numpy(mask)[None]
+    return to_tensor(image), torch.from_numpy(mask)[None]
 
 
 def _sample(image, mask, rest=None):

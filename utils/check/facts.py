@@ -29,8 +29,7 @@ def find_facts(train, val, everything=False):
     if getattr(val, "root", None) != getattr(train, "root", None):  # of two trees, not of a split of one
         left_out.update(getattr(val, "left_out", {}))
     facts |= {"left_out": dict(left_out), "notes": [*getattr(train, "notes", ())]}
-    reading = getattr(train, "reading", AS_STORED)._asdict()
-    facts |= {name: list(value) for name, value in reading.items() if value is not None}
+    facts |= getattr(train, "reading", AS_STORED).as_config()
     if all(hasattr(source, "file") and len(source) for source in (train, val)) and train is not val:
         facts["copies"] = _copies(train, val, everything)
     return facts
@@ -47,7 +46,8 @@ def _files(source, everything):
     """What the images of a source are, by those that were looked at."""
     if not hasattr(source, "file") or not len(source):
         return {}
-    seen = look_at(source, len(source)) if everything else getattr(source, "seen", None) or look_at(source)
+    in_chans = getattr(source, "reading", AS_STORED).in_chans
+    seen = look_at(source, len(source), in_chans) if everything else getattr(source, "seen", None) or look_at(source)
     whole = [one for one in seen.values() if one is not None]
     unreadable = [source.name(index) for index, one in seen.items() if one is None]
     if everything:

@@ -108,6 +108,8 @@ def _left_out_warnings(facts):
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in photos.items())
         how = "pip install pillow-heif, or convert them" if any(kind in HEIF for kind in photos) else "convert them"
         yield f"{kinds} are photographs that are left out, beside {read:,} that are read: {how}"
+    if arrays := facts["left_out"].get(".npy"):
+        yield f"{arrays:,} .npy are left out: if they are images of N bands, --in_chans N reads them"
     if beside := facts["left_out"].get("images beside the class folders"):
         yield f"{beside:,} images lie beside the class folders, in none of them: they are left out"
 

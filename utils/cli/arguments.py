@@ -98,14 +98,15 @@ class Topic:
         self.add(flag, free=free, type=boolean, nargs="?", const=True, default=default, metavar="BOOL", help=help)
 
 
-def settings_of(name, add_flags):
-    """A NamedTuple class with a field for each flag that `add_flags(parser)` adds, its default being the flag's.
+def settings_of(name, add_flags, *more):
+    """A NamedTuple class with a field for each flag that `add_flags(parser)` and `more` add, its default being the flag's.
 
     `of(args)` of the class takes the values out of the arguments of a run. So a flag is written once, and whatever takes
     the settings of its topic has it.
     """
     parser = Parser(name, "")
-    add_flags(parser)
+    for add in (add_flags, *more):
+        add(parser)
     flags = [action for action in parser._actions if action.dest != "help"]
     fields = [action.dest for action in flags]
     defaults = [action.default for action in flags]

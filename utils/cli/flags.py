@@ -1,13 +1,13 @@
 """The flags that both training scripts have, by topic. Names and meanings are those of ConvNeXt and ConvNeXt-V2.
 
-A flag is added here, or in recognition_flags.py or segmentation_flags.py, and nowhere else: `settings_of` hands the flags
-of a topic on as one NamedTuple. `free=True`: the flag may change between a run and its resumption.
+A flag is added here, or in image_flags.py, recognition_flags.py or segmentation_flags.py, and nowhere else: `settings_of`
+hands the flags of a topic on as one NamedTuple. `free=True`: the flag may change between a run and its resumption.
 """
 
-import argparse
 import os
 
 from lr_sched import SCHEDULES
+from utils.cli import image_flags
 from utils.cli.arguments import Fold, boolean, number, refuse_idle, settings_of, whole
 
 
@@ -34,37 +34,6 @@ def add_plan_flags(parser):
               "included, instead of --epochs")  # fmt: skip
 
 
-COLOURS = ("imagenet", "inception", "clip", "model", "data")
-
-
-def add_colour_flags(topic):
-    """Images are normalised by these: (value / 255 - mean) / std."""
-    words = {"nargs": "+", "type": _colours, "metavar": "NUMBERS_OR_WORD"}
-    topic.add("--mean", **words, help="mean of red, green and blue in 0..1, three numbers, by which images are normalised; or "
-              "imagenet, inception or clip; model: as the start weights were trained; data: of training images; none: as the "
-              "start weights were trained, where they tell, else ImageNet's")  # fmt: skip
-    topic.add("--std", **words, help="deviation of the same, and the same words; none: as --mean")
-
-
-def _colours(text):
-    return text if text in COLOURS else number(0, 1)(text)
-
-
-def check_colours(args, error):
-    """error(message) for a --mean or --std that is neither a word nor three numbers; a word stands alone from here on."""
-    for name in ("mean", "std"):
-        values = getattr(args, name)
-        if not isinstance(values, list):
-            continue
-        if len(values) == 1 and isinstance(values[0], str):
-            setattr(args, name, values[0])
-        elif len(values) != 3 or any(isinstance(value, str) for value in values) or (name == "std" and not all(values)):
-            found = " ".join(map(str, values))
-            error(f"--{name} {found}: expected three numbers{' above 0' * (name == 'std')}, or one of {', '.join(COLOURS)}")
-    if args.streaming and "data" in (args.mean, args.std):
-        error("--mean data reads some training images first, which --streaming cannot; give the numbers")
-
-
 def add_bad_sample_flags(topic):
     topic.add("--max_bad_samples", free=True, type=number(0, 1), default=0.01, help="the run stops when more than this share "
               "of the training images cannot be read; until then others take their place")  # fmt: skip
@@ -73,41 +42,8 @@ def add_bad_sample_flags(topic):
               "stop")  # fmt: skip
 
 
-def colour(text):
-    """(R, G, B), each 0 to 255, of a name or #rrggbb."""
-    from PIL import ImageColor
-
-    try:
-        return ImageColor.getrgb(text)[:3]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a name such as white, or #rrggbb, found '{text}'") from None
-
-
 def _boolean_or_only(text):
     return text if text == "only" else boolean(text)
-
-
-def add_image_flags(topic):
-    """What is taken of own data, and how deep images are read."""
-    topic.add("--classes", metavar="FILE", help="classes in this order, a name on each line, others are left out; "
-              "vehicle = car, truck makes one class of two")  # fmt: skip
-    topic.add("--max_train_images", type=whole(1), metavar="N", help="train on N images only, of each class in proportion, for "
-              "a quick try")  # fmt: skip
-    topic.add("--max_val_images", type=whole(1), metavar="N", help="validate on N images only")
-    topic.add("--test_data_path", free=True, metavar="DIR", help="images that are scored once, after training, by the best "
-              "weights; none: those in test/ beside train/ and val/, if it is there")  # fmt: skip
-    topic.add("--folds", type=whole(2), help="cross-validation: the images are shared out into so many parts, and the part "
-              "--fold is validated on instead of --val_split; a run for each, then python -m utils.report RUN …")  # fmt: skip
-    topic.add("--fold", type=whole(1), help="number of that part, from 1")
-    topic.add("--group_by", metavar="REGEX", help="--val_split keeps images on one side whose names, or first groups of it, "
-              "match alike, such as '^[^_]+' for all up to the first _")  # fmt: skip
-    topic.add("--value_range", nargs=2, type=number(maximum=1e12), metavar=("BLACK", "WHITE"),
-              help="values that become black and white in "
-              "greys of more than 8 bits, such as 0 4095 of 12 bits; none: as a sample of the data has them")  # fmt: skip
-    topic.add("--background", type=colour, metavar="COLOUR", help="what shows through transparent parts of images, such as "
-              "white or #ff8000; none: the colour that the files store there, often black")  # fmt: skip
-    topic.add("--max_image_pixels", free=True, type=whole(1, 10**10), metavar="N", help="read images of up to N pixels; none: "
-              "178,956,970, Pillow's limit against files that fill the memory")  # fmt: skip
 
 
 def add_stream_flags(topic):
@@ -308,7 +244,8 @@ def check_common(args, error):
         error("--data_path and --dataset: found both, expected one; leave the other out")
     if args.streaming and (not args.dataset or args.val_split or args.check_data):
         error("--streaming needs --dataset, and goes neither with --val_split nor with --check_data")
-    check_colours(args, error)
+    image_flags.check_bands(args, error)
+    image_flags.check_colours(args, error)
     refuse_idle(
         args, error,
         ("image_column", args.dataset or getattr(args, "labels", None), "with --dataset or --labels"),

@@ -2,7 +2,7 @@
 
 import os
 
-from utils.cli import flags
+from utils.cli import flags, image_flags
 from utils.cli.arguments import key_value, number, refuse_idle, settings_of, whole
 from utils.losses import LOSSES, MULTILABEL_LOSSES
 from utils.sources import RECOGNITION_SETS
@@ -21,6 +21,7 @@ def add_flags(parser):
     flags.add_start_flags(parser)
     flags.add_plan_flags(parser)
     add_data_flags(parser)
+    image_flags.add_band_flags(parser)
     add_augmentation_flags(parser)
     add_mixup_flags(parser)
     add_loss_flags(parser)
@@ -61,7 +62,7 @@ def add_model_flags(parser):
     topic.add("--drop_block", type=number(0, 0.99), default=0.0, help="DropBlock's rate in a ResNet or ResNeSt")
 
 
-ModelOptions = settings_of("ModelOptions", add_model_flags)
+ModelOptions = settings_of("ModelOptions", add_model_flags, image_flags.add_band_flags)
 
 
 def add_data_flags(parser):
@@ -84,12 +85,12 @@ def add_data_flags(parser):
               "chosen by --seed")  # fmt: skip
     topic.add("--nb_classes", type=whole(1, 1_000_000),
               help="number of classes, to be compared with the data; none: as the data has")  # fmt: skip
-    flags.add_image_flags(topic)
+    image_flags.add_image_flags(topic)
     flags.add_bad_sample_flags(topic)
     flags.add_stream_flags(topic)
 
 
-Data = settings_of("Data", add_data_flags)
+Data = settings_of("Data", add_data_flags, image_flags.add_band_flags)
 
 
 def add_augmentation_flags(parser):
@@ -125,10 +126,10 @@ def add_augmentation_flags(parser):
               "colour, or noise of each pixel")  # fmt: skip
     topic.add("--recount", type=whole(1, 100), default=1, help="most boxes that are erased in an image")
     topic.switch("--imagenet_default_mean_and_std", True, "as published: --mean imagenet; false: --mean inception")
-    flags.add_colour_flags(topic)
+    image_flags.add_colour_flags(topic)
 
 
-Augmentation = settings_of("Augmentation", add_augmentation_flags)
+Augmentation = settings_of("Augmentation", add_augmentation_flags, image_flags.add_band_flags)
 
 
 def aa_is_off(aa):
@@ -198,6 +199,22 @@ def check_task(args, error):
     args.smoothing = 0.0
 
 
+def check_colour_changes(args, error):
+    """error(message) for what changes colours, which images of --in_chans do not have; by default nothing does."""
+    if not args.in_chans:
+        return
+    instead = f"is of photographs in RGB, and --in_chans {args.in_chans} reads bands; leave out one of them"
+    if "transforms" in args.given and args.transforms != "fast":
+        error(f"--transforms {args.transforms} {instead}")
+    if "aa" in args.given and not aa_is_off(args.aa):
+        error(f"--aa {args.aa} {instead}")
+    if args.color_jitter:
+        error(f"--color_jitter {args.color_jitter} {instead}")
+    if args.crop_mode == "border":
+        error("--crop_mode border fills up with a colour, which bands do not have; expected center or squash")
+    args.aa = "none"
+
+
 def check(args, error):
     """error(message) for flags that contradict each other, or that would do nothing."""
     if args.labels:
@@ -217,6 +234,7 @@ def check(args, error):
             error(f"--bce_loss true and --loss {args.loss}: found both, expected one; leave the other out")
         args.loss = "bce"
     check_task(args, error)
+    check_colour_changes(args, error)
     mixes = bool(args.mixup or args.cutmix or args.cutmix_minmax)
     small, centre_crop = args.input_size <= SMALL, SMALL < args.input_size < LARGE
     timms, no_aa = args.transforms != "encoding", aa_is_off(args.aa)

@@ -1,7 +1,7 @@
 """The flags of train_segmentation.py, the defaults that data brings, and which flags go together."""
 
 from segmentation_networks import HEADS
-from utils.cli import flags
+from utils.cli import flags, image_flags
 from utils.cli.arguments import key_value, number, refuse_idle, settings_of, value_name, whole
 from utils.losses import SEGMENTATION_LOSSES
 from utils.sources import SEGMENTATION_SETS
@@ -21,6 +21,7 @@ def add_flags(parser):
     flags.add_start_flags(parser)
     flags.add_plan_flags(parser)
     add_data_flags(parser)
+    image_flags.add_band_flags(parser)
     add_augmentation_flags(parser)
     add_loss_flags(parser)
     flags.add_batch_flags(parser)
@@ -62,7 +63,8 @@ def network_options(args):
     aux = {"channels": args.aux_channels, "dropout": args.dropout}
     return {
         "backbone": args.backbone, "head": args.model, "output_stride": args.output_stride, "head_kwargs": _given(head),
-        "aux_kwargs": _given(aux) if args.aux else None, "backbone_kwargs": dict(args.backbone_kwargs),
+        "aux_kwargs": _given(aux) if args.aux else None,
+        "backbone_kwargs": dict(args.backbone_kwargs) | _given({"in_chans": args.in_chans}),
     }  # fmt: skip
 
 
@@ -92,12 +94,12 @@ def add_data_flags(parser):
     topic.switch("--reduce_zero_label", None, "0 in a mask is no class, and 1 is the first one")
     topic.add("--nb_classes", type=whole(2, 65_535),
               help="number of classes, to be compared with the data; none: as the data has")  # fmt: skip
-    flags.add_image_flags(topic)
+    image_flags.add_image_flags(topic)
     flags.add_bad_sample_flags(topic)
     flags.add_stream_flags(topic)
 
 
-Data = settings_of("Data", add_data_flags)
+Data = settings_of("Data", add_data_flags, image_flags.add_band_flags)
 
 
 def add_augmentation_flags(parser):
@@ -115,10 +117,10 @@ def add_augmentation_flags(parser):
               "training image")  # fmt: skip
     topic.add("--cat_max_ratio", type=number(above=0, maximum=1), default=0.75, help="a crop of mmseg is drawn again, up to "
               "ten times, where one class has more than this share of it")  # fmt: skip
-    flags.add_colour_flags(topic)
+    image_flags.add_colour_flags(topic)
 
 
-Augmentation = settings_of("Augmentation", add_augmentation_flags)
+Augmentation = settings_of("Augmentation", add_augmentation_flags, image_flags.add_band_flags)
 
 
 def add_loss_flags(parser):
@@ -172,6 +174,10 @@ def defaults_for(args):
 def check(args, error):
     """error(message) for flags that contradict each other, or that would do nothing."""
     flags.check_common(args, error)
+    if dict(args.backbone_kwargs).get("in_chans", args.in_chans) != args.in_chans:
+        error(f"--backbone_kwargs in_chans={dict(args.backbone_kwargs)['in_chans']}: give --in_chans, which images follow, too")
+    if args.in_chans and args.transforms == "mmseg":
+        error(f"--transforms mmseg changes colours, and --in_chans {args.in_chans} reads bands; expected encoding or none")
     for name, other, needs in (("data_set", "data_path", args.data_path), ("train_split", "data_set", args.data_set),
                                ("mask_column", "dataset", args.dataset),
                                ("val_split", "data_path", args.data_path or args.dataset)):  # fmt: skip

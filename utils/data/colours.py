@@ -3,6 +3,7 @@
 import random
 
 import numpy as np
+import torch
 
 from utils.images import BadImage
 
@@ -29,7 +30,11 @@ def _statistics(source, seed):
             image = source.read(index)
         except BadImage:
             continue
-        pixels = np.asarray(image[0] if isinstance(image, tuple) else image, np.float64).reshape(-1, 3) / 255
+        image = image[0] if isinstance(image, tuple) else image
+        if isinstance(image, torch.Tensor):  # bands (N, H, W) in 0..1
+            pixels = image.flatten(1).T.double().numpy()
+        else:
+            pixels = np.asarray(image, np.float64).reshape(-1, 3) / 255
         moments.append((pixels.mean(0), (pixels**2).mean(0)))
     mean, square = np.mean(moments, 0)
     deviation = np.sqrt(np.maximum(square - mean**2, 0))

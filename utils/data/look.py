@@ -6,20 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils import bands
+from utils.bands import extremes, range_of
 from utils.cli.errors import InputError
 from utils.data.bad_samples import in_threads
 from utils.data.sampling import spread
-from utils.images import (
-    AS_STORED,
-    BadImage,
-    extremes,
-    is_deep,
-    is_deep_colour,
-    is_transparent,
-    naming,
-    open_image,
-    range_of,
-)
+from utils.image_formats import open_image
+from utils.images import AS_STORED, BadImage, is_deep, is_deep_colour, is_transparent, naming
 
 SAMPLE = 200  # images of a source that are looked at
 ORIENTATION = 0x0112  # the tag of EXIF
@@ -41,11 +34,13 @@ class Seen(NamedTuple):
     brightest: int | None = None
 
 
-def look(file, name):
-    """`Seen` of a path or an open file; only deep images and those with transparency are decoded.
+def look(file, name, in_chans=None):
+    """`Seen` of a path or an open file; only deep images and those with transparency are decoded. in_chans: of images.Reading.
 
     Raises BadImage, which begins with `name`.
     """
+    if in_chans:
+        return _look_at_bands(file, name, in_chans)
     with naming(name), open_image(file) as image:
         deep_colour = is_deep_colour(image)  # which is not to be seen any more when its EXIF data was read
         orientation = image.getexif().get(ORIENTATION, 1)
@@ -57,7 +52,13 @@ def look(file, name):
         return seen._replace(brightest=max(high for _, high in image.getextrema()[:3])) if deep_colour else seen
 
 
-def look_at(source, most=SAMPLE):
+def _look_at_bands(file, name, in_chans):
+    with naming(name), bands.stored(file, in_chans) as image:
+        low, high = extremes(image.load()) if image.dtype.itemsize > 1 else (None, None)
+        return Seen(image.format, image.size, f"{in_chans} x {image.dtype}", 1, False, low, high)
+
+
+def look_at(source, most=SAMPLE, in_chans=None):
     """{index: `Seen`, or None of one that cannot be read} of up to `most` images of a `source`, evenly spread.
 
     source: it has `file(index)`, a path or an open file; {} for any other.
@@ -68,7 +69,7 @@ def look_at(source, most=SAMPLE):
 
     def seen(index):
         try:
-            return look(source.file(index), os.path.basename(source.name(index)))
+            return look(source.file(index), os.path.basename(source.name(index)), in_chans)
         except BadImage:
             return None
 
@@ -76,11 +77,11 @@ def look_at(source, most=SAMPLE):
 
 
 def value_range_of(seen):
-    """(black, white) of a data set by what was `seen` of it, as `images.range_of` has it; None where no image is deep."""
+    """(black, white) of a data set by what was `seen` of it, as `bands.range_of` has it; None where no image is deep."""
     deep = [one for one in seen if one is not None and one.low is not None]
     if not deep:
         return None
-    whole = all(one.mode != "F" for one in deep)
+    whole = all(one.mode != "F" and "float" not in one.mode for one in deep)
     return range_of(min(one.low for one in deep), max(one.high for one in deep), whole)
 
 
@@ -89,9 +90,11 @@ def see(train, val, reading=AS_STORED, say=print):
 
     reading: that of the flags, which win over what the images have. say: told how masks lie where EXIF turns images.
     """
+    if reading.in_chans and not hasattr(train, "reading"):
+        raise InputError(f"--in_chans {reading.in_chans}: {train.title} are photographs in RGB; leave it out")
     for source in dict.fromkeys((train, val)):
         if hasattr(source, "file"):
-            source.seen = look_at(source)
+            source.seen = look_at(source, in_chans=reading.in_chans)
     found = [one for source in (train, val) for one in getattr(source, "seen", {}).values()]
     reading = reading._replace(value_range=reading.value_range or value_range_of(found))
     upright = _masks_upright([source for source in dict.fromkeys((train, val)) if hasattr(source, "mask")], say)

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.cli.errors import InputError, first_line
-from utils.images import IGNORE, open_image, too_large
+from utils.image_formats import open_image
+from utils.images import IGNORE, size_of, too_large
 
 _MOST_PIXELS = 2**28  # more than Pillow opens
 _NO_CLASS = -2  # class id of a value that must not occur
@@ -146,19 +147,20 @@ def mask_values(image, name):
 
 
 def fit_image(read, shape, name, mask_name, upright=True):
-    """The image of the same size as its mask, (H, W) `shape`. read: upright -> PIL image, as `read_image` has it.
+    """The image of the same size as its mask, (H, W) `shape`. read: upright -> image, as `read_image` has it.
 
     upright: whether the masks of the data set are those of images that their EXIF orientation turned. An image that is turned
     by a quarter is taken the other way if only that fits: some tools that masks are drawn with ignore the orientation. Raises
     InputError, which begins with `name`, if neither fits.
     """
     image = read(upright)
-    if image.size[::-1] == shape:
+    if size_of(image)[::-1] == shape:
         return image
     other = read(not upright)
-    if other.size != image.size and other.size[::-1] == shape:
+    if size_of(other) != size_of(image) and size_of(other)[::-1] == shape:
         return other
-    found = f"the image has {image.width} x {image.height} pixels, its mask {shape[1]} x {shape[0]}"
+    width, height = size_of(image)
+    found = f"the image has {width} x {height} pixels, its mask {shape[1]} x {shape[0]}"
     raise InputError(f"{name}: {found}; expected the same size ({mask_name})")
 
 

@@ -10,7 +10,8 @@ from utils.data.string_list import StringList
 from utils.folders.hold_out import hold_out
 from utils.folders.index import index_folder
 from utils.folders.names import few, left_out_line, missing, split_folders, split_of, tables_in, test_note, why_left_out
-from utils.images import AS_STORED, is_image, read_bytes, read_image
+from utils.image_formats import is_image
+from utils.images import AS_STORED, read_bytes, read_image
 
 
 class Folder:
@@ -157,6 +158,7 @@ def scan_folder(root, classes=None):
         )
     if empty := [name for name, count in zip(found, counts, strict=True) if not count]:
         what = f" ({line})" if (line := left_out_line(left_out)) else ""
+        what += "; --in_chans N reads arrays of N bands" * (".npy" in left_out)
         raise InputError(
             f"{root}: no images in class folder {few(empty)}: expected files such as .jpg or .png; remove empty folders{what}"
         )

@@ -19,9 +19,9 @@ from utils.model.segmentation_weights import read_config
 
 NAMES = {"ImageNet": "IMAGENET_DEFAULT", "Inception": "IMAGENET_INCEPTION", "CLIP": "OPENAI_CLIP", "DPN": "IMAGENET_DPN"}
 # What config.json of a run says beside timm's words: how train_recognition.py and train_segmentation.py looked at images.
-VIEW_OF_RECOGNITION = ("transforms", "tta_flip", "value_range", "background", "task")
+VIEW_OF_RECOGNITION = ("transforms", "tta_flip", "value_range", "background", "in_chans", "show_bands", "task")
 VIEW_OF_SEGMENTATION = ("transforms", "crop_size", "base_size", "eval_mode", "eval_scales", "eval_flip", "value_range",
-                        "background")  # fmt: skip
+                        "background", "in_chans", "show_bands")  # fmt: skip
 
 
 class AsTrained(NamedTuple):
@@ -106,6 +106,12 @@ def _view(config, names):
     colour = config.get("background", [0, 0, 0])
     if not isinstance(colour, list) or len(colour) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in colour):
         raise InputError(f"config.json: background {colour}: expected three numbers of 0 to 255")
+    bands, shown = config.get("in_chans", 3), config.get("show_bands", [0])
+    if type(bands) is not int or not 1 <= bands <= 1024:
+        raise InputError(f"config.json: in_chans {bands}: expected 1 to 1024 bands")
+    numbers = isinstance(shown, list) and len(shown) in (1, 3) and all(type(band) is int for band in shown)
+    if not numbers or not 0 <= min(shown) <= max(shown) < bands:
+        raise InputError(f"config.json: show_bands {shown}: expected one or three of {bands} bands")
     return {name: config[name] for name in names if name in config}
 
 
@@ -132,20 +138,23 @@ def _check(architecture, found):
 def _of_timm(cfg, architecture, model_kwargs=()):
     """Of a pretrained_cfg as a dict."""
     seen = resolve_data_config(pretrained_cfg=cfg)
+    channels = int(seen["input_size"][0])
     images = {
         "input_size": int(seen["input_size"][-1]), "crop_pct": float(seen["crop_pct"]), "crop_mode": seen["crop_mode"],
-        "eval_interpolation": seen["interpolation"], "mean": _three(seen["mean"]), "std": _three(seen["std"]),
+        "eval_interpolation": seen["interpolation"], "mean": _numbers(seen["mean"], channels),
+        "std": _numbers(seen["std"], channels),
     }  # fmt: skip
     evaluation = {"model": architecture, "model_kwargs": list(dict(model_kwargs).items())}
+    evaluation |= {"in_chans": channels} if channels != 3 else {}
     names, number = cfg.get("label_names"), int(cfg.get("num_classes") or 0)
     classes = list(names) if isinstance(names, list | tuple) and len(names) == number else None
     return AsTrained(images, evaluation, cfg.get("license"), classes, number)
 
 
-def _three(values):
+def _numbers(values, channels):
     values = [float(value) for value in values]
-    if len(values) != 3:
-        raise ValueError(f"mean and std of {len(values)} channels; expected 3")
+    if len(values) != channels:
+        raise ValueError(f"mean and std of {len(values)} channels; expected {channels}")
     return values
 
 

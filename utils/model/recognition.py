@@ -11,7 +11,7 @@ import torch
 from utils.cli.arguments import check_model_kwargs
 from utils.cli.errors import InputError, choose_one, first_line
 from utils.model.as_trained import as_trained
-from utils.model.sizes import check_size
+from utils.model.sizes import channels_of, check_size
 
 
 def build_model(options, classes, *, input_size, pretrained=False):
@@ -28,8 +28,13 @@ def build_model(options, classes, *, input_size, pretrained=False):
         choose_one(name.partition(".")[0], timm.list_models(), "model")
     kwargs = dict(options.model_kwargs)
     check_model_kwargs(kwargs, "--model_kwargs")
-    if kwargs.get("in_chans", 3) != 3:
-        raise InputError(f"--model_kwargs in_chans={kwargs['in_chans']}: images are read as RGB, grey ones too; leave it out")
+    in_chans = options.in_chans or 3
+    if kwargs.setdefault("in_chans", in_chans) != in_chans:
+        raise InputError(
+            f"--model_kwargs in_chans={kwargs['in_chans']}: give --in_chans, which images are read by, in its place"
+        )
+    if in_chans == 3:
+        del kwargs["in_chans"]  # which is any model's own
     if "num_classes" in kwargs or not kwargs.get("global_pool", "avg"):
         key = "num_classes" if "num_classes" in kwargs else "global_pool"
         raise InputError(f"--model_kwargs {key}={kwargs[key]}: every class has one logit for an image; leave it out")
@@ -43,9 +48,11 @@ def build_model(options, classes, *, input_size, pretrained=False):
     def build(size, pretrained=False):
         known = timm.models.get_pretrained_cfg(name) if by_name else None
         sized = {"img_size": size} if known is not None and known.fixed_input_size else {}
-        return timm.create_model(
+        model = timm.create_model(
             name, pretrained=pretrained, num_classes=len(classes), drop_path_rate=options.drop_path or None, **sized | kwargs
         )
+        model.in_chans = in_chans
+        return model
 
     try:
         model = build(input_size, pretrained)
@@ -82,7 +89,9 @@ def open_model(folder):
             needed = sum(tensor.numel() for tensor in sized.state_dict().values())
         if needed > 2 * held:  # some are resized to the model
             raise InputError(f"{path}: its model has {needed:,} weights, model.safetensors {held:,}; expected those of one run")
-        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        model.in_chans = options.get("in_chans", 3)
+        return model
     except InputError:
         raise
     except Exception as error:  # what timm and safetensors raise for files of another making
@@ -92,7 +101,8 @@ def open_model(folder):
 def lasting_kwargs(options):
     """{option of timm.create_model: value} with which a model of these ModelOptions has the same weights again."""
     scale = {} if options.layer_scale_init_value is None else {"ls_init_value": options.layer_scale_init_value}
-    return dict(options.model_kwargs) | scale
+    bands = {} if options.in_chans in (None, 3) else {"in_chans": options.in_chans}
+    return dict(options.model_kwargs) | scale | bands
 
 
 def _norms_of(model):
@@ -123,7 +133,7 @@ def timm_config(
         "model_args": kwargs,
         "label_names": classes,
         "pretrained_cfg": {
-            "input_size": [3, input_size, input_size],
+            "input_size": [channels_of(model), input_size, input_size],
             "fixed_input_size": bool(cfg.get("fixed_input_size")),
             "interpolation": interpolation,
             "crop_pct": crop_pct,
@@ -131,7 +141,8 @@ def timm_config(
             "mean": list(mean),
             "std": list(std),
             "num_classes": len(classes),
-            "first_conv": cfg.get("first_conv"),
+            # of which timm makes another number of channels, from three: not where the file has them already
+            "first_conv": cfg.get("first_conv") if channels_of(model) == 3 else None,
             "classifier": cfg.get("classifier"),
             **({"license": license} if license else {}),
         },

@@ -27,6 +27,11 @@ def _other_images(crop_size):
     return [(-(-(crop_size + more) // 32) * 32, -(-(crop_size + 2 * more) // 32) * 32) for more in (32, 64)]
 
 
+def channels_of(model):
+    """Channels of the images that a model of ours takes, 3 where nothing says it."""
+    return getattr(getattr(model, "network", model), "in_chans", 3)
+
+
 def check_batch_of_one(model, size, images):
     """Raise InputError if `model` cannot train on `images` per batch of `size` pixels: one, where batch norm sees one value."""
     if images > 1:
@@ -65,18 +70,19 @@ def _fault(model, size, training=False):
 
     size: pixels, or (H, W). training: in training mode, on the meta device only, so that no statistic changes.
     """
+    channels = channels_of(model)
     before, sides = model.training, size if isinstance(size, tuple) else (size, size)
     tensors = {name: tensor.to("meta") for name, tensor in (*model.named_parameters(), *model.named_buffers())}
     model.train(training)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             try:
-                torch.func.functional_call(model, tensors, torch.zeros(1, 3, *sides, device="meta"))
+                torch.func.functional_call(model, tensors, torch.zeros(1, channels, *sides, device="meta"))
             except Exception:
                 if training:
                     raise
                 device = next(model.parameters()).device
-                model(torch.zeros(1, 3, *sides, device=device))  # what is no parameter may lie elsewhere than on meta
+                model(torch.zeros(1, channels, *sides, device=device))  # what is no parameter may lie elsewhere than on meta
     except Exception as error:  # timm's models stumble over sizes in many ways
         return error
     finally:

@@ -10,7 +10,9 @@ import time
 import numpy as np
 from PIL import ImageOps
 
+from utils.bands import to_picture
 from utils.files import replace
+from utils.images import AS_STORED
 from utils.metrics.multilabel import SeveralAnswers
 from utils.metrics.recognition import Answers
 from utils.metrics.segmentation import MaskAnswers
@@ -34,8 +36,8 @@ class Gallery:
     folder: of the run; None, as on processes other than the main one: nothing is drawn. metric: the score in curves.png, by
     its name in log.txt, such as test_acc1; None: there is no training to draw. lr_scales: smallest
     and largest multiple of the learning rate among the layers.
-    warn: takes a line about what could not be drawn. shown: how a batch is shown (mean, std, classes, and palette where it has
-    masks), and the side in pixels to which images of an evaluation are resized, `size`.
+    warn: takes a line about what could not be drawn. shown: how a batch is shown (mean, std, bands, classes, and palette where
+    it has masks), and the side in pixels to which images of an evaluation are resized, `size`.
     """
 
     def __init__(self, folder, metric, lr_scales=(1.0, 1.0), warn=print, shown=None):
@@ -86,8 +88,8 @@ class Gallery:
         """Put confusion.png of an evaluation, where a class can be taken for another, and mistakes.png, or predictions.png
         where it has masks.
 
-        answers: Answers, SeveralAnswers or MaskAnswers; source: of the images, with name(index), `classes`, and read(index) ->
-        PIL image.
+        answers: Answers, SeveralAnswers or MaskAnswers; source: of the images, with name(index), `classes`, and read(index)
+        -> image.
         """
         if answers.pairs is not None:
             self.put("confusion", confusion, pairs=answers.pairs, classes=source.classes)
@@ -97,7 +99,7 @@ class Gallery:
             images = {name: getattr(answers, name) for name in ("images", "truth", "predicted")}
             if len(answers.shown):
                 names = [short_name(source.name(int(index))) for index in answers.shown]
-                norm = {name: self.shown[name] for name in ("classes", "palette", "mean", "std")}
+                norm = {name: self.shown.get(name) for name in ("classes", "palette", "mean", "std", "bands")}
                 self.put("predictions", predictions, names=names, of=len(answers.index), **images, **norm)
             return
         worst = answers.mistakes(source.classes, SHOWN_MISTAKES)
@@ -178,9 +180,11 @@ def _draw_curves(path, folder, metric, lr_scales):
 
 
 def _draw_mistakes(path, worst, title, source, size, look=None):
-    images = [np.array(ImageOps.fit(source.read(index), (size, size))) for index, _, _ in worst]
+    reading = getattr(source, "reading", AS_STORED)
+    images = [np.array(ImageOps.fit(to_picture(source.read(index), reading.show_bands), (size, size))) for index, _, _ in worst]
     names = [short_name(source.name(index)) for index, _, _ in worst]
     lines, asked = [lines for _, _, lines in worst], [label for _, label, _ in worst]
     answered(path, images, lines, names, title if worst else "Most confident mistakes: there are none")
+    look = None if reading.in_chans else look  # heat maps are of pictures, which bands are not
     if look and images and (heats := look(images, asked)) is not None:
         answered(path, images, lines, names, f"{title}; glowing: where the model saw it", heats)

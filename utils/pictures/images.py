@@ -5,6 +5,7 @@ Each function replaces the PNG at `path` in one step.
 
 import numpy as np
 
+from utils.bands import as_picture
 from utils.pictures.canvas import FAINT, GAP, INK, LINE, MARGIN, RED, TITLE, png
 from utils.pictures.mask_colours import coloured, mixed
 
@@ -12,22 +13,22 @@ SHOWN_SAMPLES, SHOWN_MASKS, SHOWN_PREDICTIONS, SHOWN_CLASSES = 32, 16, 6, 40  # 
 TOP = 60  # pixels above the first row of images
 
 
-def samples(path, images, targets, classes, mean, std, palette=None):
+def samples(path, images, targets, classes, mean, std, palette=None, bands=None):
     """The first training batch as the model sees it: up to 32 images with their labels, or 16 beside their masks.
 
-    images: (B, 3, H, W) float, normalised by mean and std; targets: (B,) int64 labels, (B, C) soft labels, or (B, H, W)
-    int64 masks, which need `palette` (C, 3) uint8.
+    images: (B, C, H, W) float, normalised by mean and std; targets: (B,) int64 labels, (B, C) soft labels, or (B, H, W)
+    int64 masks, which need `palette` (C, 3) uint8. bands: numbers of the channels that are shown; None: they are RGB.
     """
     legend, group = (), 1
     if targets.ndim == 3:
-        photos, masks = _pixels(images[:SHOWN_MASKS], mean, std), _array(targets[:SHOWN_MASKS])
+        photos, masks = _pixels(images[:SHOWN_MASKS], mean, std, bands), _array(targets[:SHOWN_MASKS])
         cells = []
         for photo, mask in zip(photos, masks, strict=True):
             cells += [(photo, ()), (mixed(photo, coloured(mask, palette)), ())]
         legend, group = _legend(masks, classes, palette), 2
     else:
         label = _soft_label if targets.ndim == 2 else _hard_label
-        photos, targets = _pixels(images[:SHOWN_SAMPLES], mean, std), _array(targets[:SHOWN_SAMPLES])
+        photos, targets = _pixels(images[:SHOWN_SAMPLES], mean, std, bands), _array(targets[:SHOWN_SAMPLES])
         cells = [(photo, label(target, classes)) for photo, target in zip(photos, targets, strict=True)]
     _grid(path, "First training batch, as the model sees it", cells, columns=8, group=group, legend=legend)
 
@@ -55,13 +56,13 @@ def heated(picture, heat):
     return (grey + weight * (glowing - grey)).clip(0, 255).astype(np.uint8)
 
 
-def predictions(path, images, truth, predicted, names, of, classes, palette, mean, std):
+def predictions(path, images, truth, predicted, names, of, classes, palette, mean, std, bands=None):
     """Image, true mask and predicted mask of up to 6 samples; hatched where a pixel has no class. names: of the images, str;
     of: from how many they were taken, evenly spread.
 
-    images: (B, 3, H, W) float, normalised by mean and std; truth, predicted: (B, H, W) int64; palette: (C, 3) uint8.
+    images, bands: as of `samples`; truth, predicted: (B, H, W) int64; palette: (C, 3) uint8.
     """
-    photos = _pixels(images[:SHOWN_PREDICTIONS], mean, std)
+    photos = _pixels(images[:SHOWN_PREDICTIONS], mean, std, bands)
     masks = np.stack([_array(masks[:SHOWN_PREDICTIONS]) for masks in (truth, predicted)], axis=1)  # (B, 2, H, W)
     cells = []
     for photo, pair, name in zip(photos, masks, names, strict=False):
@@ -140,7 +141,9 @@ def _array(tensor):
     return np.asarray(tensor)
 
 
-def _pixels(images, mean, std):
-    """(B, 3, H, W) float, normalised -> (B, H, W, 3) uint8."""
+def _pixels(images, mean, std, bands=None):
+    """(B, C, H, W) float, normalised -> (B, H, W, 3) uint8."""
+    if bands is not None:
+        return as_picture(_array(images)[:, bands])
     pixels = _array(images).transpose(0, 2, 3, 1) * np.float32(std) + np.float32(mean)
     return (np.nan_to_num(pixels).clip(0, 1) * 255).round().astype(np.uint8)

@@ -8,6 +8,7 @@ import torch
 
 from utils.cli.errors import InputError
 from utils.model.processes import loader_workers
+from utils.model.sizes import channels_of
 from utils.plan.take import chosen_flags, is_alike, plan_of_the_run
 
 
@@ -25,7 +26,7 @@ def fit_minutes(args, model, size, batch, sets, updates, accelerator):
     if "epochs" not in known:
         sample = _seconds(lambda: [train_set[index] for index in range(min(8, len(train_set)))]) / min(8, len(train_set))
         device, trial = accelerator.device, copy.deepcopy(model).to(accelerator.device).train()
-        images = torch.zeros(batch.size, 3, size, size, device=device)
+        images = torch.zeros(batch.size, channels_of(model), size, size, device=device)
 
         def update():
             with accelerator.autocast():

@@ -9,6 +9,7 @@ import torch
 
 from utils.cli.arguments import derive_batch
 from utils.cli.errors import InputError
+from utils.images import size_of
 from utils.plan.rules import LEAST_FOR_BATCH_NORM, Facts, images_per_update, plan
 
 MOST_IMAGES = 100_000  # to plan for: with more the published defaults are at home
@@ -117,7 +118,7 @@ def is_alike(value, usual):
 def _usual_side(source):
     """The median of the long side over some images."""
     step = max(1, len(source) // SAMPLED)
-    return int(statistics.median(max(source.read(index)[0].size) for index in range(0, len(source), step)))
+    return int(statistics.median(max(size_of(source.read(index)[0])) for index in range(0, len(source), step)))
 
 
 def flags_text(flags):

@@ -17,6 +17,7 @@ from utils.report.evaluation import class_key, read_classes, read_evaluation, su
 from utils.report.page import bar, cell, escaped, section, table
 from utils.report.run_files import is_count, number, of_type, read_json, read_run, read_text
 from utils.report.scores import is_told, score_of
+from utils.report.snippets import recognition_code, segmentation_code, several_labels_code
 
 NAME = "report.html"
 COUNTS = {
@@ -224,64 +225,13 @@ def _use(run):
     name = next((name for name in names if (run.folder / name / "model.safetensors").is_file()), None)
     if not name:
         return ""
-    folder = str(run.folder / name)
+    folder, config = str(run.folder / name), read_json(run.folder / name / "config.json", dict)
     if run.segments:
         words = ["python", "train_segmentation.py", "--predict", "PICTURES", "--output_dir", "OUT", "--finetune", folder]
         predict = f"<p>Masks and overlays of a folder of pictures:</p><pre>{escaped(shlex.join(words))}</pre>"
-        return section("Use the weights", f"<pre>{escaped(segmentation_code(folder))}</pre>{predict}")
+        return section("Use the weights", f"<pre>{escaped(segmentation_code(folder, config=config))}</pre>{predict}")
     code = several_labels_code if run.several else recognition_code
-    return section("Use the weights", f"<pre>{escaped(code('local-dir:' + folder))}</pre>")
-
-
-def recognition_code(where):
-    """Code that prints the class of an image. where: of the weights, in timm's words: local-dir:FOLDER or hf-hub:USER/NAME."""
-    return f"""import timm
-import torch
-from PIL import Image, ImageOps
-
-model = timm.create_model({json.dumps(where)}, pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")  # upright, as the camera was held
-with torch.no_grad():
-    probabilities = model(transform(image).unsqueeze(0)).softmax(1)[0]
-label = probabilities.argmax().item()
-print(model.pretrained_cfg["label_names"][label], probabilities[label].item())
-"""
-
-
-def several_labels_code(where):
-    """Code that prints the labels of an image of --task multilabel. where: as of `recognition_code`."""
-    first, code = recognition_code(where).split("with torch.no_grad")[0].split("\n\n")
-    kind, _, place = where.partition(":")
-    opened = f"huggingface_hub.hf_hub_download({json.dumps(place)}, 'config.json')"
-    if kind == "local-dir":
-        opened = json.dumps(place + "/config.json")
-    return f"""import json
-
-{"import huggingface_hub" + chr(10) if kind != "local-dir" else ""}{first}
-
-{code}config = json.load(open({opened}))
-with torch.no_grad():
-    probabilities = model(transform(image).unsqueeze(0)).double().sigmoid()[0].tolist()
-thresholds = config.get("thresholds", [0.5] * len(probabilities))
-for name, probability, threshold in zip(config["label_names"], probabilities, thresholds):
-    if probability >= threshold:
-        print(name, probability)
-"""
-
-
-def segmentation_code(folder, repo_id=None):
-    """Code that prints the classes in an image. folder: with the weights, where there is no repo_id of the Hub."""
-    first, where = "", json.dumps(folder)
-    if repo_id:
-        first, where = "import huggingface_hub\n\n", f'huggingface_hub.snapshot_download("{repo_id}")'
-    return f"""{first}from utils.images import read_image  # of Strata
-from utils.result.predict_segmentation import open_segmenter
-
-segment, classes = open_segmenter({where})
-mask = segment(read_image("image.jpg"))  # (H, W): number of each pixel's class
-print([classes[number] for number in sorted({{*mask.flat}}) if number >= 0])
-"""
+    return section("Use the weights", f"<pre>{escaped(code('local-dir:' + folder, config))}</pre>")
 
 
 def _repeat(run):

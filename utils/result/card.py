@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from utils.cli.errors import InputError
 from utils.files import write_text
-from utils.report.report import recognition_code, segmentation_code, several_labels_code
 from utils.report.run_files import number, read_run
 from utils.report.scores import BEST_BY, SCORES, scores_of
+from utils.report.snippets import recognition_code, segmentation_code, several_labels_code
 
 RECIPE = (  # settings worth a row, in this order, where the run has them
     "epochs max_updates total_batch opt lr min_lr sched warmup_epochs weight_decay layer_decay head_lr_scale clip_grad "
@@ -97,8 +97,8 @@ def card_text(about, record, best, ema=False):
     names = _code_block(*map(_plain, classes[:SHOWN_CLASSES]))
     more = f" (the first {SHOWN_CLASSES} of {len(classes)}; config.json has all)" if len(classes) > SHOWN_CLASSES else ""
     where = f"hf-hub:{about.repo_id}" if about.repo_id else "local-dir:FOLDER_OF_THIS_FILE"
-    use = (several_labels_code if several else recognition_code)(where)
-    use = segmentation_code("FOLDER_OF_THIS_FILE", about.repo_id) if segmentation else use
+    use = (several_labels_code if several else recognition_code)(where, config)
+    use = segmentation_code("FOLDER_OF_THIS_FILE", about.repo_id, config) if segmentation else use
     kind = "Semantic segmentation" if segmentation else "Several labels an image" if several else "Image classification"
     answer = "It names labels of its own list only" if several else "It answers with one of its classes"
     rows = [(name, settings[name]) for name in RECIPE if _is_set(name, settings)]

@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from optim_factory import format_group_table
+from utils.model.sizes import channels_of
 
 
 def print_dry_run(args, **facts):
@@ -62,11 +63,11 @@ def _training(args, updates_per_epoch, groups, schedule):
 
 
 def multiply_adds(model, input_size):
-    """Multiply-adds of the convolutions and matrix products for one image, (3, input_size, input_size)."""
+    """Multiply-adds of the convolutions and matrix products for one image, (C, input_size, input_size)."""
     device = next(model.parameters()).device
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        model.eval()(torch.zeros(1, 3, input_size, input_size, device=device))
+        model.eval()(torch.zeros(1, channels_of(model), input_size, input_size, device=device))
     return counter.get_total_flops() // 2
 
 

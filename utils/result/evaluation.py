@@ -6,6 +6,7 @@ import pathlib
 import sys
 
 from utils import versions
+from utils.bands import bands_of
 from utils.pictures.gallery import Gallery
 from utils.report.evaluation import worst_line
 from utils.result.heat_maps import heat_maps
@@ -30,7 +31,9 @@ def keep_evaluation(args, scores, answers, source, shown, device, say, warn):
         os.listdir(folder)
     except OSError as error:
         return warn(f"{folder} cannot be written ({error.strerror}): --output_dir OUT keeps the evaluation elsewhere")
-    gallery = Gallery(folder, None, warn=warn, shown={"classes": source.classes, "size": size, **shown})
+    gallery = Gallery(
+        folder, None, warn=warn, shown={"classes": source.classes, "size": size, "bands": bands_of(source), **shown}
+    )
     weights = args.finetune or args.resume or "timm's weights"
     facts = {
         "weights": os.path.abspath(weights) if os.path.exists(weights) else weights, "args": vars(args), "command": sys.argv,

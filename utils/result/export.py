@@ -19,6 +19,7 @@ import torch
 from utils.cli.errors import InputError, choose_one, first_line
 from utils.model.recognition import open_model
 from utils.model.segmentation_weights import open_network, read_config
+from utils.model.sizes import channels_of
 
 FACTS = "strata.json"
 TOLERANCE = 1e-4  # of the largest logit; ResNet-152, ConvNeXt V2-B and ViT-B differ by 1e-6 of it in onnxruntime
@@ -52,7 +53,8 @@ def export_run(folder, kind, say=print):
     check_export(kind)
     model, facts = open_result(folder)
     path = export_model(model, folder, kind, **facts)
-    say(f"exported: {path}, {path.stat().st_size / 2**20:.1f} MiB; images (N, 3, {facts['input_size']}, {facts['input_size']})")
+    shape = f"(N, {len(facts['mean'])}, {facts['input_size']}, {facts['input_size']})"
+    say(f"exported: {path}, {path.stat().st_size / 2**20:.1f} MiB; images {shape}")
     return path
 
 
@@ -92,7 +94,7 @@ def reopened_differs(model, folder):
     try:
         reopened, facts = open_result(folder)
         size = facts["input_size"]
-        images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+        images = torch.randn(1, channels_of(model), size, size, generator=torch.Generator().manual_seed(0)).to(device)
         # Its class's: an instance may have a forward in bfloat16 of Accelerate's, or a compiled one.
         own = type(model).forward(model.eval(), images, **only_logits)
         fault = _fault(own["logits"] if only_logits else own, reopened.to(device)(images), 1 if device.type == "cpu" else 100)
@@ -107,14 +109,14 @@ def reopened_differs(model, folder):
 def export_model(model, folder, kind, *, input_size, mean, std, classes):
     """Write `model` to `folder` in the format `kind`; returns the path of the file.
 
-    model: images (N, 3, H, W) to logits, in evaluation mode on the CPU; input_size: pixels; mean, std: three floats
-    each; classes: names in the order of the logits. The file is run on 1 and on 3 images of noise before it takes its place:
-    InputError, and no new file, where its logits differ from the model's by more than TOLERANCE.
+    model: images (N, C, H, W) to logits, in evaluation mode on the CPU; input_size: pixels; mean, std: one float of each
+    channel; classes: names in the order of the logits. The file is run on 1 and on 3 images of noise before it takes its
+    place: InputError, and no new file, where its logits differ from the model's by more than TOLERANCE.
     """
     check_export(kind)
     folder, form = pathlib.Path(folder), FORMATS[kind]
     facts = {"input_size": input_size, "mean": mean, "std": std, "classes": classes}
-    images = torch.randn(3, 3, input_size, input_size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(3, channels_of(model), input_size, input_size, generator=torch.Generator().manual_seed(0))
     other = f"try another of {', '.join(FORMATS)}"
     with _folder_aside(folder) as aside:
         path = pathlib.Path(aside, form.file)

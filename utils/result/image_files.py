@@ -6,18 +6,21 @@ import pathlib
 from PIL.PngImagePlugin import PngInfo
 
 from utils.cli.errors import InputError, one_line
-from utils.images import is_image, open_image
+from utils.image_formats import is_image, open_image, read_arrays
+from utils.images import AS_STORED
 
 MARK = ("Software", "Strata --predict")  # a text in each PNG that is written, by which it is known again
 NAMED = 3  # files that a line names
 
 
-def find_images(images, say=print):
+def find_images(images, say=print, reading=AS_STORED):
     """[(path, name)] of the images below the folder `images`, sorted by path, or of the one file.
 
     name: the path below that folder, with slashes. Hidden files, and what an earlier prediction wrote, are left out, which is
     said. Raises InputError where there is no image.
     """
+    if reading.in_chans:
+        read_arrays()
     root = pathlib.Path(images)
     try:
         if root.is_file():

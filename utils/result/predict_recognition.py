@@ -15,6 +15,7 @@ from timm.data import create_transform, resolve_model_data_config
 from tqdm import tqdm
 
 from utils.augment.recognition import eval_transform
+from utils.bands import to_picture
 from utils.cli.errors import InputError, first_line, one_line
 from utils.data.classes import imagenet_names
 from utils.data.loaders import in_worker
@@ -53,7 +54,7 @@ def predict(
     assert gather is not None or processes == 1, "several processes need gather"
     members = [_open(*member, topk, unsure, device) for member in ((folder, settings), *others)]
     decision = together([member.decision for member in members], [folder, *(folder for folder, _ in others)])
-    files = find_images(images, say if process == 0 else _say_nothing)
+    files = find_images(images, say if process == 0 else _say_nothing, reading)
     output = pathlib.Path(output)
     picture = output.with_suffix(".png") if decision.draws or cam else None
     if process == 0:
@@ -227,13 +228,15 @@ def _draw(path, answers, reading, about, folder, device, say):
     model whose heat maps for that class are drawn beside the images; None: they are not.
     """
     shown, side, heats = answers[:DRAWN], 224, None
-    pixels = [np.array(ImageOps.fit(read_image(file, reading=reading), (side, side))) for (file, _), _, _ in shown]
+    pictures = [to_picture(read_image(file, reading=reading), reading.show_bands) for (file, _), _, _ in shown]
+    pixels = [np.array(ImageOps.fit(picture, (side, side))) for picture in pictures]
     title = f"The first {len(shown)} of {len(answers):,} images, {about}"
-    if folder:
+    if folder and not reading.in_chans:
         heats = heat_maps(folder, pixels, [label for _, _, label in shown], device)
         title += "; glowing: where the model saw it" * (heats is not None)
-        if heats is None:
-            say("note: --cam: the features of this model have no places that are known, so that there are no heat maps")
+    if folder and heats is None:
+        of = "pictures, and these are bands" if reading.in_chans else "models whose features have places that are known"
+        say(f"note: --cam: heat maps are of {of}; there are none")
     lines = [
         [("", name, f" {p:.0%}", False) for name, p in best[: 1 if folder else LINES]] or [("", "no label", "", False)]
         for _, best, _ in shown

@@ -8,14 +8,14 @@ import pathlib
 from types import SimpleNamespace
 
 import torch
-from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
-from utils.augment.segmentation import Rest, finish
+from utils.augment.segmentation import Rest, finish, to_tensor
+from utils.bands import to_picture
 from utils.cli.errors import InputError
 from utils.cli.segmentation_flags import View
 from utils.data.sampling import spread
-from utils.images import AS_STORED, IGNORE, read_image
+from utils.images import AS_STORED, IGNORE, read_image, size_of
 from utils.metrics.published_views import view_options
 from utils.metrics.windows import predict, resized_to
 from utils.model.segmentation_weights import open_network
@@ -27,7 +27,7 @@ LARGER = 1.25  # times the training images' side: from there on a picture is loo
 
 
 class Segmenter:
-    """A function from a PIL image to its mask (H, W) int64, IGNORE where a pixel has no class.
+    """A function from an image, as `read_image` gives it, to its mask (H, W) int64, IGNORE where a pixel has no class.
 
     network: SegmentationNetwork in evaluation mode. view: options of `windows.predict`, as an evaluation looks at an image.
     trained_on: (W, H) in pixels of a usual training image, or None where nobody knows it.
@@ -42,8 +42,8 @@ class Segmenter:
     @torch.no_grad()
     def __call__(self, image):
         device = next(self.network.parameters()).device
-        rest = Rest((image.height, image.width))
-        image = finish(pil_to_tensor(image)[None].to(device), [rest], self.view["mean"], self.view["std"])
+        image = to_tensor(image)
+        image = finish(image[None].to(device), [Rest(tuple(image.shape[1:]))], self.view["mean"], self.view["std"])
         scores = predict(
             lambda images: self.network(images, only_logits=True)["logits"], image, **self.view_of(*image.shape[2:])
         )
@@ -87,7 +87,7 @@ def usual_size(source):
     sizes = []
     for index in spread(len(source), LOOKED_AT):
         try:
-            sizes.append(source.read(index)[0].size)
+            sizes.append(size_of(source.read(index)[0]))
         except InputError:  # which who trains on it says
             continue
     return sorted(sizes, key=max)[len(sizes) // 2] if sizes else None
@@ -97,14 +97,14 @@ def predict_folder(segment, images, output_dir, *, classes, palette, process=0, 
                    reading=AS_STORED):  # fmt: skip
     """Write output_dir/masks and output_dir/overlays (PNG, in the size of the images), and legend.png.
 
-    segment: PIL image -> mask (H, W) int, below 0 where a pixel has no class. images: a folder, or one file. classes: names;
+    segment: image -> mask (H, W) int, below 0 where a pixel has no class. images: a folder, or one file. classes: names;
     palette: (C, 3) uint8. process, processes: they take turns. gather: list of a process -> list of all of them, needed where
     there are several. reading: images.Reading. An image that cannot be read is named and left out.
     Raises InputError for a path without images, images none of which can be read, and for files in the way that no prediction
     wrote.
     """
     assert gather is not None or processes == 1, "several processes need gather"
-    files, output_dir, palette = find_images(images, say), pathlib.Path(output_dir), palette[: len(classes)]
+    files, output_dir, palette = find_images(images, say, reading), pathlib.Path(output_dir), palette[: len(classes)]
     targets = png_names([name for _, name in files])
     _make_room(output_dir, targets, say)
     clear = classes[0].strip("_ ").lower() == "background"
@@ -120,7 +120,7 @@ def predict_folder(segment, images, output_dir, *, classes, palette, process=0, 
             continue
         large += [name] * (hasattr(segment, "is_large") and segment.is_large(*mask.shape))
         _save(palette_image(mask, palette), output_dir / "masks" / targets[number])
-        _save(overlay(image, mask, palette, clear), output_dir / "overlays" / targets[number])
+        _save(overlay(to_picture(image, reading.show_bands), mask, palette, clear), output_dir / "overlays" / targets[number])
     faults, large = (gather(found) if gather else found for found in (faults, large))
     if len(faults) == len(files):
         others = f"; nor can the other {len(files) - 1} below {images}" if len(files) > 1 else ""

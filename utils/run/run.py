@@ -7,13 +7,15 @@ the optimizer, and takes no function of theirs.
 import math
 import time
 
+from utils.bands import bands_of
 from utils.cli.errors import InputError, Stopped
 from utils.data.bad_samples import BadSamples, check_data
 from utils.data.fingerprint import fingerprint
 from utils.data.masks import unknown_line
 from utils.data.sampling import stream_seed
 from utils.files import write_json
-from utils.images import AS_STORED, allow_pixels
+from utils.image_formats import allow_pixels
+from utils.images import AS_STORED
 from utils.model.processes import peak_memory
 from utils.report.scores import epoch_line, score_of
 from utils.run import folder, state, trackers
@@ -58,12 +60,11 @@ class Run:
         batch (mean, std, and palette where it has masks). groups: rows of the parameter groups.
         """
         args, classes = self.args, train_source.classes
-        reading = getattr(train_source, "reading", AS_STORED)._asdict()
-        config = config | {name: list(value) for name, value in reading.items() if value is not None}
+        config = config | getattr(train_source, "reading", AS_STORED).as_config()
         facts = {"train_images": len(train_source), "val_images": len(val_source), "classes": classes}
         facts |= {"data": fingerprint(train_source), "precision": self.accelerator.mixed_precision}
         self.settings = args.decisive() | {"total_batch": self.batch.total} | facts
-        self.sources, self.shown = (train_source, val_source), {"classes": classes, **shown}
+        self.sources, self.shown = (train_source, val_source), {"classes": classes, "bands": bands_of(train_source), **shown}
         self.folder, self.state = folder.open_together(
             self.accelerator, args.output_dir, self.script, self.settings, vars(args) | {"planned": args.planned},
             resume=args.resume, auto_resume=args.auto_resume, say=self.say,

@@ -41,6 +41,12 @@ def take_start(args, name, data_defaults):
     elif isinstance(args.mean, str) and "mean" in stays:
         stays |= {"std"}  # which follows the word
     wanted = start.images | (start.evaluation if looks_only else {})
+    own, asked = start.evaluation.get("in_chans"), args.in_chans
+    if asked != own and not (looks_only and "in_chans" not in stays):
+        if own or looks_only:
+            what, how = (f"{own} bands", f"--in_chans {own}") if own else ("photographs in RGB", "none of --in_chans")
+            raise InputError(f"--finetune {source}: trained on images of {what}; expected {how}, found {asked}")
+        stays |= {"mean", "std"}  # those of three colours say nothing of the bands
     if start.network is not None and hasattr(args, "input_size"):
         raise InputError(f"--finetune {source}: this is a segmentation network; expected an image recognition model")
     if not hasattr(args, "input_size"):

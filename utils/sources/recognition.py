@@ -1,8 +1,8 @@
 """The training and the validation images of train_recognition.py.
 
-A source of recognition has `len(source)`; `read(index)` -> PIL image in RGB; `encoded(index)` -> the bytes of its file, or None
-if there is no file; `labels`, (N,) int64, or (N, C) bool where an image may have several; `classes`, a list of names;
-`name(index)` for messages; and `title`, which says what it is. Both reading methods raise BadImage. Own data have
+A source of recognition has `len(source)`; `read(index)` -> an image as images.Reading has it; `encoded(index)` -> the bytes of
+its file, or None if there is no file; `labels`, (N,) int64, or (N, C) bool where an image may have several; `classes`, a list
+of names; `name(index)` for messages; and `title`, which says what it is. Both reading methods raise BadImage. Own data have
 `file(index)`, a path or an open file, too, `part(indices)`, the source of these samples only, `notes`, lines to say, and
 `left_out`, {kind: number} of what lies beside the images.
 """
@@ -17,6 +17,7 @@ from utils.folders.class_folders import Folder, class_folders, find_splits, refu
 from utils.folders.class_names import check_number
 from utils.folders.label_table import labelled_images
 from utils.folders.select import in_groups, read_groups, select
+from utils.image_formats import read_arrays
 from utils.images import Reading, check_header
 from utils.sources import RECOGNITION_SETS, DataSet
 from utils.sources.built_in import digits
@@ -39,6 +40,8 @@ def open_recognition_data(data, *, seed, need_val=True, need_train=True, dry_run
     read. Raises InputError, which says what was found, if there is no such data, if it has one class to train on, or another
     number of classes than --nb_classes.
     """
+    if data.in_chans:
+        read_arrays()
     if data.data_set in RECOGNITION_SETS:
         train, val = open_published(RECOGNITION_SETS[data.data_set], data.data_path, dry_run=dry_run)
     elif data.data_path and dry_run and not os.path.isdir(data.data_path):
@@ -107,4 +110,4 @@ def check_headers(source, most=2000):
     """Read the headers of up to `most` files, evenly spread. Raises BadImage, which names the first file that is no image."""
     if isinstance(source, Folder):
         for index in spread(len(source), most):
-            check_header(source.name(index))
+            check_header(source.name(index), source.reading)

@@ -1,8 +1,8 @@
 """The training and the validation images of train_segmentation.py, with their masks.
 
-A source of segmentation has `len(source)`; `read(index)` -> (PIL image in RGB, mask (H, W) int64 with IGNORE where a pixel has
-no class); `classes`, a list of names; `palette`, (classes, 3) uint8; `name(index)` for messages; and `title`, which says what
-it is. Reading raises BadImage for a broken image and InputError for a broken mask.
+A source of segmentation has `len(source)`; `read(index)` -> (image as images.Reading has it, mask (H, W) int64 with IGNORE
+where a pixel has no class); `classes`, a list of names; `palette`, (classes, 3) uint8; `name(index)` for messages; and `title`,
+which says what it is. Reading raises BadImage for a broken image and InputError for a broken mask.
 """
 
 import numpy as np
@@ -14,6 +14,7 @@ from utils.data.sampling import spread
 from utils.folders.class_names import SAMPLE, check_number
 from utils.folders.names import few
 from utils.folders.select import in_groups, read_groups, select
+from utils.image_formats import read_arrays
 from utils.images import IGNORE, BadImage, Reading
 from utils.mask_folders.layouts import find_layout
 from utils.mask_folders.options import mask_options
@@ -33,6 +34,8 @@ def open_segmentation_data(data, *, crop_size, seed, need_train=True, dry_run=Fa
     and missing images are counted as published. say: told which folders are read. Raises InputError, which says what was found,
     if there is no such data, or if it has another number of classes than --nb_classes.
     """
+    if data.in_chans:
+        read_arrays()
     if data.data_set:
         known, train_split = SEGMENTATION_SETS[data.data_set], data.train_split or "train"
         train, val = open_published(known, data.data_path, train_split, dry_run)
