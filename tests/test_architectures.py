@@ -22,7 +22,7 @@ RESNET = "layers=(1,1,1,1) channels=(8,8,16,16)"
 CLASSIFIERS = [
     f"--model convnextv2_atto --model_kwargs {NEXT} --layer_scale_init_value 0.5 --drop_path 0.2",
     f"--model convnextv2_atto --model_kwargs {NEXT} patch_size=2 conv_mlp=True --head_init_scale 0.5",
-    f"--model convnext_atto --model_kwargs {NEXT} --layer_scale_init_value 0",
+    f"--model convnextv2_atto --model_kwargs {NEXT} --layer_scale_init_value 0",
     f"--model convnext_atto --model_kwargs {NEXT} drop_rate=0.2 global_pool=max act_layer=relu",
     f"--model resnet18 --model_kwargs {RESNET} stem_type=deep stem_width=8 --last_gamma false --drop_block 0.1",
     "--model resnest14d --model_kwargs channels=(8,8,16,16) stem_width=8 --last_gamma true",

@@ -24,8 +24,9 @@ MAY_IMPORT = {
     "mask_folders": LEAVES | {"data", "folders"},
     "losses": LEAVES,
     "metrics": LEAVES,
+    "recognition_networks": set(),
     "segmentation_networks": LEAVES,
-    "model": LEAVES | {"segmentation_networks"},
+    "model": LEAVES | {"recognition_networks", "segmentation_networks"},
     "sources": LEAVES | {"data", "folders", "mask_folders"},
     "report": LEAVES | {"metrics"},
     "pictures": LEAVES | {"metrics", "report"},
@@ -37,7 +38,7 @@ MAY_IMPORT = {
 }
 # Names that lead to what people add; their files import nothing.
 REGISTRIES = {"segmentation_networks/__init__.py", "utils/sources/__init__.py", "utils/losses/__init__.py"}
-FILES = sorted(path for pattern in ("*.py", "utils/**/*.py", "segmentation_networks/*.py") for path in ROOT.glob(pattern))
+FILES = sorted(path for pattern in ("*.py", "utils/**/*.py", "*_networks/*.py") for path in ROOT.glob(pattern))
 SCRIPTS = ("train_recognition", "train_segmentation")
 
 
@@ -57,7 +58,14 @@ def imported(path):
         else:
             continue
         for name in names:
-            if name.split(".")[0] in ("utils", "segmentation_networks", "optim_factory", "lr_sched", *SCRIPTS):
+            if name.split(".")[0] in (
+                "utils",
+                "recognition_networks",
+                "segmentation_networks",
+                "optim_factory",
+                "lr_sched",
+                *SCRIPTS,
+            ):
                 yield name
 
 

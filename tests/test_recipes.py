@@ -19,10 +19,10 @@ GPUS_PER_NODE = 8  # PyTorch-Encoding does not state them; its recipes say that 
 
 
 def rows():
-    """{recipe: its published row}: no FCMAE, no isotropic models (timm has none), nothing with --rectify (no score)."""
+    """{recipe: its published row}: no FCMAE, nothing with --rectify (no score)."""
     published = json.loads((GOLDEN / "published_settings.json").read_text()) if GOLDEN.is_dir() else []
     due = [row for row in published if row["kind"] in ("command", "config") and "mask_ratio" not in (row["defaults"] or {})]
-    return {row["id"]: row for row in due if "isotropic" not in row["id"] and not row["settings"].get("rectify")}
+    return {row["id"]: row for row in due if not row["settings"].get("rectify")}
 
 
 ROWS = rows()

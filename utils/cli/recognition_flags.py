@@ -57,7 +57,7 @@ def add_model_flags(parser):
     topic.add("--head_init_scale", type=number(above=0, maximum=1000), default=1.0,
               help="multiplies the first weights of the classifier")  # fmt: skip
     topic.add("--layer_scale_init_value", type=number(0, 1000),
-              help="ConvNeXt's layer scale at the start; none: the model's own")  # fmt: skip
+              help="ConvNeXt's layer scale at the start; 0: it has none; none: the model's own")  # fmt: skip
     topic.switch("--last_gamma", None, "start the last norm of each block of a ResNet or ResNeSt at 0; none: as the model does")
     topic.add("--drop_block", type=number(0, 0.99), default=0.0, help="DropBlock's rate in a ResNet or ResNeSt")
 

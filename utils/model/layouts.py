@@ -59,7 +59,8 @@ def to_timm(tensors, model=None, *, built=None, option="--model_kwargs"):
         tensors = dict(_to_dense(name, tensor) for name, tensor in tensors.items())
         layout.append("sparse layout")
     family = "ConvNeXt V2" if any(".grn." in name for name in tensors) else "ConvNeXt"
-    if any(name.startswith("downsample_layers.") for name in tensors):
+    isotropic = any(re.match(r"blocks\.\d+\.dwconv\.", name) for name in tensors)
+    if isotropic or any(name.startswith("downsample_layers.") for name in tensors):
         tensors = {to_timm_name(name): tensor for name, tensor in tensors.items()}
         fcmae = layout[:1] == ["FCMAE checkpoint"]
         layout = [f"{family} {layout[0]}" if fcmae else f"{family} checkpoint", *layout[fcmae:]]

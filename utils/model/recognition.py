@@ -8,6 +8,7 @@ import safetensors
 import timm
 import torch
 
+import recognition_networks.convnext_isotropic  # noqa: F401, timm knows it then
 from utils.cli.arguments import check_model_kwargs
 from utils.cli.errors import InputError, choose_one, first_line
 from utils.model.as_trained import as_trained
@@ -38,7 +39,7 @@ def build_model(options, classes, *, input_size, pretrained=False):
     if "num_classes" in kwargs or not kwargs.get("global_pool", "avg"):
         key = "num_classes" if "num_classes" in kwargs else "global_pool"
         raise InputError(f"--model_kwargs {key}={kwargs[key]}: every class has one logit for an image; leave it out")
-    if options.layer_scale_init_value is not None:
+    if options.layer_scale_init_value:
         kwargs["ls_init_value"] = options.layer_scale_init_value
     if options.last_gamma is not None:
         kwargs["zero_init_last"] = options.last_gamma
@@ -60,6 +61,9 @@ def build_model(options, classes, *, input_size, pretrained=False):
         raise InputError(f"--model {name} does not take one of the flags given for it: {first_line(error)}") from None
     except Exception as error:  # timm's models stumble over odd options and folders in many ways
         raise InputError(f"--model {name} cannot be made: {first_line(error)}") from None
+    if options.layer_scale_init_value == 0 and any(n.endswith(".gamma") for n, _ in model.named_parameters()):
+        raise InputError(f"--layer_scale_init_value 0: as published it means no layer scale, and {name} always has one; leave "
+                         "it out for the model's own, or take a small value such as 1e-6")  # fmt: skip
     check_size(model, input_size, name, build)
     if options.head_init_scale != 1.0:
         head = model.get_classifier()
@@ -100,7 +104,7 @@ def open_model(folder):
 
 def lasting_kwargs(options):
     """{option of timm.create_model: value} with which a model of these ModelOptions has the same weights again."""
-    scale = {} if options.layer_scale_init_value is None else {"ls_init_value": options.layer_scale_init_value}
+    scale = {"ls_init_value": options.layer_scale_init_value} if options.layer_scale_init_value else {}
     bands = {} if options.in_chans in (None, 3) else {"in_chans": options.in_chans}
     return dict(options.model_kwargs) | scale | bands
 

@@ -18,8 +18,10 @@ def recognition_code(where, config=None):
     read = 'ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")  # upright, as the camera was held'
     if _reading(config):
         imported, read = f"\n{_imports(config)}", _read(config)
+    own = str((config or {}).get("architecture", "")).startswith("convnext_isotropic")
+    registered = "import recognition_networks.convnext_isotropic  # of Strata\n" * own
     return f"""import timm
-import torch
+{registered}import torch
 {imported}
 
 model = timm.create_model({json.dumps(where)}, pretrained=True).eval()
