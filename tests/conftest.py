@@ -20,6 +20,10 @@ GOLDEN = pathlib.Path(os.environ.get("STRATA_GOLDEN", ROOT.parent / "shared" / "
 sys.path[:0] = [str(ROOT), *(str(path) for path in sorted((ROOT / "tests").iterdir()) if path.is_dir())]
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from utils.cli.threads import spin_briefly  # noqa: E402, from the path set above
+
+spin_briefly()  # before torch is imported: threads that spin for each other's cores take four times as long
+
 # A model and a schedule that finish in seconds.
 TINY = (
     "--model convnextv2_atto --model_kwargs depths=(1,1,2,1) dims=(8,8,16,16) --input_size 32 --epochs 2 --warmup_epochs 1 "

@@ -79,7 +79,7 @@ def moment(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "processes", "kills"),
-    [("train_recognition", 1, 25), ("train_recognition", 2, 25), ("train_segmentation", 1, 25), ("train_segmentation", 2, 25)],
+    [("train_recognition", 1, 20), ("train_recognition", 2, 20), ("train_segmentation", 1, 20), ("train_segmentation", 2, 20)],
 )
 def test_killed_at_random_moments(commands, uninterrupted, tmp_path, capsys, script, processes, kills):
     key, rng, moments, finished = (script, processes), random.Random(0), collections.Counter(), 0
