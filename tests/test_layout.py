@@ -22,8 +22,9 @@ MAY_IMPORT = {
     "mask_folders": LEAVES | {"data", "folders"},
     "losses": LEAVES,
     "metrics": LEAVES,
+    "recognition_networks": LEAVES,
     "segmentation_networks": LEAVES,
-    "model": LEAVES | {"segmentation_networks"},
+    "model": LEAVES | {"recognition_networks", "segmentation_networks"},
     "sources": LEAVES | {"data", "folders", "mask_folders"},
     "report": LEAVES | {"metrics"},
     "pictures": LEAVES | {"metrics", "report"},
@@ -35,7 +36,8 @@ MAY_IMPORT = {
 }
 # Names that lead to what people add; their files import nothing.
 REGISTRIES = {"segmentation_networks/__init__.py", "utils/sources/__init__.py", "utils/losses/__init__.py"}
-FILES = sorted(path for pattern in ("*.py", "utils/**/*.py", "segmentation_networks/*.py") for path in ROOT.glob(pattern))
+FOLDERS = ("*.py", "utils/**/*.py", "recognition_networks/*.py", "segmentation_networks/*.py")
+FILES = sorted(path for pattern in FOLDERS for path in ROOT.glob(pattern))
 SCRIPTS = ("train_recognition", "train_segmentation")
 
 
@@ -55,7 +57,14 @@ def imported(path):
         else:
             continue
         for name in names:
-            if name.split(".")[0] in ("utils", "segmentation_networks", "optim_factory", "lr_sched", *SCRIPTS):
+            if name.split(".")[0] in (
+                "utils",
+                "recognition_networks",
+                "segmentation_networks",
+                "optim_factory",
+                "lr_sched",
+                *SCRIPTS,
+            ):
                 yield name
 
 

@@ -230,12 +230,17 @@ def _use(run):
         predict = f"<p>Masks and overlays of a folder of pictures:</p><pre>{escaped(shlex.join(words))}</pre>"
         return section("Use the weights", f"<pre>{escaped(segmentation_code(folder))}</pre>{predict}")
     code = several_labels_code if run.several else recognition_code
-    return section("Use the weights", f"<pre>{escaped(code('local-dir:' + folder))}</pre>")
+    code = code(f"local-dir:{folder}", of_type(read_json(run.folder / name / "config.json", dict).get("module"), str))
+    return section("Use the weights", f"<pre>{escaped(code)}</pre>")
 
 
-def recognition_code(where):
-    """Code that prints the class of an image. where: of the weights, in timm's words: local-dir:FOLDER or hf-hub:USER/NAME."""
-    return f"""import timm
+def recognition_code(where, module=None):
+    """Code that prints the class of an image. where: of the weights, in timm's words: local-dir:FOLDER or hf-hub:USER/NAME.
+
+    module: of this project, which has the model where timm has not.
+    """
+    own = f"import {module}  # of Strata, in whose folder this runs: timm has no such model\n" if module else ""
+    return f"""{own}import timm
 import torch
 from PIL import Image, ImageOps
 
@@ -249,9 +254,9 @@ print(model.pretrained_cfg["label_names"][label], probabilities[label].item())
 """
 
 
-def several_labels_code(where):
-    """Code that prints the labels of an image of --task multilabel. where: as of `recognition_code`."""
-    first, code = recognition_code(where).split("with torch.no_grad")[0].split("\n\n")
+def several_labels_code(where, module=None):
+    """Code that prints the labels of an image of --task multilabel. where, module: as of `recognition_code`."""
+    first, code = recognition_code(where, module).split("with torch.no_grad")[0].split("\n\n")
     kind, _, place = where.partition(":")
     opened = f"huggingface_hub.hf_hub_download({json.dumps(place)}, 'config.json')"
     if kind == "local-dir":
