@@ -181,6 +181,30 @@ def test_resnet_strikes_back(name, settings):
     assert [getattr(args, flag) for flag in shared] == ["lamb", 2048, 5, 1.0, 0.5, "bce", 0.2, 0.95, 0.0, False]
 
 
+DINOV3 = {  # recipe's size -> timm's model, mIoU in MODEL_CARD.md
+    "vits16": ("vit_small_patch16_dinov3", 47.0), "vits16plus": ("vit_small_plus_patch16_dinov3", 48.8),
+    "vitb16": ("vit_base_patch16_dinov3", 51.8), "vitl16": ("vit_large_patch16_dinov3", 54.9),
+    "vith16plus": ("vit_huge_plus_patch16_dinov3", 54.8), "vit7b16": ("vit_7b_patch16_dinov3", 55.9),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", DINOV3)
+def test_dinov3_linear_segmentation(size):
+    """config-ade20k-linear-training.yaml, and what its code does whatever a config says."""
+    path, (model, score) = RECIPES[f"linear_dinov3_{size}_ade20k"], DINOV3[size]
+    args = parse("train_segmentation.py", "", [f"@{path}"])
+    expected = {
+        "model": "linear", "backbone": f"{model}.lvd1689m", "pretrained": True, "freeze": "backbone", "dropout": 0.1,
+        "lr": 1e-3, "opt": "adamw", "weight_decay": 1e-3, "weight_decay_filter": "none", "clip_grad": None, "opt_betas": None,
+        "total_batch_size": 16, "bn_images": 16, "sync_bn": True, "max_updates": 40_000, "sched": "cosine_dinov3", "min_lr": 0,
+        "warmup_steps": 1500, "head_lr_scale": 1, "layer_decay": 1, "aux": False, "loss": "ce", "loss_mean": "all",
+        "crop_size": 512, "base_size": 512, "ratio_range": (0.5, 2.0), "cat_max_ratio": 0.75, "eval_mode": "slide",
+        "model_ema": False, "use_amp": False, "output_stride": None, "nb_classes": 150,
+    }  # fmt: skip
+    assert {flag: getattr(args, flag) for flag in expected} == expected
+    assert f"# Expected: {score} % mIoU on ADE20K" in path.read_text()
+
+
 # --- dry runs ---------------------------------------------------------------------------------------------------------
 
 

@@ -99,6 +99,7 @@ def test_a_runs_weights_open_again_with_heat_maps_and_checkpointing(tmp_path):
     torch.testing.assert_close(model(images), plain)
 
 
+@pytest.mark.slow
 def test_a_run_trains_it_and_its_weights_are_scored(tmp_path):
     body = "--model convnext_isotropic_small --model_kwargs depth=2 dim=16".split()
     words = "--layer_decay 0.7 --model_ema true --epochs 1 --warmup_epochs 0 --output_dir".split()
