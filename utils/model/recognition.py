@@ -8,7 +8,8 @@ import safetensors
 import timm
 import torch
 
-import recognition_networks.convnext_isotropic  # it registers with timm
+import recognition_networks.convnext_isotropic  # these two register with timm
+import recognition_networks.dinov3_probe
 from utils.cli.arguments import check_model_kwargs
 from utils.cli.errors import InputError, choose_one, first_line
 from utils.model.as_trained import as_trained
