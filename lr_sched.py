@@ -11,7 +11,7 @@ The one word it shares with optim_factory.py is `lr_scale`, the multiplier that 
 
 import math
 
-SCHEDULES = ("cosine", "cosine_v1", "poly", "poly_mmseg", "step", "constant", "wsd")
+SCHEDULES = ("cosine", "cosine_v1", "poly", "poly_mmseg", "cosine_dinov3", "step", "constant", "wsd")
 
 
 def set_learning_rate(optimizer, lr):
@@ -77,6 +77,8 @@ def learning_rate(
       cosine_v1  the values of `cosine_scheduler` (ConvNeXt)
       poly       lr * (1 - progress) ** power, not below `min_lr` (PyTorch-Encoding, mmsegmentation)
       poly_mmseg the same curve over the whole run, which the warm-up multiplies from 1e-6 on (mmsegmentation)
+      cosine_dinov3  a half cycle over the whole run, an update ahead, whose beginning is instead a warm-up from 1e-6 of a
+                 straight line to 0; the first update occurs twice (DINOv3's linear segmentation)
       step       lr * step_rate ** (epoch // step_epochs), epochs counted from the start of the run
       constant   lr
       wsd        warm-up, stable, then a straight line to `min_lr` over the last `decay_epochs` (default: a tenth)
@@ -94,6 +96,11 @@ def learning_rate(
     if sched == "poly_mmseg":
         curve = (lr - min_lr) * max(1 - update / total, 0.0) ** power + min_lr
         return curve * (1 - (1 - update / warmup) * (1 - 1e-6)) if update < warmup else curve
+    if sched == "cosine_dinov3":
+        step = max(update - 1, 0)
+        if step < warmup:
+            return lr * (1 - (1 - step / warmup) * (1 - 1e-6)) * (1 - step / total)
+        return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * (step + 1) / total))
     if sched == "cosine":
         return _half_cosine(epoch, lr, min_lr, epochs, warmup_epochs)
     if epoch < warmup_epochs:

@@ -11,6 +11,8 @@ A head is a torch module that is made as `Head(in_channels, classes, *, channels
     stages          which maps forward reads, numbered from 0; the others may be None
     classifiers     names of its modules that depend on the number of classes
     align_corners   how its logits are enlarged to the size of the image
+    reads_backbone  may be left out; True: the four maps are the backbone's own, without a pyramid or norms between them, and
+                    a plain backbone's after its last norm
 
 network.py puts a network together; backbones.py knows timm's peculiarities. docs/ADDING.md adds a head.
 """
@@ -20,6 +22,7 @@ HEADS = {
     "encnet": "segmentation_networks.encnet:EncHead",
     "fcn": "segmentation_networks.fcn:FCNHead",
     "fpn": "segmentation_networks.fpn:FPNHead",
+    "linear": "segmentation_networks.linear:LinearHead",
     "psp": "segmentation_networks.psp:PSPHead",
     "upernet": "segmentation_networks.upernet:UPerNetHead",
 }

@@ -1,6 +1,10 @@
 """timm's models as backbones: four feature maps, whatever way timm makes them."""
 
+import functools
+import inspect
+
 import timm
+import torch
 from timm.layers import Format, LayerNorm2d
 from torch import nn
 
@@ -11,10 +15,13 @@ JOINING = ("hrnet", "dla")  # models that join maps of all strides, which fit wh
 STRIDES = (4, 8, 16, 32)  # pixels of the image per pixel of the maps of stages 1 to 4
 
 
-def create_backbone(name, kwargs, *, output_stride=None, drop_path=0.0, input_size=None, pretrained=False):
+def create_backbone(
+    name, kwargs, *, output_stride=None, drop_path=0.0, input_size=None, pretrained=False, normed=False
+):  # fmt: skip
     """timm's feature extractor `name`, (B, 3, H, W) to its last four feature maps.
 
-    kwargs: {option of timm.create_model: value}. The other arguments are build_network's. The maps have strides 4, 8, 16
+    kwargs: {option of timm.create_model: value}. normed: the maps of a plain backbone go through its last norm, which timm
+    leaves out otherwise. The other arguments are build_network's. The maps have strides 4, 8, 16
     and 32, none of them above `output_stride`, or one stride (`is_plain`).
     Raises InputError for an unknown name (with the nearest), for an option or an output stride that the model does not
     have, for maps of other strides, and for pretrained weights that cannot be had.
@@ -27,6 +34,7 @@ def create_backbone(name, kwargs, *, output_stride=None, drop_path=0.0, input_si
     kwargs = dict(kwargs)
     if drop_path:
         kwargs["drop_path_rate"] = drop_path
+    extractor = _normed_extractor(name, kwargs, input_size) if normed else {}
     if output_stride not in (None, 32):
         kwargs["output_stride"] = output_stride
     try:
@@ -36,7 +44,7 @@ def create_backbone(name, kwargs, *, output_stride=None, drop_path=0.0, input_si
     for size in _sizes(known, input_size):
         try:
             backbone = timm.create_model(
-                name, pretrained=pretrained, features_only=True, out_indices=(-4, -3, -2, -1), **size | kwargs
+                name, pretrained=pretrained, features_only=True, out_indices=(-4, -3, -2, -1), **extractor, **size | kwargs
             )
             break
         except Exception as error:  # timm's models stumble over odd options and folders in many ways
@@ -47,6 +55,14 @@ def create_backbone(name, kwargs, *, output_stride=None, drop_path=0.0, input_si
     if _architecture(backbone).startswith("resnest") and "output_stride" in kwargs:
         _dilate_resnest(backbone)
     return backbone
+
+
+def _normed_extractor(name, kwargs, input_size):
+    """The option of timm by which the extractor of a plain backbone puts its maps through the backbone's last norm."""
+    with torch.device("meta"):  # a glance, which tells timm's class of extractor
+        glance = create_backbone(name, kwargs, input_size=input_size)
+    takes = "norm" in inspect.signature(type(glance)).parameters
+    return {"feature_cls": functools.partial(type(glance), norm=True)} if takes and is_plain(glance) else {}
 
 
 def _sizes(known, input_size):

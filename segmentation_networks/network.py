@@ -88,8 +88,8 @@ def build_network(
     """SegmentationNetwork of timm's model `backbone` and the `head`, one of HEADS, for a number of `classes`.
 
     Hierarchical backbones give their stages of stride 4, 8, 16 and 32; ViT-type ones, whose maps all have one stride, go
-    through a SimplePyramid. ConvNeXt and ConvNeXt V2 get a LayerNorm on each stage that is read. Norms of the heads are
-    BatchNorm2d.
+    through a SimplePyramid. ConvNeXt and ConvNeXt V2 get a LayerNorm on each stage that is read. A head with `reads_backbone`
+    gets the backbone's maps without either. Norms of the heads are BatchNorm2d.
 
     head_kwargs: options of the head, as a dict or as pairs of name and value.
     aux_kwargs: such options of FCNHead, for an auxiliary head on stage 3; None: no auxiliary head.
@@ -112,10 +112,10 @@ def build_network(
         aux_kwargs = head_options(FCNHead, aux_kwargs, "aux_kwargs", "the auxiliary head")
     body = backbones.create_backbone(
         backbone, keywords(backbone_kwargs, "backbone_kwargs"), output_stride=output_stride, drop_path=drop_path,
-        input_size=input_size, pretrained=pretrained,
+        input_size=input_size, pretrained=pretrained, normed=(direct := getattr(head_class, "reads_backbone", False)),
     )  # fmt: skip
 
-    channels, plain = body.feature_info.channels(), backbones.is_plain(body)
+    channels, plain = body.feature_info.channels(), backbones.is_plain(body) and not direct
     if plain:
         channels = SimplePyramid.widths(channels[-1])
     auxiliary_head = None
@@ -127,7 +127,7 @@ def build_network(
             auxiliary_head = FCNHead(channels[AUX_STAGE], classes, **beside | aux_kwargs)
             stages.add(AUX_STAGE)
     pyramid = SimplePyramid(channels[-1], stages) if plain else None
-    norms = backbones.stage_norms(body, channels, stages)
+    norms = None if direct else backbones.stage_norms(body, channels, stages)
     network = SegmentationNetwork(body, decode_head, auxiliary_head, norms, pyramid, backbones.size_multiple(body))
     network.in_chans = dict(backbone_kwargs).get("in_chans", 3)
     return network

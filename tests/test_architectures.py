@@ -36,6 +36,7 @@ NETWORKS = [
     f"--model deeplab --channels 8 --backbone resnet18 --backbone_kwargs {RESNET} --head_kwargs atrous_rates=(2,3,4)",
     f"--model encnet --channels 8 --backbone resnet18 --backbone_kwargs {RESNET} --head_kwargs lateral=True --se_loss true",
     "--model upernet --channels 8 --backbone vit_tiny_patch16_224 --backbone_kwargs depth=4 embed_dim=24 num_heads=2",
+    "--model linear --backbone vit_small_patch16_dinov3 --backbone_kwargs depth=4 embed_dim=24 --head_kwargs maps=2",
 ]
 
 

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "mask_folders": LEAVES | {"data", "folders"},
     "losses": LEAVES,
     "metrics": LEAVES,
-    "recognition_networks": set(),
+    "recognition_networks": LEAVES,
     "segmentation_networks": LEAVES,
     "model": LEAVES | {"recognition_networks", "segmentation_networks"},
     "sources": LEAVES | {"data", "folders", "mask_folders"},
@@ -38,7 +38,8 @@ MAY_IMPORT = {
 }
 # Names that lead to what people add; their files import nothing.
 REGISTRIES = {"segmentation_networks/__init__.py", "utils/sources/__init__.py", "utils/losses/__init__.py"}
-FILES = sorted(path for pattern in ("*.py", "utils/**/*.py", "*_networks/*.py") for path in ROOT.glob(pattern))
+FOLDERS = ("*.py", "utils/**/*.py", "recognition_networks/*.py", "segmentation_networks/*.py")
+FILES = sorted(path for pattern in FOLDERS for path in ROOT.glob(pattern))
 SCRIPTS = ("train_recognition", "train_segmentation")
 
 

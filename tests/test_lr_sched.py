@@ -107,6 +107,20 @@ def test_by_hand():
     assert at(4, warmup_steps=8) == pytest.approx(0.5)  # updates win over epochs
 
 
+def test_cosine_dinov3_by_hand():
+    """100 updates, 10 of them warm-up: 1e-6 + (1 - 1e-6) k / 10 times 1 - k / 100, then (1 + cos((k + 1) pi / 100)) / 2,
+    where k is the update before. The first update is there twice, for the published scheduler first steps after the second.
+    """
+    rates = [learning_rate(update, 5, sched="cosine_dinov3", lr=1e-3, epochs=20, warmup_steps=10) for update in range(100)]
+    assert rates[0] == rates[1] == pytest.approx(1e-9, rel=1e-9)
+    assert rates[2] == pytest.approx(1e-3 * (1 - 0.9 * (1 - 1e-6)) * 0.99, rel=1e-12)
+    assert rates[10] == pytest.approx(1e-3 * (1 - 0.1 * (1 - 1e-6)) * 0.91, rel=1e-12)
+    # of the published scheduler itself
+    published = {5: 0.00038400057600000004, 11: 0.0009704403844771128, 12: 0.0009648882429441257, 99: 2.467198171342e-07}
+    assert {update: rates[update] for update in (5, 11, 12, 99)} == pytest.approx(published, rel=1e-9)
+    assert rates[50] == pytest.approx(5e-4, rel=1e-12)
+
+
 def test_cosine_v1_is_cosine_scheduler():
     values = cosine_scheduler(4e-3, 1e-6, 6, 10, 2)
     mine = [learning_rate(u, 10, sched="cosine_v1", lr=4e-3, min_lr=1e-6, epochs=6, warmup_epochs=2) for u in range(60)]

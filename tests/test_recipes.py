@@ -69,6 +69,8 @@ def expected_fields(row):
         "imagenet_default_mean_and_std", "model_key", "disable_eval",
     )  # fmt: skip
     fields |= {name: flags[name] for name in same if name in flags}
+    if "isotropic" in model:  # two of them have no layer scale; the third, as all others, the default of main.py
+        fields["layer_scale_init_value"] = flags.get("layer_scale_init_value", 1e-6)
     v1 = row["family"] == "convnext"
     return fields | {
         "total_batch_size": effective["total_batch_size"],
@@ -179,6 +181,46 @@ def test_resnet_strikes_back(name, settings):
     assert [getattr(args, flag) for flag in shared] == ["lamb", 2048, 5, 1.0, 0.5, "bce", 0.2, 0.95, 0.0, False]
 
 
+DINOV3 = {  # recipe's size -> timm's model, ADE20k and IN-ReaL in MODEL_CARD.md
+    "vits16": ("vit_small_patch16_dinov3", 47.0, 87.0), "vits16plus": ("vit_small_plus_patch16_dinov3", 48.8, 88.0),
+    "vitb16": ("vit_base_patch16_dinov3", 51.8, 89.3), "vitl16": ("vit_large_patch16_dinov3", 54.9, 90.2),
+    "vith16plus": ("vit_huge_plus_patch16_dinov3", 54.8, 90.3), "vit7b16": ("vit_7b_patch16_dinov3", 55.9, 90.4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", DINOV3)
+def test_dinov3_linear_classification(size):
+    """The defaults of eval/linear.py, eight GPUs of 128 images; its 13 rates are in steps of 1, 2, 5 from 1e-5 to 0.1."""
+    path, (model, _, score) = RECIPES[f"linear_dinov3_{size}_in1k"], DINOV3[size]
+    args = parse("train_recognition.py", "", [f"@{path}"])
+    expected = {
+        "model": f"{model}_probe.lvd1689m", "pretrained": True, "freeze": "backbone", "opt": "momentum", "momentum": 0.9,
+        "total_batch_size": 8 * 128, "blr": 1e-3, "weight_decay": 0, "sched": "cosine", "min_lr": 0, "warmup_epochs": 0,
+        "epochs": 10, "mixup": 0, "cutmix": 0, "smoothing": 0, "aa": "none", "reprob": 0, "color_jitter": None, "hflip": 0.5,
+        "scale": (0.08, 1), "input_size": 224, "crop_pct": 224 / 256, "train_interpolation": "bicubic", "clip_grad": None,
+        "model_ema": False,
+    }  # fmt: skip
+    assert {flag: getattr(args, flag) for flag in expected} == expected
+    assert f"# Expected: {score} % top-1 of ReaL's labels on ImageNet-1K" in path.read_text()
+
+
+@pytest.mark.parametrize("size", DINOV3)
+def test_dinov3_linear_segmentation(size):
+    """config-ade20k-linear-training.yaml, and what its code does whatever a config says."""
+    path, (model, score, _) = RECIPES[f"linear_dinov3_{size}_ade20k"], DINOV3[size]
+    args = parse("train_segmentation.py", "", [f"@{path}"])
+    expected = {
+        "model": "linear", "backbone": f"{model}.lvd1689m", "pretrained": True, "freeze": "backbone", "dropout": 0.1,
+        "lr": 1e-3, "opt": "adamw", "weight_decay": 1e-3, "weight_decay_filter": "none", "clip_grad": None, "opt_betas": None,
+        "total_batch_size": 16, "bn_images": 16, "sync_bn": True, "max_updates": 40_000, "sched": "cosine_dinov3", "min_lr": 0,
+        "warmup_steps": 1500, "head_lr_scale": 1, "layer_decay": 1, "aux": False, "loss": "ce", "loss_mean": "all",
+        "crop_size": 512, "base_size": 512, "ratio_range": (0.5, 2.0), "cat_max_ratio": 0.75, "eval_mode": "slide",
+        "model_ema": False, "use_amp": False, "output_stride": None, "nb_classes": 150,
+    }  # fmt: skip
+    assert {flag: getattr(args, flag) for flag in expected} == expected
+    assert f"# Expected: {score} % mIoU on ADE20K" in path.read_text()
+
+
 # --- dry runs ---------------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +244,14 @@ def dry_run(capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["convnext_tiny_in1k_224", "convnext_base_in22k_ft_in1k_384", "convnextv2_tiny_ft_in1k", "resnest50_in1k"]
+    "name",
+    [
+        "convnext_tiny_in1k_224",
+        "convnext_base_in22k_ft_in1k_384",
+        "convnextv2_tiny_ft_in1k",
+        "resnest50_in1k",
+        "convnext_isotropic_large_in1k_224",
+    ],
 )
 def test_a_recognition_run_has_the_published_size_and_schedule(name, dry_run, golden):
     row = ROWS[name]

@@ -37,6 +37,11 @@ def test_flags_take_effect():
     [
         ("convnext_aato", {}, "unknown model 'convnext_aato', did you mean convnext_atto"),
         ("resnet18", {"layer_scale_init_value": 0.1}, "--model resnet18 does not take one of the flags"),
+        (
+            "convnext_atto",
+            {"layer_scale_init_value": 0},
+            "it means no layer scale, and convnext_atto always has one",
+        ),
         ("resnet18", {"model_kwargs": [("checkpoint_path", "w.pth")]}, "checkpoint_path: not an option of a model"),
         ("resnet18", {"model_kwargs": [("channels", ())]}, "--model resnet18 cannot be made"),
         ("resnet18", {"model_kwargs": [("global_pool", "")]}, "global_pool=: every class has one logit for an image"),

@@ -261,6 +261,7 @@ def check_common(args, error):
         ("step_epochs step_rate", args.sched == "step", "with --sched step"),
         ("decay_epochs", args.sched == "wsd", "with --sched wsd"),
         ("save_ckpt_freq save_ckpt_updates save_ckpt_minutes save_ckpt_num", args.save_ckpt, "with --save_ckpt true"),
+        ("drop_path", args.freeze != "backbone" or not args.drop_path, "without --freeze backbone"),
         ("sync_bn", args.freeze == "none" or hasattr(args, "backbone"), "without --freeze"),
         ("tf32", not (args.deterministic and args.tf32), "without --deterministic true"),
         ("cudnn_benchmark", not (args.deterministic and args.cudnn_benchmark), "without --deterministic true"),

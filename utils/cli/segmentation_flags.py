@@ -167,7 +167,7 @@ def add_evaluation_flags(parser):
 def defaults_for(args):
     """{flag: default} of the data: those of the scenes where no data is given, or what --data_set was published with."""
     if not (args.data_path or args.dataset):
-        return SCENES
+        return {flag: value for flag, value in SCENES.items() if (args.model, flag) != ("linear", "channels")}  # it has none
     return SEGMENTATION_SETS[args.data_set].defaults if args.data_set else {}
 
 

@@ -21,6 +21,9 @@ def build_optimizer(model, args, *, head_lr_scale=None, fused=True, say=print):
     """
     with input_errors(), warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
+        probes = getattr(getattr(model, "decode_head", None), "reads_backbone", False)
+        if probes and any(parameter.requires_grad for parameter in model.backbone.parameters()):
+            warnings.warn("--model linear: the backbone learns too; --freeze backbone makes it a linear probe", stacklevel=2)
         if args.layer_decay == 1:  # the ids are those of backbone and heads then
             warnings.filterwarnings("ignore", "layer decay does nothing")
         kind = args.layer_decay_type

@@ -9,6 +9,7 @@ import os
 import pathlib
 import platform
 import re
+import types
 import warnings
 
 import accelerate
@@ -148,7 +149,8 @@ def fit_to_hardware(model, *, channels_last=False, grad_checkpointing=False, syn
     channels_last: weights are in memory order NHWC. grad_checkpointing: activations are computed again in the backward
     pass; InputError where timm cannot do it for this model. sync_bn: batch norm takes its statistics over all processes.
     freeze: "bn": batch norm keeps the statistics and weights that it has; "backbone": so does everything but the classifier,
-    or, in a segmentation network, everything but the heads, of whose batch norm neither speaks. InputError where there is none.
+    or, in a segmentation network, everything but the heads, of whose batch norm neither speaks, and it stays in evaluation
+    mode while the rest is trained. InputError where there is none.
     """
     if freeze != "none":
         _freeze(model, getattr(model, "backbone", model), freeze)
@@ -180,6 +182,22 @@ def _freeze(model, part, what):
             norm.requires_grad_(False)
     else:
         timm.layers.freeze_batch_norm_2d(part)
+    if what == "backbone":
+        _keep_in_evaluation(part, learns)
+
+
+def _keep_in_evaluation(part, learns=None):
+    """Let `train()` change nothing in `part` but the module `learns` and those that hold it; dropout is of both sides."""
+    if learns is not None and any(module is learns for module in part.modules()):
+        for child in part.children() if part is not learns else ():
+            _keep_in_evaluation(child, learns)
+    elif learns is None or not isinstance(part, torch.nn.Dropout):
+        part.eval()
+        part.train = types.MethodType(_as_it_is, part)
+
+
+def _as_it_is(module, mode=True):
+    return module
 
 
 def has_accelerator():

@@ -8,7 +8,8 @@ import safetensors
 import timm
 import torch
 
-import recognition_networks.convnext_isotropic  # noqa: F401, timm knows it then
+import recognition_networks.convnext_isotropic  # these two register with timm
+import recognition_networks.dinov3_probe
 from utils.cli.arguments import check_model_kwargs
 from utils.cli.errors import InputError, choose_one, first_line
 from utils.model.as_trained import as_trained
@@ -128,6 +129,7 @@ def timm_config(
     """
     cfg = model.pretrained_cfg
     kwargs = _norms_of(model) | dict(model_kwargs)
+    module = type(model).__module__
     if cfg.get("fixed_input_size"):
         kwargs.setdefault("img_size", input_size)
     return {
@@ -150,5 +152,6 @@ def timm_config(
             "classifier": cfg.get("classifier"),
             **({"license": license} if license else {}),
         },
+        **({"module": module} if module.startswith(recognition_networks.__name__) else {}),  # what timm does not have
         **beside,
     }

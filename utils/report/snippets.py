@@ -5,6 +5,7 @@ Standard library only.
 
 import json
 import math
+import re
 
 READING = ("value_range", "background", "in_chans")  # of config.json: images are read otherwise than Pillow's RGB
 
@@ -18,10 +19,10 @@ def recognition_code(where, config=None):
     read = 'ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")  # upright, as the camera was held'
     if _reading(config):
         imported, read = f"\n{_imports(config)}", _read(config)
-    own = str((config or {}).get("architecture", "")).startswith("convnext_isotropic")
-    registered = "import recognition_networks.convnext_isotropic  # of Strata\n" * own
-    return f"""import timm
-{registered}import torch
+    module = str((config or {}).get("module", ""))  # of this project, where timm does not have the model
+    own = f"import {module}  # of Strata\n" if re.fullmatch(r"recognition_networks\.\w+", module) else ""
+    return f"""{own}import timm
+import torch
 {imported}
 
 model = timm.create_model({json.dumps(where)}, pretrained=True).eval()
