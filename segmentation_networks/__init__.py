@@ -12,12 +12,15 @@ A head is a torch module that is made as `Head(in_channels, classes, *, channels
     classifiers     names of its modules that depend on the number of classes
     align_corners   how its logits are enlarged to the size of the image
 
+A head that works inside the backbone has `network`, the kind of SegmentationNetwork that puts the two together; see eomt.py.
+
 network.py puts a network together; backbones.py knows timm's peculiarities. docs/ADDING.md adds a head.
 """
 
 HEADS = {
     "deeplab": "segmentation_networks.deeplab:DeepLabV3Head",
     "encnet": "segmentation_networks.encnet:EncHead",
+    "eomt": "segmentation_networks.eomt:EoMTHead",
     "fcn": "segmentation_networks.fcn:FCNHead",
     "fpn": "segmentation_networks.fpn:FPNHead",
     "psp": "segmentation_networks.psp:PSPHead",

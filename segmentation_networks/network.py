@@ -67,6 +67,10 @@ class SegmentationNetwork(nn.Module):
         """Compute the backbone's activations again in the backward pass instead of keeping them."""
         backbones.set_grad_checkpointing(self.backbone, enable)
 
+    def follow(self, schedule, updates):
+        """The `schedule`, a function of the number of an update, of `updates`; a network may learn from it how far a run is."""
+        return schedule
+
     def no_weight_decay(self):
         """Names of position embeddings, tokens and such in the backbone, for optim_factory."""
         return {f"backbone.{name}" for name in backbones.no_weight_decay(self.backbone)}
@@ -87,7 +91,8 @@ def build_network(
 ):
     """SegmentationNetwork of timm's model `backbone` and the `head`, one of HEADS, for a number of `classes`.
 
-    Hierarchical backbones give their stages of stride 4, 8, 16 and 32; ViT-type ones, whose maps all have one stride, go
+    A head with a `network` of its own works inside a plain ViT: EoMT. Otherwise
+    hierarchical backbones give their stages of stride 4, 8, 16 and 32; ViT-type ones, whose maps all have one stride, go
     through a SimplePyramid. ConvNeXt and ConvNeXt V2 get a LayerNorm on each stage that is read. Norms of the heads are
     BatchNorm2d.
 
@@ -110,9 +115,17 @@ def build_network(
         head_kwargs["output_stride"] = output_stride or 32
     if aux_kwargs is not None:
         aux_kwargs = head_options(FCNHead, aux_kwargs, "aux_kwargs", "the auxiliary head")
+    backbone_kwargs = keywords(backbone_kwargs, "backbone_kwargs")
+    if hasattr(head_class, "network"):
+        if aux_kwargs is not None or output_stride is not None:
+            raise InputError(f"head {head} works inside the backbone: leave out --aux and --output_stride")
+        body = backbones.create_vit(backbone, backbone_kwargs, head=head, drop_path=drop_path, pretrained=pretrained)
+        with input_errors(f"head {head}: "):
+            decode_head = head_class(body.embed_dim, classes, max(body.patch_embed.patch_size), **head_kwargs)
+            return head_class.network(body, decode_head)
     body = backbones.create_backbone(
-        backbone, keywords(backbone_kwargs, "backbone_kwargs"), output_stride=output_stride, drop_path=drop_path,
-        input_size=input_size, pretrained=pretrained,
+        backbone, backbone_kwargs, output_stride=output_stride, drop_path=drop_path, input_size=input_size,
+        pretrained=pretrained,
     )  # fmt: skip
 
     channels, plain = body.feature_info.channels(), backbones.is_plain(body)
