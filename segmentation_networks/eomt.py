@@ -3,6 +3,7 @@
 Source: Kerssies et al. 2025, "Your ViT is Secretly an Image Segmentation Model" (arXiv 2503.19108); tue-mps/eomt.
 """
 
+import contextlib
 import math
 
 import torch
@@ -37,11 +38,10 @@ class EoMTNetwork(SegmentationNetwork):
 
     def follow(self, schedule, updates):
         """The `schedule`, which sets `masked` for an update, too."""
-        spans = self.decode_head.unmasking(updates)
 
         def with_masks(update):
-            shares = [min(max((end - update) / (end - start), 0.0), 1.0) ** POWER for start, end in spans]
-            self.masked.copy_(torch.tensor(shares))
+            left = [(end - update / updates) / (end - start) for start, end in self.decode_head.spans]
+            self.masked.copy_(torch.tensor([min(max(share, 0.0), 1.0) ** POWER for share in left]))
             return schedule(update)
 
         return with_masks
@@ -55,7 +55,7 @@ class EoMTNetwork(SegmentationNetwork):
         classes, masks = self.predictions(images)[-1]
         size = (height + below, width + right)
         masks = F.interpolate(masks.float(), size, mode="bilinear")[..., :height, :width].sigmoid()
-        with torch.autocast(images.device.type, enabled=False):  # half precision would make ties of near scores
+        with _full_precision(images.device.type):  # half of it would make ties of near scores
             scores = torch.einsum("bqc,bqhw->bchw", classes.float().softmax(-1)[..., :-1], masks)
         return {"logits": scores.clamp(min=torch.finfo(scores.dtype).tiny).log()}
 
@@ -117,8 +117,8 @@ class EoMTHead(nn.Module):
 
     width: of the ViT's tokens; patch: pixels of a patch's side.
     queries: how many. blocks: the ViT's last blocks, in which they are tokens.
-    mask_from, mask_to: for each of these blocks, the updates of the run between which attention is unmasked, little by little;
-        none: one block after another, in parts of 1 / (blocks + 2) of the run, the first one without.
+    mask_from, mask_to: for each of these blocks, from which share of the run to which its attention is unmasked, little by
+        little; none: one block after another, each in 1 / (blocks + 2) of the run, after a first such part with all masks.
     """
 
     network = EoMTNetwork
@@ -126,11 +126,12 @@ class EoMTHead(nn.Module):
     def __init__(self, width, classes, patch, *, queries=100, blocks=4, mask_from=None, mask_to=None):
         super().__init__()
         check_whole(queries=queries, blocks=blocks)
-        self.blocks, self.mask_from, self.mask_to = blocks, mask_from, mask_to
-        if (mask_from is None) != (mask_to is None) or (mask_from is not None and not _are_spans(mask_from, mask_to, blocks)):
-            raise InputError(
-                f"mask_from {mask_from}, mask_to {mask_to}: expected {blocks} updates each, every end after its start"
-            )
+        if mask_from is None and mask_to is None:
+            mask_from, mask_to = ([(i + step) / (blocks + 2) for i in range(blocks)] for step in (1, 2))
+        if not _are_spans(mask_from, mask_to, blocks):
+            raise InputError(f"mask_from {mask_from}, mask_to {mask_to}: expected {blocks} shares of the run each, 0 to 1, "
+                             "every end after its start")  # fmt: skip
+        self.blocks, self.spans = blocks, list(zip(mask_from, mask_to, strict=True))
         self.queries = nn.Parameter(torch.randn(queries, width))
         self.class_head = nn.Linear(width, classes + 1)
         self.mask_head = nn.Sequential(
@@ -139,18 +140,15 @@ class EoMTHead(nn.Module):
         self.upscale = nn.Sequential(*[_doubled(width) for _ in range(max(1, int(math.log2(patch)) - 2))])
         self.classifiers = ("class_head",)
 
-    def unmasking(self, updates):
-        """[(first, last update)] between which each block's attention is unmasked, in a run of `updates`."""
-        if self.mask_from is not None:
-            return list(zip(self.mask_from, self.mask_to, strict=True))
-        part = updates / (self.blocks + 2)
-        return [((i + 1) * part, (i + 2) * part) for i in range(self.blocks)]
-
     def forward(self, tokens, grid, prefix):
         """tokens (B, prefix + Q + h x w, width), patches last, rows of `grid` (h, w) -> (B, Q, classes + 1), (B, Q, H, W)."""
         queries, patches = tokens[:, prefix:].split([len(self.queries), grid[0] * grid[1]], 1)
         pixels = self.upscale(patches.transpose(1, 2).unflatten(2, grid))
         return self.class_head(queries), torch.einsum("bqc,bchw->bqhw", self.mask_head(queries), pixels)
+
+
+def _full_precision(device):
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else contextlib.nullcontext()
 
 
 def _doubled(width):
@@ -160,9 +158,7 @@ def _doubled(width):
 
 
 def _are_spans(starts, ends, count):
-    lists = all(isinstance(values, list | tuple) and len(values) == count for values in (starts, ends))
-    return (
-        lists
-        and all(isinstance(value, int | float) for value in (*starts, *ends))
-        and all(0 <= start < end for start, end in zip(starts, ends, strict=True))
-    )
+    if not all(isinstance(values, list | tuple) and len(values) == count for values in (starts, ends)):
+        return False
+    numbers = all(isinstance(value, int | float) for value in (*starts, *ends))
+    return numbers and all(0 <= start < end <= 1 for start, end in zip(starts, ends, strict=True))

@@ -83,7 +83,7 @@ def test_attention_is_unmasked_block_after_block():
 
     half = round(0.5**0.9, 4)
     assert shares(network(), 40, (0, 10, 15, 20, 30)) == [[1, 1], [1, 1], [half, 1], [0, 1], [0, 0]]
-    given = network(mask_from=(0, 10), mask_to=(4, 20))
+    given = network(mask_from=(0, 0.25), mask_to=(0.1, 0.5))
     assert shares(given, 40, (0, 2, 4, 15, 20)) == [[1, 1], [half, 1], [0, 1], [0, half], [0, 0]]
 
 
@@ -94,7 +94,7 @@ def test_attention_is_unmasked_block_after_block():
     ("vit_tiny_patch16_224", {"output_stride": 8}, "leave out --aux and --output_stride"),
     ("vit_tiny_patch16_224", {"head_kwargs": {"blocks": 4}}, "blocks 4: expected fewer than the 4 of the backbone"),
     ("vit_tiny_patch16_224", {"head_kwargs": {"queries": 0}}, "queries 0"),
-    ("vit_tiny_patch16_224", {"head_kwargs": {"mask_from": (1, 2, 3, 4)}}, "mask_to None: expected 4 updates each"),
+    ("vit_tiny_patch16_224", {"head_kwargs": {"mask_from": (1, 2, 3, 4)}}, "mask_to None: expected 4 shares of the run each"),
     ("vit_tiny_patch16_224", {"head_kwargs": {"dropout": 0.1}}, "head eomt takes queries, blocks, mask_from, mask_to"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_refused_in_one_line(backbone, options, message):
