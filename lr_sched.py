@@ -6,7 +6,8 @@ This file travels alone: it imports `math` and nothing else. A schedule is no ob
     lr = learning_rate(update, updates_per_epoch, sched="cosine", lr=1e-3, epochs=100, warmup_epochs=5)
     set_learning_rate(optimizer, lr)
 
-The one word it shares with optim_factory.py is `lr_scale`, the multiplier that a parameter group may carry.
+The one word it shares with optim_factory.py is `lr_scale`, the multiplier that a parameter group may carry. Another word of
+a group, `late_warmup`, is for `make_schedule`.
 """
 
 import math
@@ -126,9 +127,21 @@ def make_schedule(optimizer, updates_per_epoch, *, weight_decay=None, weight_dec
 
     settings: those of `learning_rate`. With `weight_decay_end`, weight decay goes there from `weight_decay` in a half
     cosine, in the groups whose weight decay is above 0 now (ConvNeXt, engine.py; there a group that comes to 0 stays
-    there). Raises ValueError at once for settings that no update could have.
+    there). A group with `late_warmup` stands still during the warm-up of the others, and then has one of so many updates and
+    what is left of the schedule (EoMT). Raises ValueError at once for settings that no update could have.
     """
     learning_rate(0, updates_per_epoch, **settings)
+    warmup = settings.get("warmup_steps", -1)
+    wait = warmup if warmup > 0 else round(settings.get("warmup_epochs", 0) * updates_per_epoch)
+    late = {i: group["late_warmup"] for i, group in enumerate(optimizer.param_groups) if group.get("late_warmup")}
+    rest = {**settings, "epochs": settings["epochs"] - wait / updates_per_epoch}
+
+    def late_rate(update, steps):
+        lr = learning_rate(max(update - wait, 0), updates_per_epoch, **{**rest, "warmup_steps": steps})
+        return lr if update >= wait else 0.0
+
+    for steps in late.values():
+        late_rate(0, steps)
     decays = None
     if weight_decay_end is not None:
         decays = cosine_scheduler(weight_decay, weight_decay_end, 1, round(settings["epochs"] * updates_per_epoch))
@@ -138,6 +151,9 @@ def make_schedule(optimizer, updates_per_epoch, *, weight_decay=None, weight_dec
     def schedule(update):
         lr = learning_rate(update, updates_per_epoch, **settings)
         set_learning_rate(optimizer, lr)
+        for i, steps in late.items():
+            group = optimizer.param_groups[i]
+            group["lr"] = late_rate(update, steps) * group.get("lr_scale", 1.0)
         if decays is not None:
             for i in decaying:
                 optimizer.param_groups[i]["weight_decay"] = decays[update]

@@ -123,10 +123,10 @@ def main(args):
     updates = args.max_updates or args.epochs * per_epoch
     epochs = math.ceil(updates / per_epoch)
     with input_errors():
-        schedule = make_schedule(
+        schedule = model.follow(make_schedule(
             optimizer, per_epoch, weight_decay=args.weight_decay, weight_decay_end=args.weight_decay_end,
             **Schedule.of(args)._replace(epochs=updates / per_epoch)._asdict(),
-        )  # fmt: skip
+        ), updates)  # fmt: skip
     weights = class_weights(args.class_weights, classes, functools.partial(count_pixels, train_source), run.say)
     criterion = make_segmentation_loss(LossOptions.of(args), len(classes), aux=args.aux, weights=weights).to(accelerator.device)
     if args.dry_run:

@@ -14,12 +14,15 @@ A head is a torch module that is made as `Head(in_channels, classes, *, channels
     reads_backbone  may be left out; True: the four maps are the backbone's own, without a pyramid or norms between them, and
                     a plain backbone's after its last norm
 
+A head that works inside the backbone has `network`, the kind of SegmentationNetwork that puts the two together; see eomt.py.
+
 network.py puts a network together; backbones.py knows timm's peculiarities. docs/ADDING.md adds a head.
 """
 
 HEADS = {
     "deeplab": "segmentation_networks.deeplab:DeepLabV3Head",
     "encnet": "segmentation_networks.encnet:EncHead",
+    "eomt": "segmentation_networks.eomt:EoMTHead",
     "fcn": "segmentation_networks.fcn:FCNHead",
     "fpn": "segmentation_networks.fpn:FPNHead",
     "linear": "segmentation_networks.linear:LinearHead",

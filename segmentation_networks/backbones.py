@@ -2,10 +2,12 @@
 
 import functools
 import inspect
+import re
 
 import timm
 import torch
 from timm.layers import Format, LayerNorm2d
+from timm.models import Eva, VisionTransformer
 from torch import nn
 
 from segmentation_networks.blocks import pooled
@@ -63,6 +65,29 @@ def _normed_extractor(name, kwargs, input_size):
         glance = create_backbone(name, kwargs, input_size=input_size)
     takes = "norm" in inspect.signature(type(glance)).parameters
     return {"feature_cls": functools.partial(type(glance), norm=True)} if takes and is_plain(glance) else {}
+
+
+def create_vit(name, kwargs, *, head, drop_path=0.0, pretrained=False):
+    """timm's VisionTransformer or Eva (DINOv3, EVA-02) `name` whole, but without classifier, for images of any size.
+
+    head: for the message. The other arguments and errors are those of `create_backbone`.
+    """
+    if ":" not in name:
+        choose_one(name.partition(".")[0], timm.list_models(), "backbone")
+    kwargs = {"dynamic_img_size": True, **({"drop_path_rate": drop_path} if drop_path else {}), **kwargs}
+    try:
+        backbone = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="", **kwargs)
+    except Exception as error:  # timm's models stumble over odd options and folders in many ways
+        if isinstance(error, TypeError) and re.search("dynamic_img_size|global_pool", str(error)):
+            raise _no_vit(name, head) from None
+        raise _refusal(name, error, None) from None
+    if not isinstance(backbone, VisionTransformer | Eva):
+        raise _no_vit(name, head)
+    return backbone
+
+
+def _no_vit(name, head):
+    return InputError(f"head {head} reads plain ViTs, such as vit_small_patch16_dinov3; found backbone {name}")
 
 
 def _sizes(known, input_size):
@@ -161,9 +186,9 @@ def set_grad_checkpointing(backbone, enable):
 
 def no_weight_decay(backbone):
     """Names of position embeddings, tokens and such."""
-    plain = getattr(backbone, "model", None)
+    plain, prefix = (backbone.model, "model.") if hasattr(backbone, "model") else (backbone, "")
     names = plain.no_weight_decay() if hasattr(plain, "no_weight_decay") else ()
-    return {f"model.{name}" for name in names}
+    return {f"{prefix}{name}" for name in names}
 
 
 def _architecture(backbone):

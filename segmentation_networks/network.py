@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from segmentation_networks import HEADS, backbones
+from segmentation_networks.blocks import SimplePyramid
 from segmentation_networks.fcn import FCNHead
 from segmentation_networks.options import check_probability, check_whole, head_options, keywords
-from segmentation_networks.pyramid import SimplePyramid
 from utils.cli.errors import InputError, choose_one, input_errors
 from utils.cli.registry import load
 
@@ -67,6 +67,10 @@ class SegmentationNetwork(nn.Module):
         """Compute the backbone's activations again in the backward pass instead of keeping them."""
         backbones.set_grad_checkpointing(self.backbone, enable)
 
+    def follow(self, schedule, updates):
+        """The `schedule`, a function of the number of an update, of `updates`; a network may learn from it how far a run is."""
+        return schedule
+
     def no_weight_decay(self):
         """Names of position embeddings, tokens and such in the backbone, for optim_factory."""
         return {f"backbone.{name}" for name in backbones.no_weight_decay(self.backbone)}
@@ -89,7 +93,8 @@ def build_network(
 
     Hierarchical backbones give their stages of stride 4, 8, 16 and 32; ViT-type ones, whose maps all have one stride, go
     through a SimplePyramid. ConvNeXt and ConvNeXt V2 get a LayerNorm on each stage that is read. A head with `reads_backbone`
-    gets the backbone's maps without either. Norms of the heads are BatchNorm2d.
+    gets the backbone's maps without either, and one with a `network` of its own works inside a plain ViT. Norms of the heads
+    are BatchNorm2d.
 
     head_kwargs: options of the head, as a dict or as pairs of name and value.
     aux_kwargs: such options of FCNHead, for an auxiliary head on stage 3; None: no auxiliary head.
@@ -110,9 +115,19 @@ def build_network(
         head_kwargs["output_stride"] = output_stride or 32
     if aux_kwargs is not None:
         aux_kwargs = head_options(FCNHead, aux_kwargs, "aux_kwargs", "the auxiliary head")
+    backbone_kwargs = keywords(backbone_kwargs, "backbone_kwargs")
+    if hasattr(head_class, "network"):
+        if aux_kwargs is not None or output_stride is not None:
+            raise InputError(f"head {head} works inside the backbone: leave out --aux and --output_stride")
+        body = backbones.create_vit(backbone, backbone_kwargs, head=head, drop_path=drop_path, pretrained=pretrained)
+        with input_errors(f"head {head}: "):
+            decode_head = head_class(body.embed_dim, classes, max(body.patch_embed.patch_size), **head_kwargs)
+            network = head_class.network(body, decode_head)
+        network.in_chans = backbone_kwargs.get("in_chans", 3)
+        return network
     body = backbones.create_backbone(
-        backbone, keywords(backbone_kwargs, "backbone_kwargs"), output_stride=output_stride, drop_path=drop_path,
-        input_size=input_size, pretrained=pretrained, normed=(direct := getattr(head_class, "reads_backbone", False)),
+        backbone, backbone_kwargs, output_stride=output_stride, drop_path=drop_path, input_size=input_size,
+        pretrained=pretrained, normed=(direct := getattr(head_class, "reads_backbone", False)),
     )  # fmt: skip
 
     channels, plain = body.feature_info.channels(), backbones.is_plain(body) and not direct
@@ -129,7 +144,7 @@ def build_network(
     pyramid = SimplePyramid(channels[-1], stages) if plain else None
     norms = None if direct else backbones.stage_norms(body, channels, stages)
     network = SegmentationNetwork(body, decode_head, auxiliary_head, norms, pyramid, backbones.size_multiple(body))
-    network.in_chans = dict(backbone_kwargs).get("in_chans", 3)
+    network.in_chans = backbone_kwargs.get("in_chans", 3)
     return network
 
 

@@ -147,6 +147,22 @@ def test_a_warm_up_longer_than_the_run_is_refused():
         make_schedule(optimizer_of([1.0]), 5, lr=1.0, epochs=10, warmup_epochs=20)
 
 
+def test_a_late_group_waits_for_the_warm_up_of_the_others_and_has_its_own():
+    """EoMT's schedule in two stages: tue-mps/eomt, training/two_stage_warmup_poly_schedule.py, by its formula."""
+    optimizer = optimizer_of([1.0, 0.5])
+    optimizer.param_groups[1]["late_warmup"] = 6
+    schedule = make_schedule(optimizer, 5, sched="poly", power=0.9, lr=2.0, epochs=8, warmup_steps=4)
+    optimizer.load_state_dict(optimizer.state_dict())  # as a resume does
+    for update in (0, 3, 4, 7, 10, 11, 39, 5):
+        schedule(update)
+        heads = update / 4 if update < 4 else (1 - (update - 4) / 36) ** 0.9
+        late = max(update - 4, 0) / 6 if update < 10 else (1 - (update - 10) / 30) ** 0.9
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([2 * heads, 2 * 0.5 * late], rel=1e-12)
+    with pytest.raises(ValueError, match="warm-up has 37 updates but the whole run only 36"):
+        optimizer.param_groups[1]["late_warmup"] = 37
+        make_schedule(optimizer, 5, sched="poly", lr=2.0, epochs=8, warmup_steps=4)
+
+
 @pytest.mark.parametrize("step_epochs", [0, -1])
 def test_steps_of_no_length_are_refused(step_epochs):
     with pytest.raises(ValueError, match=f"step_epochs {step_epochs}: expected a number above 0"):

@@ -322,6 +322,22 @@ def test_the_last_norms_of_a_resnest_start_at_one_as_in_the_published_run():
         assert len(last) == 4 and all((norm.weight == 1).all() for norm in last)
 
 
+def test_eomt_has_the_settings_of_its_config():
+    """tue-mps/eomt, configs/dinov3/ade20k/semantic/eomt_large_512.yaml, and the defaults of its main.py and modules."""
+    args = parse("train_segmentation.py", "", [f"@{RECIPES['eomt_dinov3_large_ade20k_512']}"])
+    options, updates = dict(args.head_kwargs), 16 * (20_210 // 16)
+    for name, published in (("mask_from", [0, 6520, 9780, 13040]), ("mask_to", [3000, 9780, 13040, 16300])):
+        assert [share * updates for share in options.pop(name)] == pytest.approx(published, abs=0.02)
+    expected = {
+        "model": "eomt", "loss": "masks", "max_updates": updates, "total_batch_size": 16, "opt": "adamw", "lr": 2e-4,
+        "weight_decay": 0.05, "weight_decay_filter": "none", "layer_decay": 1.0, "head_lr_scale": 1.0, "sched": "poly",
+        "power": 0.9, "warmup_steps": 2000, "backbone_warmup_steps": 3000, "min_lr": 0, "clip_grad": 0.01, "drop_path": 0.0,
+        "crop_size": 512, "base_size": 512, "ratio_range": (0.5, 2.0), "nb_classes": 150, "transforms": "eomt",
+        "eval_mode": "slide", "use_amp": True, "opt_betas": None, "opt_eps": None, "model_ema": False,
+    }  # fmt: skip
+    assert {name: getattr(args, name) for name in expected} == expected and options == {"queries": 100, "blocks": 4}
+
+
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 

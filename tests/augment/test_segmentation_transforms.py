@@ -69,7 +69,7 @@ def coordinates(width=50, height=30):
     return Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8)), (y * width + x).astype(np.int64)
 
 
-@pytest.mark.parametrize(("name", "base_size"), [("encoding", 60), ("mmseg", 40)])
+@pytest.mark.parametrize(("name", "base_size"), [("encoding", 60), ("eomt", 60), ("mmseg", 40)])
 def test_image_and_mask_move_together(name, base_size, plain_colours):
     transform = trained_with(name, 48, base_size)
     seed_everything(0)
@@ -78,7 +78,7 @@ def test_image_and_mask_move_together(name, base_size, plain_colours):
         image, mask = transform(*blocks(60, 40, seed) if seed % 2 else blocks(30, 70, seed))
         assert image.shape == (3, 48, 48) and mask.shape == (48, 48)
         padding = mask == IGNORE
-        black = levels(image)[:, padding] if name == "encoding" else image[:, padding]  # mmseg pads with the mean colour
+        black = levels(image)[:, padding] if name == "encoding" else image[:, padding]  # the others pad with the mean colour
         assert (black.abs() < 1e-3).all()
         expected = mask[~padding] * 40 + 20
         # Between blocks the image is interpolated; half a pixel of displacement would be wrong along every edge, by 20.
@@ -101,7 +101,7 @@ def test_nothing_is_displaced_by_resizing(name, base_size, ratio, plain_colours,
         assert (shown - expected)[inner].abs().max() < 1.01 and abs((shown - expected)[inner].mean()) < 0.1
 
 
-@pytest.mark.parametrize("name", ["encoding", "mmseg", "none"])
+@pytest.mark.parametrize("name", ["encoding", "eomt", "mmseg", "none"])
 def test_evaluation_keeps_size_and_pixels(name):
     image, mask = coordinates(50, 30)
     mask[3, 4] = IGNORE
@@ -139,10 +139,11 @@ def sizes_seen(transform, image, mask, draws=400):
     return np.array(seen)
 
 
-def test_encoding_draws_the_long_side():
+@pytest.mark.parametrize("name", ["encoding", "eomt"])
+def test_encoding_draws_the_long_side(name, plain_colours):
     random.seed(0)
     for (image, mask), long_axis in ((blocks(60, 40), 1), (blocks(30, 70), 0)):
-        seen = sizes_seen(trained_with("encoding", 64, 21), image, mask)
+        seen = sizes_seen(trained_with(name, 64, 21), image, mask)
         long_side, short_side = seen[:, long_axis], seen[:, 1 - long_axis]
         assert (long_side.min(), long_side.max()) == (10, 42)  # int(10.5) .. 42, both ends included
         assert long_side.mean() == pytest.approx(26, abs=1.5)
@@ -181,7 +182,7 @@ def test_crops_reach_everywhere_and_padding_is_right_and_below(plain_colours, up
     crop = trained_with("encoding", 32, 60, **once)
     tops, lefts = np.divmod([crop(image, mask)[1][0, 0].item() for _ in range(600)], 60)
     assert set(tops) == set(range(9)) and set(lefts) == set(range(29))  # up to the last one that fits
-    for name, base_size in (("encoding", 60), ("mmseg", 40)):
+    for name, base_size in (("encoding", 60), ("eomt", 60), ("mmseg", 40)):
         _, kept = trained_with(name, 64, base_size, **once)(image, mask)
         assert (kept[:40, :60].numpy() == mask).all() and (kept[40:] == IGNORE).all() and (kept[:, 60:] == IGNORE).all()
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from tiny_networks import one_thread, tiny  # noqa: F401, a fixture
 
 from utils.cli.segmentation_flags import Augmentation, View
@@ -96,6 +97,38 @@ def test_mmsegmentation_looks_at_an_image_so(size, mode, options):
     scores = predict(network, images, **view("mmseg", mode, **options))
     differences = np.abs(scores[0].numpy() - expected)  # float32 puts a few levels in a thousand on the other side of a half
     assert np.median(differences) < 5e-4 and differences.max() < 1e-2
+
+
+@pytest.mark.parametrize("size, windows", [((40, 64), 2), ((100, 30), 4), ((32, 32), 1), ((20, 41), 3)])
+def test_eomt_looks_at_an_image_so(size, windows):
+    """Short side SIDE, by PIL; as few windows as cover the long side, equally far apart; the mean of scores, not of logits."""
+    levels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    new = [round(side * SIDE / min(size)) for side in size]
+    resized_image = torch.from_numpy(np.array(Image.fromarray(levels).resize(new[::-1], Image.BILINEAR)).copy())
+    long = int(new[1] >= new[0]) + 1  # the axis of (C, H, W) along which windows stand
+    count = -(-max(new) // SIDE)
+    starts = [int(i * (SIDE - ((count * SIDE - max(new)) / (count - 1) if count > 1 else 0))) for i in range(count)]
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(3, CLASSES, 5, padding=2)
+    total, times = torch.zeros(CLASSES, *new), torch.zeros(CLASSES, *new)
+    image = torch.from_numpy(normalised(resized_image.permute(2, 0, 1).double().numpy())).float()
+    seen = []
+
+    def logits_of(images):
+        seen.extend(images)
+        return network(images)
+
+    with torch.no_grad():
+        for start in starts:
+            total.narrow(long, start, SIDE).add_(network(image.narrow(long, start, SIDE)[None])[0].exp())
+            times.narrow(long, start, SIDE).add_(1)
+        expected = F.interpolate((total / times)[None], size, mode="bilinear")[0]
+        found = predict(
+            logits_of, torch.from_numpy(normalised(levels.transpose(2, 0, 1).astype(float))).float()[None],
+            **view("eomt", "slide"),
+        )[0]  # fmt: skip
+    assert len(seen) == len(starts) == windows and (found - expected).abs().median() < 1e-2
+    assert (found.argmax(0) == expected.argmax(0)).float().mean() > 0.95  # a grey level more or less by PIL's rounding
 
 
 def test_a_resized_image_has_whole_levels():

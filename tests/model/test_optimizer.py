@@ -57,6 +57,21 @@ def test_layer_decay_of_any_backbone_with_the_heads_rate_on_top():
     assert min(group["lr_scale"] for group in floor.param_groups) == 0.1
 
 
+def test_layers_of_eomt_are_the_vits_and_its_backbone_warms_up_late():
+    network = tiny("vit_tiny_patch16_224", "eomt", head_kwargs={"blocks": 2})
+    optimizer, _ = build_optimizer(network, settings(backbone_warmup_steps=3), head_lr_scale=1.0, say=lambda line: None)
+    names = {param: name for name, param in network.named_parameters()}
+    found = {
+        names[param]: (group["lr_scale"], group["late_warmup"]) for group in optimizer.param_groups for param in group["params"]
+    }
+    assert {value for name, value in found.items() if name.startswith("decode_head.")} == {(1.0, 0)}
+    assert found["backbone.norm.weight"] == found["backbone.blocks.3.mlp.fc2.weight"] == (0.5, 3)
+    assert found["backbone.blocks.0.attn.qkv.weight"] == (0.5**4, 3) and found["backbone.patch_embed.proj.weight"] == (
+        0.5**5,
+        3,
+    )
+
+
 def test_other_rules_for_convnext_are_refused_for_other_backbones():
     with pytest.raises(InputError, match="layer_decay_type layer_wise is for ConvNeXt"):
         build_optimizer(tiny("resnet18", "fcn"), settings(layer_decay_type="layer_wise"), head_lr_scale=1.0)

@@ -10,7 +10,9 @@ from segmentation_networks import HEADS
 from segmentation_networks.network import build_network, classifier_prefixes
 from utils.cli.errors import InputError
 
-PAIRS = [(backbone, "upernet") for backbone in BACKBONES] + [("resnet18", head) for head in HEADS if head != "upernet"]
+PAIRS = [(backbone, "upernet") for backbone in BACKBONES] + [
+    ("resnet18", head) for head in HEADS if head not in ("upernet", "eomt")
+]
 
 
 @pytest.mark.parametrize("backbone, head", PAIRS)
@@ -77,8 +79,9 @@ def test_atrous_rates_follow_the_output_stride(output_stride, given, rates):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_classifier_prefixes_are_what_depends_on_the_classes(head):
-    options = {"se_loss": True} if head == "encnet" else {}
-    few, many = (tiny("resnet18", head, classes, aux_kwargs={}, head_kwargs=options) for classes in (5, 8))
+    options = {"head_kwargs": {"se_loss": True} if head == "encnet" else {}, "aux_kwargs": {}}
+    backbone, options = ("vit_tiny_patch16_224", {"head_kwargs": {"blocks": 2}}) if head == "eomt" else ("resnet18", options)
+    few, many = (tiny(backbone, head, classes, **options) for classes in (5, 8))
     shapes = {name: x.shape for name, x in many.state_dict().items()}
     differ = {name for name, x in few.state_dict().items() if x.shape != shapes[name]}
     assert differ == {name for name in shapes if name.startswith(classifier_prefixes(few))}

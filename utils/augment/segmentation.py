@@ -44,7 +44,7 @@ class Transforms(NamedTuple):
 
 def build_transforms(settings):
     """`Transforms` of these settings (segmentation_flags.Augmentation)."""
-    chosen = {"encoding": encoding, "mmseg": mmseg, "none": plain}[settings.transforms]
+    chosen = {"encoding": encoding, "mmseg": mmseg, "eomt": eomt, "none": plain}[settings.transforms]
     batches = {"collate": collate, "eval_collate": collate_sizes}
     batches |= {"finish": functools.partial(finish, **colours(settings)), "finish_labels": unpack_masks}
     return Transforms(functools.partial(chosen, settings=settings), plain, batches)
@@ -120,11 +120,28 @@ def encoding(image, mask, settings):
     The long side is a whole number, uniform in --ratio_range x --base_size. Padding goes to the right and below, black before
     normalisation as published. The mask's padding is IGNORE, where the published code has 0, the background of some data sets.
     """
-    image, mask = _mirror(*_to_tensors(image, mask))
-    wanted = random.randint(*(int(settings.base_size * ratio) for ratio in settings.ratio_range))
-    image, mask = _resize(image, mask, _scaled(mask, wanted / max(mask.shape)), antialias=True)  # as PIL
+    image, mask = _of_random_size(image, mask, settings)
     image, mask = _pad(image, mask, settings.crop_size)
     return _sample(*_crop(image, mask, settings.crop_size, *_corner(mask, settings.crop_size)))
+
+
+def eomt(image, mask, settings):
+    """EoMT's set: as PyTorch-Encoding's, and the colours distorted as mmsegmentation's; padding is 0 after normalisation.
+
+    Published: brightness is multiplied, contrast is taken about the mean grey, and padding is black. Source: tue-mps/eomt,
+    datasets/transforms.py.
+    """
+    image, mask = _of_random_size(image, mask, settings)
+    image, mask = _crop(image, mask, settings.crop_size, *_corner(mask, settings.crop_size))
+    rest = Rest(tuple(mask.shape[1:]), draw_distortion())
+    return _sample(*_pad(image, mask, settings.crop_size), rest)
+
+
+def _of_random_size(image, mask, settings):
+    """Mirrored or not, with a long side of a whole number of pixels, uniform in --ratio_range x --base_size."""
+    image, mask = _mirror(*_to_tensors(image, mask))
+    wanted = random.randint(*(int(settings.base_size * ratio) for ratio in settings.ratio_range))
+    return _resize(image, mask, _scaled(mask, wanted / max(mask.shape)), antialias=True)  # as PIL
 
 
 def mmseg(image, mask, settings):

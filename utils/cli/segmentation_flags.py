@@ -12,8 +12,13 @@ SCENES = {
     "weight_decay": 0.05, "weight_decay_filter": "norm_bias", "head_lr_scale": 1.0, "epochs": 12, "warmup_epochs": 1,
     "batch_size": 8, "eval_batch_size": 16, "transforms": "none", "num_workers": 0,
 }  # fmt: skip
+TRANSFORMS = ("encoding", "mmseg", "eomt", "none")
 # PyTorch-Encoding's SGD, for which its learning rates are.
 SGD = {"opt": "momentum", "weight_decay": 1e-4, "weight_decay_filter": "none", "sched": "poly", "warmup_epochs": 0, "min_lr": 0}
+
+# EoMT's optimizer and loss. It has one width, the backbone's, and no dropout.
+EOMT = {"opt": "adamw", "lr": 2e-4, "weight_decay": 0.05, "head_lr_scale": 1.0, "clip_grad": 0.01}
+EOMT_ALWAYS = {"loss": "masks", "channels": None, "dropout": None}
 
 
 def add_flags(parser):
@@ -29,6 +34,8 @@ def add_flags(parser):
     topic.add("--head_lr_scale", type=number(above=0, maximum=1000), default=10.0,
               help="all but the backbone learns this many times as fast")  # fmt: skip
     topic = flags.add_schedule_flags(parser)
+    topic.add("--backbone_warmup_steps", type=whole(1), help="the backbone stays as it is while the heads warm up, and "
+              "then has a warm-up of so many updates; none: it warms up with them")  # fmt: skip
     topic.add("--max_updates", type=whole(1), help="updates of the run, instead of --epochs")
     flags.add_ema_flags(parser)
     add_evaluation_flags(parser)
@@ -104,13 +111,13 @@ Data = settings_of("Data", add_data_flags, image_flags.add_band_flags)
 
 def add_augmentation_flags(parser):
     topic = parser.topic("augmentation")
-    topic.add("--transforms", choices=("encoding", "mmseg", "none"), default="encoding", help="PyTorch-Encoding's, "
-              "mmsegmentation's, or whole images as they are")  # fmt: skip
+    topic.add("--transforms", choices=TRANSFORMS, default="encoding", help="PyTorch-Encoding's, "
+              "mmsegmentation's, EoMT's, or whole images as they are")  # fmt: skip
     topic.add("--crop_size", type=whole(16, 65_536), default=480,
               help="side of a training crop, and of a window in evaluation, in "
               "pixels")  # fmt: skip
     topic.add("--base_size", type=whole(16, 65_536), default=520,
-              help="pixels of an image's long side (encoding) or short side "
+              help="pixels of an image's long side (encoding, eomt) or short side "
               "(mmseg) at scale 1")  # fmt: skip
     topic.add("--ratio_range", type=number(0.01, 100), nargs=2, default=(0.5, 2.0),
               help="smallest and largest random scale of a "
@@ -126,8 +133,8 @@ Augmentation = settings_of("Augmentation", add_augmentation_flags, image_flags.a
 def add_loss_flags(parser):
     topic = parser.topic("loss")
     topic.add("--loss", choices=tuple(SEGMENTATION_LOSSES), default="ce", help="ce: cross-entropy of the pixels; ce+dice: and "
-              "Dice; focal: pixels that are right already count less; lovasz: mean IoU itself; the last two and Dice are for "
-              "small objects")  # fmt: skip
+              "Dice; focal: pixels that are right already count less; lovasz: mean IoU itself; these two and Dice are for "
+              "small objects; masks: a class and a mask of each query, always of --model eomt and of no other")  # fmt: skip
     flags.add_balance_flags(topic)
     topic.add("--aux_weight", type=number(0, 1000), default=0.2, help="weight of the auxiliary head's loss, with --aux true")
     topic.switch("--se_loss", False, "encnet learns which classes are in the image, too")
@@ -165,10 +172,13 @@ def add_evaluation_flags(parser):
 
 
 def defaults_for(args):
-    """{flag: default} of the data: those of the scenes where no data is given, or what --data_set was published with."""
-    if not (args.data_path or args.dataset):
-        return {flag: value for flag, value in SCENES.items() if (args.model, flag) != ("linear", "channels")}  # it has none
-    return SEGMENTATION_SETS[args.data_set].defaults if args.data_set else {}
+    """{flag: default} of the data: those of the scenes where no data is given, or what --data_set was published with. And those
+    of a head that has its own."""
+    data = SEGMENTATION_SETS[args.data_set].defaults if args.data_set else {}
+    data = data if args.data_path or args.dataset else SCENES
+    if args.model == "linear":
+        return {flag: value for flag, value in data.items() if flag != "channels"}  # it has none
+    return {**EOMT, **data, **EOMT_ALWAYS} if args.model == "eomt" else data
 
 
 def check(args, error):
@@ -176,8 +186,10 @@ def check(args, error):
     flags.check_common(args, error)
     if dict(args.backbone_kwargs).get("in_chans", args.in_chans) != args.in_chans:
         error(f"--backbone_kwargs in_chans={dict(args.backbone_kwargs)['in_chans']}: give --in_chans, which images follow, too")
-    if args.in_chans and args.transforms == "mmseg":
-        error(f"--transforms mmseg changes colours, and --in_chans {args.in_chans} reads bands; expected encoding or none")
+    if args.in_chans and args.transforms in ("mmseg", "eomt"):
+        error(
+            f"--transforms {args.transforms} changes colours, and --in_chans {args.in_chans} reads bands; expected encoding or none"
+        )
     for name, other, needs in (("data_set", "data_path", args.data_path), ("train_split", "data_set", args.data_set),
                                ("mask_column", "dataset", args.dataset),
                                ("val_split", "data_path", args.data_path or args.dataset)):  # fmt: skip
@@ -190,6 +202,8 @@ def check(args, error):
         error(f"found {found}; expected one of them, beside masks of yours")
     if args.mask_suffix and (args.data_set or not args.data_path):
         error("--mask_suffix needs --data_path, with masks of yours")
+    if (args.loss == "masks") != (args.model == "eomt"):
+        error(f"--loss {args.loss} with --model {args.model}: masks is the loss of eomt, and of no other head; leave it out")
     if args.se_loss and args.model != "encnet":
         error(f"--se_loss is for --model encnet; found {args.model}")
     if args.eval and not (args.finetune or args.resume):
@@ -204,9 +218,10 @@ def check(args, error):
         ("ohem loss_mean", args.loss == "ce", "with --loss ce"),
         ("se_weight", args.se_loss, "with --se_loss true"),
         ("group_by", args.val_split and args.data_path, "with --data_path and --val_split"),
+        ("backbone_warmup_steps", args.warmup_epochs or args.warmup_steps > 0, "with --warmup_steps or --warmup_epochs"),
         ("cat_max_ratio", args.transforms == "mmseg", "with --transforms mmseg"),
-        ("ratio_range", args.transforms != "none", "with --transforms encoding or mmseg"),
-        ("base_size", args.transforms != "none" or weights_decide, "with --transforms encoding or mmseg"),
+        ("ratio_range", args.transforms != "none", "with --transforms encoding, mmseg or eomt"),
+        ("base_size", args.transforms != "none" or weights_decide, "with --transforms encoding, mmseg or eomt"),
         ("epochs minutes", args.max_updates is None, "without --max_updates, which wins"),
         ("eval_freq best_metric patience", not args.disable_eval, "without --disable_eval"),
     )  # fmt: skip

@@ -13,4 +13,4 @@ MULTILABEL_LOSSES = {  # of --task multilabel: targets are (B, classes) float32,
     "bce": "utils.losses.multilabel:BinaryCrossEntropy",
     "asl": "utils.losses.multilabel:Asymmetric",
 }
-SEGMENTATION_LOSSES = ("ce", "ce+dice", "focal", "lovasz")  # utils/losses/segmentation.py
+SEGMENTATION_LOSSES = ("ce", "ce+dice", "focal", "lovasz", "masks")  # utils/losses/segmentation.py, the last one in masks.py

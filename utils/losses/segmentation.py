@@ -9,11 +9,14 @@ import torch.nn.functional as F
 
 from utils.cli.errors import InputError, choose_one
 from utils.images import IGNORE
+from utils.losses.masks import MaskLoss, present_classes
 
 
 def make_segmentation_loss(options, classes, *, aux, weights=None):
-    """SegmentationLoss of these options (segmentation_flags.LossOptions). aux: whether the network has an auxiliary head;
-    weights: (classes,) how much each class counts, or None."""
+    """SegmentationLoss, or MaskLoss, of these options (segmentation_flags.LossOptions). aux: whether the network has an
+    auxiliary head; weights: (classes,) how much each class counts, or None."""
+    if options.loss == "masks":
+        return MaskLoss(classes, weights=weights)
     aux_weight, se_weight = options.aux_weight if aux else 0.0, options.se_weight if options.se_loss else 0.0
     ohem = options.ohem and (options.ohem[0], int(options.ohem[1]))
     return SegmentationLoss(
@@ -139,13 +142,6 @@ def _flat(logits, target):
     probabilities = logits.softmax(1).movedim(1, -1).flatten(0, -2) * labelled
     truth = F.one_hot(target.clamp(min=0).flatten(), classes) * labelled
     return probabilities, truth, (truth.sum(0) > 0).to(logits.dtype)
-
-
-def present_classes(target, classes):
-    """(B, H, W) int64 -> (B, classes) float32: 1 where the image has the class. Labels outside 0..classes-1 do not count."""
-    inside = (target >= 0) & (target < classes)
-    column = target.where(inside, classes).flatten(1)  # the others share a column of their own, dropped below
-    return torch.zeros(len(target), classes + 1, device=target.device).scatter_(1, column, 1.0)[:, :classes]
 
 
 def _wide(tensor):

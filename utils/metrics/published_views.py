@@ -2,6 +2,8 @@
 
 from utils.cli.errors import InputError
 
+LONGEST = 1 << 20  # pixels of a long side: no image has more
+
 
 def view_options(settings, view, *, classes, mean, std, sharded=False):
     """Options of `windows.predict`.
@@ -18,6 +20,9 @@ def view_options(settings, view, *, classes, mean, std, sharded=False):
         base_size = (4 * settings.base_size, settings.base_size)
         resizing = {"align_corners": False, "whole_levels": True}
         return options | {"base_size": base_size, "edge": "shift", "combine": "softmax", **resizing}
+    if settings.transforms == "eomt":
+        resizing = {"align_corners": False, "whole_levels": True, "antialias": True}
+        return options | {"base_size": (LONGEST, settings.crop_size), "edge": "spread", "combine": "exp", **resizing}
     base_size = settings.base_size if settings.transforms == "encoding" else None
     several = view.eval_flip or len(view.eval_scales) > 1
     return options | {"base_size": base_size, "combine": "exp" if several else "softmax"}

@@ -47,6 +47,7 @@ def predict(
     combine="exp",
     align_corners=True,
     whole_levels=False,
+    antialias=False,
     window_batch=8,
     blend=False,
 ):
@@ -59,18 +60,20 @@ def predict(
     base_size: the image's long side at scale 1, in pixels; or (long, short), as large as fits into both, which is
         mmsegmentation's img_scale; None: the image's own size. Sides keep their ratio.
     edge: "pad": the last window reaches beyond the edge, onto padding (PyTorch-Encoding). "shift": it is moved inwards, and
-        is as small as the image where that is smaller; a whole image is not padded (mmsegmentation).
+        is as small as the image where that is smaller; a whole image is not padded (mmsegmentation). "spread": as few windows
+        as cover the image, at equal distances (EoMT).
     combine: "exp": exp(logits + the mirrored window's), averaged over windows, summed over scales (PyTorch-Encoding; sums
         above 88 are infinite). "softmax": logits averaged over windows, then mean of the probabilities over the image and
         its mirror image, and over scales (mmsegmentation).
     align_corners: how image and scores are resized; True: corners stay corners (PyTorch-Encoding), False: the image's edges
         stay edges (mmsegmentation, as its heads have it; its images are resized so in any case).
     blend: windows weigh less towards their edges, where they see less around a pixel, so that no edge shows. Published: False.
+    antialias: an image that shrinks is averaged over the pixels that become one, as PIL's. Published: False, EoMT True.
     whole_levels: a resized image has whole grey levels, 0..255, as mmsegmentation's, which is resized by OpenCV.
 
     Sources: PyTorch-Encoding, encoding/models/sseg/base.py (MultiEvalModule); mmsegmentation,
-    mmseg/models/segmentors/encoder_decoder.py. Raises InputError for arguments that do not fit each other, and for logits
-    of another shape.
+    mmseg/models/segmentors/encoder_decoder.py; tue-mps/eomt, training/lightning_module.py. Raises InputError for arguments
+    that do not fit each other, and for logits of another shape.
     """
     _check(mode, crop_size, scales, edge, combine)
     height, width = image.shape[2:]
@@ -94,7 +97,7 @@ def predict(
     total = 0
     for scale in scales:
         layout = _layout(mode, height, width, crop_size, base_size, scale, edge)
-        resized = _resize(image, layout.size, align_corners)
+        resized = _resize(image, layout.size, align_corners, antialias)
         if whole_levels and resized is not image:
             resized = _round_levels(resized, mean, std)
         if flip and combine == "softmax":
@@ -127,7 +130,7 @@ def evaluated_region(height, width, mode, crop_size=None):
 
 def _check(mode, crop_size, scales, edge, combine):
     choose_one(mode, MODES, "evaluation mode")
-    choose_one(edge, ("pad", "shift"), "edge rule")
+    choose_one(edge, ("pad", "shift", "spread"), "edge rule")
     choose_one(combine, ("exp", "softmax"), "combination of scores")
     if mode != "whole" and not crop_size:
         raise InputError(f"evaluation mode {mode} without a crop size: give crop_size in pixels")
@@ -144,12 +147,20 @@ def _layout(mode, height, width, crop_size, base_size, scale, edge):
     if mode == "whole":
         multiple = DIVISOR if edge == "pad" else 1
         return Layout(size, tuple(-(-side // multiple) * multiple for side in size), [0], [0])
+    if edge == "spread":
+        return Layout(size, tuple(min(side, crop_size) for side in size), *(_spread(side, crop_size) for side in size))
     stride = max(1, int(crop_size * STRIDE_RATE))
     starts = [[i * stride for i in range(-(-max(side - crop_size, 0) // stride) + 1)] for side in size]
     if edge == "pad":
         return Layout(size, (crop_size, crop_size), *starts)
     window = tuple(min(side, crop_size) for side in size)
     return Layout(size, window, *([min(s, size[i] - window[i]) for s in starts[i]] for i in range(2)))
+
+
+def _spread(side, crop_size):
+    """Starts of as few windows as cover `side`, at equal distances."""
+    count = -(-side // crop_size)
+    return [int(i * (side - crop_size) / max(count - 1, 1)) for i in range(count)]
 
 
 def _crop(height, width, crop_size):
@@ -217,7 +228,7 @@ def _fit(scores, layout):
     return F.pad(scores, around, mode="replicate") if any(around) else scores
 
 
-def _resize(images, size, align_corners):
+def _resize(images, size, align_corners, antialias=False):
     if images.shape[2:] == size:
         return images
-    return F.interpolate(images, size, mode="bilinear", align_corners=align_corners)
+    return F.interpolate(images, size, mode="bilinear", align_corners=align_corners, antialias=antialias)

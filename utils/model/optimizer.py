@@ -12,12 +12,12 @@ def build_optimizer(model, args, *, head_lr_scale=None, fused=True, say=print):
     """(optimizer, rows of its parameter groups as of `group_table`).
 
     args: has what create_optimizer reads (opt, lr, weight_decay, momentum, …), weight_decay_end, layer_decay,
-    layer_decay_type and layer_decay_min_scale. stage_wise, which segmentation has unless it is told otherwise, becomes
-    single where the backbone is no ConvNeXt, and a note says so. head_lr_scale: None for a recognition model; of a
-    segmentation network, whatever is not the backbone learns so many times as fast, in groups of its own. fused: use
-    torch's fused kernels; they neither tell whether a loss scaler left out their step, nor take sharded tensors in every
-    optimizer. say: takes a line about what is doubtful. Raises InputError where no rule of layer decay fits the model, and
-    for options that the optimizer does not take.
+    layer_decay_type, layer_decay_min_scale and, in segmentation, backbone_warmup_steps. stage_wise, which segmentation has
+    unless it is told otherwise, becomes single where the backbone is no ConvNeXt, and a note says so. head_lr_scale: None for a
+    recognition model; of a segmentation network, whatever is not the backbone learns so many times as fast, in groups of its
+    own. fused: use torch's fused kernels; they neither tell whether a loss scaler left out their step, nor take sharded tensors
+    in every optimizer. say: takes a line about what is doubtful. Raises InputError where no rule of layer decay fits the model,
+    and for options that the optimizer does not take.
     """
     with input_errors(), warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
@@ -44,6 +44,10 @@ def build_optimizer(model, args, *, head_lr_scale=None, fused=True, say=print):
         except IndexError:
             optimizer = None  # of betas that are too few
         _check_betas(args, optimizer)
+        if steps := getattr(args, "backbone_warmup_steps", None):
+            heads = {parameter for name, parameter in model.named_parameters() if not name.startswith("backbone.")}
+            for group in optimizer.param_groups:
+                group["late_warmup"] = 0 if heads.intersection(group["params"]) else steps
     for note in notes:
         say(f"note: {note.message}")
     return optimizer, group_table(model, optimizer.param_groups, get_layer_id)

@@ -110,8 +110,8 @@ def _checked(config):
     size = config.get("image_size")
     if size is not None and not (isinstance(size, list) and len(size) == 2 and _all(size, int) and min(size) >= 1):
         raise InputError(f"image_size {size}: expected width and height of the training's images in pixels")
-    if config.get("transforms") not in ("encoding", "mmseg", "none"):
-        raise InputError(f"transforms {config.get('transforms')}: expected encoding, mmseg or none")
+    if config.get("transforms") not in ("encoding", "mmseg", "eomt", "none"):
+        raise InputError(f"transforms {config.get('transforms')}: expected encoding, mmseg, eomt or none")
     return config
 
 

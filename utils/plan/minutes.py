@@ -31,7 +31,7 @@ def fit_minutes(args, model, size, batch, sets, updates, accelerator):
         def update():
             with accelerator.autocast():
                 output = trial(images)
-            (output["logits"] if isinstance(output, dict) else output).float().mean().backward()
+            _total(output).backward()
             if device.type != "cpu":
                 torch.accelerator.synchronize()
 
@@ -50,6 +50,13 @@ def fit_minutes(args, model, size, batch, sets, updates, accelerator):
     chosen = chosen_flags(args) - {"epochs"}
     args.planned |= {flag: known[flag] for flag in ("epochs", "warmup_epochs") if flag not in chosen}
     args.epochs, args.warmup_epochs = args.planned["epochs"], args.planned.get("warmup_epochs", args.warmup_epochs)
+
+
+def _total(output):
+    """The sum of means of all tensors in a model's output, dicts and lists."""
+    if torch.is_tensor(output):
+        return output.float().mean()
+    return sum(_total(part) for part in (output.values() if isinstance(output, dict) else output))
 
 
 def _seconds(work):
