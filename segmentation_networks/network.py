@@ -110,9 +110,10 @@ def build_network(
         head_kwargs["output_stride"] = output_stride or 32
     if aux_kwargs is not None:
         aux_kwargs = head_options(FCNHead, aux_kwargs, "aux_kwargs", "the auxiliary head")
+    direct = getattr(head_class, "reads_backbone", False)
     body = backbones.create_backbone(
         backbone, keywords(backbone_kwargs, "backbone_kwargs"), output_stride=output_stride, drop_path=drop_path,
-        input_size=input_size, pretrained=pretrained, normed=(direct := getattr(head_class, "reads_backbone", False)),
+        input_size=input_size, pretrained=pretrained, normed=direct,
     )  # fmt: skip
 
     channels, plain = body.feature_info.channels(), backbones.is_plain(body) and not direct

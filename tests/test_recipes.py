@@ -338,6 +338,7 @@ def test_the_last_norms_of_a_resnest_start_at_one_as_in_the_published_run():
 
 
 def test_the_tables_are_in_step_with_the_recipes():
+    assert f"All {len(RECIPES)} recipes," in (ROOT / "README.md").read_text()
     make_tables = runpy.run_path(str(ROOT / "recipes" / "make_tables.py"))
     page = make_tables["PAGE"].read_text()
     assert make_tables["with_tables"](page) == page, "run python recipes/make_tables.py"
