@@ -17,14 +17,12 @@ JOINING = ("hrnet", "dla")  # models that join maps of all strides, which fit wh
 STRIDES = (4, 8, 16, 32)  # pixels of the image per pixel of the maps of stages 1 to 4
 
 
-def create_backbone(
-    name, kwargs, *, output_stride=None, drop_path=0.0, input_size=None, pretrained=False, normed=False
-):  # fmt: skip
+def create_backbone(name, kwargs, *, output_stride=None, drop_path=0.0, input_size=None, pretrained=False, normed=False):
     """timm's feature extractor `name`, (B, 3, H, W) to its last four feature maps.
 
     kwargs: {option of timm.create_model: value}. normed: the maps of a plain backbone go through its last norm, which timm
-    leaves out otherwise. The other arguments are build_network's. The maps have strides 4, 8, 16
-    and 32, none of them above `output_stride`, or one stride (`is_plain`).
+    leaves out otherwise. The other arguments are build_network's. The maps have strides 4, 8, 16 and 32, none of them above
+    `output_stride`, or one stride (`is_plain`).
     Raises InputError for an unknown name (with the nearest), for an option or an output stride that the model does not
     have, for maps of other strides, and for pretrained weights that cannot be had.
     """

@@ -125,9 +125,10 @@ def build_network(
             network = head_class.network(body, decode_head)
         network.in_chans = backbone_kwargs.get("in_chans", 3)
         return network
+    direct = getattr(head_class, "reads_backbone", False)
     body = backbones.create_backbone(
         backbone, backbone_kwargs, output_stride=output_stride, drop_path=drop_path, input_size=input_size,
-        pretrained=pretrained, normed=(direct := getattr(head_class, "reads_backbone", False)),
+        pretrained=pretrained, normed=direct,
     )  # fmt: skip
 
     channels, plain = body.feature_info.channels(), backbones.is_plain(body) and not direct

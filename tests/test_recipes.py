@@ -181,6 +181,18 @@ def test_resnet_strikes_back(name, settings):
     assert [getattr(args, flag) for flag in shared] == ["lamb", 2048, 5, 1.0, 0.5, "bce", 0.2, 0.95, 0.0, False]
 
 
+@pytest.mark.parametrize("size, score", [("base", None), ("large", 53.7), ("huge", 55.0)])
+def test_upernet_on_convnext_v2_takes_the_settings_of_convnext(size, score):
+    path = RECIPES[f"upernet_convnextv2_{size}_ade20k_512"]
+    v1 = vars(parse("train_segmentation.py", "", [f"@{RECIPES['upernet_convnext_base_ade20k_512']}"]))
+    ours = vars(parse("train_segmentation.py", "", [f"@{path}"]))
+    differ = {flag for flag in ours if ours[flag] != v1[flag]} - {"given", "typed"}
+    assert differ == {"backbone", "backbone_kwargs", "finetune"} and ours["backbone_kwargs"] == []  # V2 has no layer scale
+    assert ours["backbone"] == f"convnextv2_{size}" and ours["finetune"].endswith(f"/convnextv2_{size}_1k_224_ema.pt")
+    expected = f"# Expected: {score} % mIoU on ADE20K" if score else "# Expected: none published that this project could check."
+    assert expected in path.read_text()
+
+
 DINOV3 = {  # recipe's size -> timm's model, ADE20k and IN-ReaL in MODEL_CARD.md
     "vits16": ("vit_small_patch16_dinov3", 47.0, 87.0), "vits16plus": ("vit_small_plus_patch16_dinov3", 48.8, 88.0),
     "vitb16": ("vit_base_patch16_dinov3", 51.8, 89.3), "vitl16": ("vit_large_patch16_dinov3", 54.9, 90.2),
@@ -342,6 +354,7 @@ def test_eomt_has_the_settings_of_its_config():
 
 
 def test_the_tables_are_in_step_with_the_recipes():
+    assert f"All {len(RECIPES)} recipes," in (ROOT / "README.md").read_text()
     make_tables = runpy.run_path(str(ROOT / "recipes" / "make_tables.py"))
     page = make_tables["PAGE"].read_text()
     assert make_tables["with_tables"](page) == page, "run python recipes/make_tables.py"

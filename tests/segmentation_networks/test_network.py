@@ -152,6 +152,25 @@ def test_layer_decay_of_upernet_convnext_is_the_published_one(golden):
     assert checked >= 4
 
 
+def test_layer_decay_of_convnext_v2_by_hand():
+    """Stage-wise, of ten blocks in stage 3: stem and downsampling 0.9^13, the stages 0.9^12 to 0.9^9, all else 1."""
+    body = {"depths": (1, 1, 10, 1), "dims": (8, 16, 24, 32)}
+    network = tiny("convnextv2_atto", "upernet", backbone_kwargs=body, aux_kwargs={})
+    assigner = layer_decay_assigner(network, 0.9, "stage_wise")
+    scales = {
+        "backbone.stem_0.weight": 13, "backbone.stages_3.downsample.1.weight": 13,
+        "backbone.stages_0.blocks.0.mlp.grn.weight": 12, "backbone.stages_2.blocks.9.mlp.grn.bias": 10,
+        "backbone.stages_3.blocks.0.conv_dw.weight": 9,
+        "feature_norms.0.weight": 0, "decode_head.conv5.4.weight": 0, "auxiliary_head.conv5.0.weight": 0,
+    }  # fmt: skip
+    assert set(scales) <= {name for name, _ in network.named_parameters()}
+    found = {name: assigner.get_scale(assigner.get_layer_id(name)) for name in scales}
+    assert found == pytest.approx({name: 0.9**power for name, power in scales.items()}, rel=1e-12)
+    groups = get_parameter_groups(network, 0.05, (), assigner.get_layer_id, assigner.get_scale)
+    free = {id(parameter) for group in groups if not group["weight_decay"] for parameter in group["params"]}
+    assert all(id(parameter) in free for name, parameter in network.named_parameters() if ".grn." in name)
+
+
 def test_layer_decay_for_convnext_alone_is_refused_elsewhere():
     with pytest.raises(ValueError, match="is for ConvNeXt"):
         layer_decay_assigner(tiny("vit_tiny_patch16_224", "fcn"), 0.9, "stage_wise")

@@ -187,9 +187,8 @@ def check(args, error):
     if dict(args.backbone_kwargs).get("in_chans", args.in_chans) != args.in_chans:
         error(f"--backbone_kwargs in_chans={dict(args.backbone_kwargs)['in_chans']}: give --in_chans, which images follow, too")
     if args.in_chans and args.transforms in ("mmseg", "eomt"):
-        error(
-            f"--transforms {args.transforms} changes colours, and --in_chans {args.in_chans} reads bands; expected encoding or none"
-        )
+        found = f"--transforms {args.transforms} changes colours, and --in_chans {args.in_chans} reads bands"
+        error(f"{found}; expected encoding or none")
     for name, other, needs in (("data_set", "data_path", args.data_path), ("train_split", "data_set", args.data_set),
                                ("mask_column", "dataset", args.dataset),
                                ("val_split", "data_path", args.data_path or args.dataset)):  # fmt: skip
