@@ -59,6 +59,17 @@ def no_words_of_accelerate():
         del os.environ[name]
 
 
+@pytest.fixture
+def without_heif(monkeypatch):
+    """As on a machine that lacks pillow-heif."""
+    from utils import image_formats
+
+    monkeypatch.setattr(image_formats, "NO_PHOTOGRAPHS", (*image_formats.NO_PHOTOGRAPHS, "HEIF"))
+    image_formats.formats.cache_clear()
+    yield
+    image_formats.formats.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Reads a golden file by its path below the folder of golden numbers."""

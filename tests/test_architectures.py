@@ -7,9 +7,8 @@ from accelerate.state import AcceleratorState, GradientState
 
 import train_recognition
 import train_segmentation
-from utils.cli import segmentation_flags
+from utils.cli import recognition_flags, segmentation_flags
 from utils.cli.arguments import settings_of
-from utils.cli.recognition_flags import ModelOptions
 from utils.model.segmentation_weights import open_network
 from utils.pictures.gallery import Gallery
 
@@ -85,7 +84,7 @@ def test_a_network_opens_after_an_update(trained, words):
 @pytest.mark.parametrize(
     ("flags", "cases"),
     [
-        (ModelOptions._fields, CLASSIFIERS),
+        (settings_of("ModelOptions", recognition_flags.add_model_flags)._fields, CLASSIFIERS),
         (settings_of("NetworkOptions", segmentation_flags.add_network_flags)._fields, NETWORKS),
     ],
 )

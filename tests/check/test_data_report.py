@@ -71,7 +71,7 @@ def test_unequal_classes_are_said_with_the_flag_that_helps(tmp_path):
     assert line.startswith("images per class: 3 to 20 to train on, 0 to 2 to validate on; the smallest class is cracked")
 
 
-def test_a_messy_folder(tmp_path):
+def test_a_messy_folder(without_heif, tmp_path):
     photos(tmp_path / "Train", {"cat": 6, "dog": 8, "test": 5})
     photos(tmp_path / "Valid", {"cat": 4}, first=50)
     for name in ("cat/._0.jpg", "cat/.DS_Store", "dog/Thumbs.db", "dog/@eaDir/0.jpg", "dog/a.HEIC", "dog/b.heic", "cat/x.h5"):

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, lines, train
 from PIL import Image
 from small_tiffs import write_tiff
 
@@ -155,7 +155,7 @@ def test_what_pillow_knows_and_is_no_photograph(name):
     assert not is_image(name)
 
 
-def test_heif_is_read_where_its_package_is(monkeypatch):
+def test_heif_is_read_where_its_package_is(without_heif, monkeypatch):
     """The package registers a format with Pillow; here one of Pillow's own stands for it."""
     registered = []
 
@@ -165,13 +165,31 @@ def test_heif_is_read_where_its_package_is(monkeypatch):
             registered.append(Image.register_extension("PNG", ".heic"))
 
     monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))
-    formats.cache_clear()
     assert not is_image("x.HEIC")
     monkeypatch.setitem(sys.modules, "pillow_heif", Package)
     formats.cache_clear()
     assert is_image("x.HEIC") and len(registered) == 1
-    monkeypatch.undo()
-    formats.cache_clear()
+
+
+def test_photographs_of_a_telephone_are_read_upright_and_learned(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for number, name in enumerate(("red", "blue")):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 90, (48, 64, 3)) + np.array([150, 0, 0] if number == 0 else [0, 0, 150])
+                exif = Image.Exif()
+                exif[0x0112] = 6  # to be turned by a quarter
+                picture = pillow_heif.from_pillow(Image.fromarray(pixels.astype(np.uint8)))
+                picture.save(tmp_path / "data" / split / name / f"{i}.HEIC", quality=90, exif=exif.tobytes())
+    image = read_image(tmp_path / "data/train/red/0.HEIC")
+    assert image.mode == "RGB" and image.size == (48, 64) and np.asarray(image)[..., 0].mean() > 150
+    done = train("--data_path", tmp_path / "data", "--batch_size", 8, "--output_dir", tmp_path / "run", "--num_workers", 1)
+    assert done.returncode == 0 and "training images: HEIF of mode RGB" in done.stdout, done.stderr
+    assert max(record["test_acc1"] for record in lines(tmp_path / "run" / "log.txt")) > 90
+    done = train("--predict", tmp_path / "data/val", "--finetune", tmp_path / "run/best", "--output_dir", tmp_path)
+    assert done.returncode == 0 and "predicted: 8 images" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_wrong_mask_folders(tmp_path, wrong, message):
         mask_folders(tmp_path)
 
 
-def test_heic_images_of_masks_are_named(tmp_path):
+def test_heic_images_of_masks_are_named(without_heif, tmp_path):
     make_pairs(tmp_path, train=3)
     (tmp_path / "images/train/1.jpg").rename(tmp_path / "images/train/1.HEIC")
     with pytest.raises(InputError, match="no image for 1 of 3 masks: .*; left out: 1 .heic: pip install pillow-heif"):
