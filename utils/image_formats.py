@@ -15,7 +15,13 @@ PIXELS = "STRATA_MAX_IMAGE_PIXELS"  # in the environment, so that loader workers
 def is_image(name):
     """Whether the ending of a file name is that of an image format that is read."""
     known, ending = formats(), os.path.splitext(name)[1].lower()
-    return Image.registered_extensions().get(ending) in known or ending in _of_arrays
+    return ending in _of_arrays or Image.registered_extensions().get(ending) in known
+
+
+def endings():
+    """The endings of file names, in small letters, of the image formats that are read."""
+    known = formats()  # first, for it makes formats of packages known to Pillow
+    return {ending for ending, kind in Image.registered_extensions().items() if kind in known} | _of_arrays
 
 
 def read_arrays():
