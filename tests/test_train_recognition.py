@@ -410,7 +410,7 @@ def test_pretrained_weights_beat_scratch_by_far(tmp_path, capsys):
     save_file(dict(zip(names, map(torch.Tensor.contiguous, file.values()), strict=True)), tmp_path / "lite0.safetensors")
 
     def start(name, *words):
-        done = run(ROOT / "train_recognition.py", "--model", "tf_efficientnet_lite0", "--layer_decay", 0.7, "--epochs", 2,
+        done = run(ROOT / "train_recognition.py", "--model", "tf_efficientnet_lite0", "--layer_decay", 0.7, "--epochs", 3,
                    "--output_dir", tmp_path / name, "--model_kwargs", "drop_rate=0.0", *words,
                    env={"LOCAL_WORLD_SIZE": "2"})  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -422,7 +422,7 @@ def test_pretrained_weights_beat_scratch_by_far(tmp_path, capsys):
         best = {name: job.result() for name, job in jobs.items()}
     with capsys.disabled():
         print(
-            f"\n  2 epochs on the digits: from ImageNet weights {best['ImageNet']:.2f} %, from scratch {best['scratch']:.2f} %"
+            f"\n  3 epochs on the digits: from ImageNet weights {best['ImageNet']:.2f} %, from scratch {best['scratch']:.2f} %"
         )
     assert best["ImageNet"] > 70 and best["ImageNet"] > best["scratch"] + 20
 
