@@ -34,11 +34,10 @@ WAYS = {
     }.items()
 }
 ON_CPU = ("recognition-bf16-channels_last-checkpointing", "segmentation-float32")
-SLOW_ON_CPU = ("recognition-float32", "segmentation-bf16-channels_last-checkpointing", "recognition-checkpointing")
 WAYS["recognition-compile"] = ("recognition", ["--torchcompile", "true"], "no")
 
 
-@on(WAYS, cpu=ON_CPU, slow=SLOW_ON_CPU)
+@on(WAYS, cpu=ON_CPU)
 def test_it_trains_evaluates_and_goes_on(device, case, tmp_path, start):
     script, flags, precision = case
     folder, flags = tmp_path / "run", [*flags, *SAVES]
@@ -66,7 +65,7 @@ BITS = {
 }
 
 
-@on(BITS, cpu=("recognition", "segmentation"))
+@on(BITS, cpu=("recognition",))
 def test_a_deterministic_run_goes_on_to_the_bit(device, case, tmp_path, start):
     script, flags = case
     folder, found = tmp_path / "run", []
@@ -106,7 +105,7 @@ def plain(flags):
     return flags.replace("--channels_last true", "").split()
 
 
-@on({"recognition": "recognition", "segmentation": "segmentation"}, cpu=("recognition", "segmentation"))
+@on({"recognition": "recognition", "segmentation": "segmentation"}, cpu=("segmentation",))
 def test_use_amp_is_bf16_and_a_model_of_the_gpu_predicts(device, case, tmp_path, start, data):
     text = start(device, case, "--use_amp", "true", "--epochs", 1, "--output_dir", tmp_path / "run")
     assert "precision bf16" in text
@@ -116,7 +115,7 @@ def test_use_amp_is_bf16_and_a_model_of_the_gpu_predicts(device, case, tmp_path,
     assert list((tmp_path / "out").rglob("*.csv" if case == "recognition" else "*.png"))
 
 
-@on({"recognition": "recognition", "segmentation": "segmentation"}, slow=("recognition", "segmentation"))
+@on({"recognition": "recognition", "segmentation": "segmentation"}, slow=("recognition",))
 def test_fsdp2_on_one_process_has_the_losses_of_an_ordinary_run(device, case, tmp_path, start, data):
     start(device, case, "--output_dir", tmp_path / "plain")
     script = SCRIPTS[case].__name__
