@@ -46,6 +46,11 @@ def test_the_rate_follows_the_optimizer_and_the_network():
     assert plan(facts(80, side=3000))["crop_size"] == 480
 
 
+def test_images_of_bands_are_planned_without_changes_of_colours():
+    assert plan(facts(6000))["aa"].startswith("rand-") and plan(facts(6000, bands=True))["aa"] == "none"
+    assert {name for name in plan(facts(6000)) if plan(facts(6000))[name] != plan(facts(6000, bands=True))[name]} == {"aa"}
+
+
 def test_the_plans_of_the_documentation_are_those_that_are_made():
     text = (ROOT / "docs" / "PLAN.md").read_text()
     shown = re.findall(r"planned for ([\d,]+) images: (.*)", text[text.index("## What it plans") :])

@@ -18,7 +18,7 @@ class Facts(NamedTuple):
     """What a plan is made from. images: to train on; validation: to score; total: images per update; processes: that share
     them; opt: name of the optimizer; parameters: of the network; batch_norm: it has batch norm; side: of segmentation, the
     usual long side of an image in pixels, else None; epochs: that the user set, or their share of one, else None; several: an
-    image may have several labels.
+    image may have several labels; bands: images have bands, whose colours nothing changes.
     """
 
     images: int
@@ -31,6 +31,7 @@ class Facts(NamedTuple):
     side: int | None = None
     epochs: float | None = None
     several: bool = False
+    bands: bool = False
 
 
 def images_per_update(images, processes, least):
@@ -66,7 +67,7 @@ def _recognition(facts):
         "layer_decay": 0.8,  # the first layers have learned what edges are; the last ones have to change
         "head_init_scale": 0.01,  # the first loss is near ln(classes): a new head of full size would shake all layers
         "scale": (0.35, 1.0),  # crops of 8 % of an image often show no object, and few images bear few of them
-        "aa": "rand-m9-mstd0.5-inc1" if facts.images >= 5000 else "none",  # strong changes cost epochs that small data lacks
+        "aa": "rand-m9-mstd0.5-inc1" if facts.images >= 5000 and not facts.bands else "none",  # strong changes cost epochs that small data lacks
         "reprob": 0.25 if facts.images >= 5000 else 0.0,
         "smoothing": 0.0 if facts.several else 0.1,  # which is of one label an image
     }

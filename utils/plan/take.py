@@ -65,7 +65,7 @@ def _set_plan(args, batch, train_source, val_source, build):
     planned = {"total_batch_size": total, "update_freq": 1} | plan(Facts(
         len(train_source), len(val_source), total, processes, args.opt if "opt" in chosen else "adamw", parameters, batch_norm,
         None if hasattr(args, "input_size") else _usual_side(train_source), _chosen_epochs(args, len(train_source) / total),
-        bool(getattr(args, "task", None)),
+        bool(getattr(args, "task", None)), bool(args.in_chans),
     ))  # fmt: skip
     planned |= {flag: value for flag, value in before.items() if is_alike(value, planned.get(flag))}
     args.planned = {flag: value for flag, value in planned.items() if flag not in chosen}
