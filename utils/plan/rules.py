@@ -63,12 +63,15 @@ def plan(facts):
 
 def _recognition(facts):
     few = facts.batch_norm and facts.total // facts.processes < LEAST_FOR_BATCH_NORM
+    many = facts.images >= 5000
     return ({"freeze": "bn"} if few else {}) | {
         "layer_decay": 0.8,  # the first layers have learned what edges are; the last ones have to change
         "head_init_scale": 0.01,  # the first loss is near ln(classes): a new head of full size would shake all layers
         "scale": (0.35, 1.0),  # crops of 8 % of an image often show no object, and few images bear few of them
-        "aa": "rand-m9-mstd0.5-inc1" if facts.images >= 5000 and not facts.bands else "none",  # strong changes cost epochs that small data lacks
-        "reprob": 0.25 if facts.images >= 5000 else 0.0,
+        "aa": "rand-m9-mstd0.5-inc1"
+        if many and not facts.bands
+        else "none",  # strong changes cost epochs that small data lacks
+        "reprob": 0.25 if many else 0.0,
         "smoothing": 0.0 if facts.several else 0.1,  # which is of one label an image
     }
 
