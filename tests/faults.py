@@ -12,7 +12,8 @@ from conftest import free_port
 
 SCRIPTS = ("train_recognition", "train_segmentation")
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["faults", "sklearn.datasets", "torch.distributed.fsdp", *SCRIPTS])
+_PICTURES = ["matplotlib.font_manager", "matplotlib.style", "matplotlib.backends.backend_agg"]
+_context.set_forkserver_preload(["faults", "sklearn.datasets", "torch.distributed.fsdp", *_PICTURES, *SCRIPTS])
 
 
 class Job:

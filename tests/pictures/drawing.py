@@ -16,7 +16,12 @@ HOSTILE = [
 
 def watch(monkeypatch):
     """A list that gets each Canvas that is saved; nothing drawn on it may stand out of it."""
-    drawn, save = [], Canvas.save
+    drawn, save, image = [], Canvas.save, Canvas.image
+
+    def keep(canvas, x, y, width, height, pixels):
+        image(canvas, x, y, width, height, pixels)
+        assert x >= 0 and y >= 0 and x + width <= canvas.width and y + height <= canvas.height
+        canvas.given = [*getattr(canvas, "given", []), pixels]
 
     def check_and_save(canvas, path):
         save(canvas, path)
@@ -25,7 +30,13 @@ def watch(monkeypatch):
         drawn.append(canvas)
 
     monkeypatch.setattr(Canvas, "save", check_and_save)
+    monkeypatch.setattr(Canvas, "image", keep)
     return drawn
+
+
+def shown(canvas):
+    """The images on the canvas as they were given, (H, W, 3) uint8, in their order."""
+    return canvas.given
 
 
 def texts(canvas):

@@ -9,7 +9,7 @@ import drawing
 import numpy as np
 import pytest
 import torch
-from drawing import NORM, PALETTE, images, look, names, texts
+from drawing import NORM, PALETTE, images, look, names, shown, texts
 from PIL import Image
 
 from utils.metrics.recognition import Answers
@@ -78,8 +78,8 @@ def test_an_evaluation_becomes_files_and_pictures_of_its_weights(tmp_path, drawn
     gallery.finish()
     assert [path.name for path in gallery.files()] == ["confusion.png", "curves.png", "mistakes.png"]
     worst = drawn[1]
-    assert len(worst.figure.axes) == 15 and texts(worst)[1:4] == ["cat", "→ dog, 70%", "b/28.png"]
-    assert (worst.figure.axes[0].images[0].get_array() == photos[28][:, 5:25]).all()  # centre crop
+    assert len(shown(worst)) == 15 and texts(worst)[1:4] == ["cat", "→ dog, 70%", "b/28.png"]
+    assert (shown(worst)[0] == photos[28][:, 5:25]).all()  # centre crop
 
 
 def test_a_start_after_a_kill_draws_what_the_one_before_had_found(tmp_path):
@@ -99,16 +99,16 @@ def test_examples_of_any_sizes_are_drawn_beside_their_masks(tmp_path, drawn):
     examples = [(7, images(1)[0], mask, mask.flip(1)), (9, images(1, (10, 50))[0], mask[:10, :5] - 1, mask[:10, :5])]
     pixels = torch.zeros(12, 3, 3, dtype=torch.int64)
     answers = MaskAnswers.of(torch.zeros(3, 3, dtype=torch.int64), pixels, range(12), 10, examples, 32)
-    shown = {"classes": names(3), "palette": PALETTE[:3], **NORM}
+    how = {"classes": names(3), "palette": PALETTE[:3], **NORM}
     source = types.SimpleNamespace(classes=names(3), name=lambda index: f"scenes/{index}.png")
-    gallery = Gallery(tmp_path, "test_miou", shown=shown)
+    gallery = Gallery(tmp_path, "test_miou", shown=how)
     gallery.keep(answers, source, {"miou": 40.0}, "miou")
-    again = Gallery(tmp_path, "test_miou", shown=shown)
+    again = Gallery(tmp_path, "test_miou", shown=how)
     again.recover(source)
     again.finish()
     look(tmp_path / "predictions.png")
-    shown = [axes.images[0].get_array() for axes in drawn[1].figure.axes]
-    assert len(shown) == 6 and (shown[1][:, :16] == PALETTE[0]).all() and (shown[2][:, :16] == PALETTE[2]).all()
+    there = shown(drawn[1])
+    assert len(there) == 6 and (there[1][:, :16] == PALETTE[0]).all() and (there[2][:, :16] == PALETTE[2]).all()
     assert texts(drawn[1])[0].startswith("Predictions: 2 of 10") and texts(drawn[1])[1] == "scenes/7.png"
     assert texts(drawn[1])[-3:] == ["class number 0", "class number 2", "no class"]
 

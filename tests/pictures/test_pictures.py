@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run
-from drawing import HOSTILE, NORM, PALETTE, assert_apart, images, look, names, texts
+from drawing import HOSTILE, NORM, PALETTE, assert_apart, images, look, names, shown, texts
 
 from utils.metrics.per_class import Pairs
 from utils.metrics.recognition import Answers
@@ -26,10 +26,9 @@ def test_samples_show_what_the_model_sees_with_labels(tmp_path, drawn, count):
     batch = images(count)
     samples(tmp_path / "s.png", batch, torch.arange(count) % 10, names(10), **NORM)
     look(tmp_path / "s.png")
-    shown = [axes.images[0].get_array() for axes in drawn[0].figure.axes]
-    assert len(shown) == min(count, 32)
+    assert len(shown(drawn[0])) == min(count, 32)
     wanted = ((batch[0] * 0.25 + 0.5) * 255).round().permute(1, 2, 0).numpy()
-    assert np.abs(shown[0] - wanted).max() <= 1
+    assert np.abs(shown(drawn[0])[0] - wanted).max() <= 1
     assert texts(drawn[0])[1:3] == ["class number 0", "class number 1"][:count]
     assert count == 1 or not any("…" in text for text in texts(drawn[0]))
 
@@ -53,8 +52,8 @@ def test_samples_of_a_segmentation_have_their_masks_beside_them(tmp_path, drawn)
     masks[:, :, :8], masks[:, :, 24:] = 2, -1
     samples(tmp_path / "s.png", images(3), masks, names(11), **NORM, palette=PALETTE)
     look(tmp_path / "s.png")
-    photo, mixed = (axes.images[0].get_array() for axes in drawn[0].figure.axes[:2])
-    assert len(drawn[0].figure.axes) == 6
+    photo, mixed, *_ = shown(drawn[0])
+    assert len(shown(drawn[0])) == 6
     assert np.abs(mixed[:, :8] - (0.45 * photo[:, :8] + 0.55 * PALETTE[2])).max() <= 1
     assert texts(drawn[0])[1:] == ["class number 0", "class number 2", "no class"]
 
@@ -65,7 +64,7 @@ def test_mistakes_say_what_is_true_and_what_the_model_took_it_for(tmp_path, draw
     worst = answers.mistakes(names(30), 24)
     answered(tmp_path / "m.png", photos[1:], [lines for *_, lines in worst], ["a/0.png"] * 23, "Mistakes")
     look(tmp_path / "m.png")
-    assert (drawn[0].figure.axes[0].images[0].get_array() == photos[1]).all()
+    assert (shown(drawn[0])[0] == photos[1]).all()
     assert texts(drawn[0])[1:4] == ["class number 9", "→ class number 0, 98%", "a/0.png"]
     answered(tmp_path / "none.png", [], [], [], "Nothing is wrong")
     assert texts(drawn[1]) == ["Nothing is wrong"]
@@ -83,7 +82,7 @@ def test_predictions_in_the_colours_of_their_classes(tmp_path, drawn, size):
     truth[:, 0] = 255  # no class either
     predictions(tmp_path / "p.png", images(8, size), truth, torch.full_like(truth, 3), names(8), 90, names(11), PALETTE, **NORM)
     pixels = look(tmp_path / "p.png")
-    assert len(drawn[0].figure.axes) == 18
+    assert len(shown(drawn[0])) == 18
     for label in (3, 5):
         assert (pixels == PALETTE[label]).all(-1).mean() > 0.05
     assert texts(drawn[0])[:2] == [

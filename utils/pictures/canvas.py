@@ -12,6 +12,9 @@ import tempfile
 import unicodedata
 import warnings
 
+import numpy as np
+from PIL import Image
+
 from utils.files import replace
 
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
@@ -89,6 +92,15 @@ class Canvas:
     def axes(self, x, y, width, height):
         """Axes of matplotlib whose frame has its top left corner at (x, y)."""
         return self.figure.add_axes((x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height))
+
+    def image(self, x, y, width, height, pixels):
+        """Put an image, (H, W, 3) uint8, into the room with its top left corner at (x, y). Enlarged pixels stay squares.
+
+        Axes of matplotlib would do it too, and take thirty times as long.
+        """
+        left, right, top, bottom = (round(place * self.scale) for place in (x, x + width, y, y + height))
+        fitted = Image.fromarray(pixels).resize((right - left, bottom - top), Image.Resampling.BOX)
+        self.figure.figimage(np.asarray(fitted), left, round(self.height * self.scale) - bottom)
 
     def box(self, x, y, width, height, **style):
         """Draw a rectangle with its top left corner at (x, y); style: of matplotlib's Rectangle."""

@@ -184,7 +184,10 @@ def _draw_mistakes(path, worst, title, source, size, look=None):
     images = [np.array(ImageOps.fit(to_picture(source.read(index), reading.show_bands), (size, size))) for index, _, _ in worst]
     names = [short_name(source.name(index)) for index, _, _ in worst]
     lines, asked = [lines for _, _, lines in worst], [label for _, label, _ in worst]
-    answered(path, images, lines, names, title if worst else "Most confident mistakes: there are none")
-    look = None if reading.in_chans else look  # heat maps are of pictures, which bands are not
-    if look and images and (heats := look(images, asked)) is not None:
-        answered(path, images, lines, names, f"{title}; glowing: where the model saw it", heats)
+    heats = None
+    try:
+        if look and images and not reading.in_chans:  # heat maps are of pictures, which bands are not
+            heats = look(images, asked)
+    finally:  # without them if they fail
+        glow = "" if heats is None else "; glowing: where the model saw it"
+        answered(path, images, lines, names, title + glow if worst else "Most confident mistakes: there are none", heats)

@@ -93,9 +93,7 @@ def _grid(path, title, cells, columns, group=1, legend=()):
         canvas.text(MARGIN, MARGIN, title, width - 2 * MARGIN, TITLE, weight="bold")
         for i, (pixels, lines) in enumerate(cells):
             x, y = places[i % across], TOP + i // across * row_height
-            axes = canvas.axes(x, y, wide, tall)
-            axes.axis("off")
-            axes.imshow(pixels, aspect="auto")
+            canvas.image(x, y, wide, tall, pixels)
             for number, (before, name, after, colour) in enumerate(lines):
                 canvas.text(x, y + tall + 3 + LINE * number, name, wide, before=before, after=after, color=colour)
         for i, (name, style) in enumerate(legend):
