@@ -244,6 +244,7 @@ def look(folder, rank, port):
     groups = torch.distributed.group.WORLD, Signals(processes=2).group
     hours = [group._get_backend(torch.device("cpu")).options._timeout.total_seconds() / 3600 for group in groups]
     pathlib.Path(folder, str(rank)).write_text(json.dumps([cores, hours]))
+    torch.distributed.barrier()  # the first process serves the other until both are done
 
 
 def test_processes_share_the_cores_they_may_both_use_and_wait_for_each_other_for_hours(tmp_path):
