@@ -28,7 +28,7 @@ from utils.data.colours import colours_of
 from utils.data.datasets import RecognitionDataset, RecognitionStream
 from utils.data.loaders import build_loaders
 from utils.data.sampling import MIX, MODEL, Sampling, image_numbers
-from utils.images import Reading
+from utils.images.read import Reading
 from utils.losses.class_weights import class_weights, count_labels
 from utils.losses.recognition import make_loss
 from utils.metrics.label_sets import label_set_scores

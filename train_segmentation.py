@@ -28,7 +28,7 @@ from utils.data.colours import colours_of
 from utils.data.datasets import SegmentationDataset, SegmentationStream
 from utils.data.loaders import build_loaders
 from utils.data.sampling import MODEL, image_numbers
-from utils.images import Reading
+from utils.images.read import Reading
 from utils.losses.class_weights import class_weights, count_pixels
 from utils.losses.segmentation import make_segmentation_loss
 from utils.metrics.published_views import view_options

@@ -62,12 +62,12 @@ def no_words_of_accelerate():
 @pytest.fixture
 def without_heif(monkeypatch):
     """As on a machine that lacks pillow-heif."""
-    from utils import image_formats
+    from utils.images import formats
 
-    monkeypatch.setattr(image_formats, "NO_PHOTOGRAPHS", (*image_formats.NO_PHOTOGRAPHS, "HEIF"))
-    image_formats.formats.cache_clear()
+    monkeypatch.setattr(formats, "NO_PHOTOGRAPHS", (*formats.NO_PHOTOGRAPHS, "HEIF"))
+    formats.formats.cache_clear()
     yield
-    image_formats.formats.cache_clear()
+    formats.formats.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_train_segmentation import TINY as TINY_MASKS
 
-from utils.images import Reading, read_image
+from utils.images.read import Reading, read_image
 from utils.model.as_trained import as_trained
 from utils.report.snippets import recognition_code
 from utils.result.export import open_result

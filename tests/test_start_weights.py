@@ -11,7 +11,7 @@ from conftest import ROOT, forked, lines, make_folder
 from made_result import write_result
 from PIL import Image
 
-from utils.images import read_image
+from utils.images.read import read_image
 
 TINY = {
     "train_recognition": "--model resnet10t --input_size 40 --batch_size 6 --lr 0.003 --warmup_epochs 0 --aa none --reprob 0",

@@ -18,7 +18,7 @@ from utils.augment import timm as timm_transforms
 from utils.augment.fast import collate, eval_transform, finish, first_rows, read_part, train_transform
 from utils.cli.recognition_flags import Augmentation
 from utils.data.sampling import seed_everything
-from utils.images import decode_image
+from utils.images.read import decode_image
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FILL = (124, 116, 104)

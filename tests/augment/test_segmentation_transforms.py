@@ -17,7 +17,7 @@ from utils.augment.segmentation import build_transforms, collate, collate_sizes,
 from utils.cli.errors import InputError
 from utils.cli.segmentation_flags import Augmentation
 from utils.data.sampling import seed_everything
-from utils.images import IGNORE
+from utils.images.read import IGNORE
 
 MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in mean_and_std(Augmentation()))
 

@@ -12,7 +12,7 @@ from utils.cli.errors import InputError
 from utils.data import bad_samples
 from utils.data.bad_samples import BadSamples, check_all, check_data, in_threads, read_or_replace
 from utils.data.sampling import Key
-from utils.images import BadImage
+from utils.images.read import BadImage
 
 
 class Source:

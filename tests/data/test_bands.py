@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from utils.augment.recognition import build_transforms
-from utils.bands import to_picture
 from utils.cli.errors import InputError
 from utils.cli.recognition_flags import Augmentation
 from utils.data.colours import colours_of
 from utils.data.look import see
 from utils.folders.class_folders import Folder
-from utils.images import BadImage, Reading, decode_image, read_image
+from utils.images.bands import to_picture
+from utils.images.read import BadImage, Reading, decode_image, read_image
 
 FIVE = Reading(value_range=(0, 1000), in_chans=5)
 

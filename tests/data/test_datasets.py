@@ -11,7 +11,7 @@ from utils.cli.errors import InputError
 from utils.data.datasets import RecognitionDataset, RecognitionStream, SegmentationDataset, SegmentationStream
 from utils.data.sampling import Key, TrainBatches, replacement
 from utils.data.string_list import StringList
-from utils.images import AS_STORED, IGNORE, BadImage, unpack_masks
+from utils.images.read import AS_STORED, IGNORE, BadImage, unpack_masks
 
 SAMPLES = 24
 

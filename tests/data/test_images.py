@@ -11,8 +11,8 @@ from PIL import Image
 from small_tiffs import write_tiff
 
 from utils.cli.errors import InputError
-from utils.image_formats import allow_pixels, formats, is_image
-from utils.images import BadImage, Reading, check_header, decode_image, read_bytes, read_image
+from utils.images.formats import allow_pixels, formats, is_image
+from utils.images.read import BadImage, Reading, check_header, decode_image, read_bytes, read_image
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA", "CMYK", "1", "I;16", "I", "F"])
@@ -253,5 +253,5 @@ def test_pixels_that_are_allowed_are_read_in_every_process(tmp_path, monkeypatch
         read_image(str(tmp_path / "large.png"))
     allow_pixels(90_000)
     assert read_image(str(tmp_path / "large.png")).size == (300, 300)
-    code = "import utils.images; from PIL import Image; print(Image.MAX_IMAGE_PIXELS)"
+    code = "import utils.images.read; from PIL import Image; print(Image.MAX_IMAGE_PIXELS)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "45000\n"

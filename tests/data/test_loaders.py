@@ -15,7 +15,7 @@ from utils.cli.recognition_flags import MixupOptions
 from utils.data.loaders import Loader
 from utils.data.sampling import EvalBatches, TrainBatches
 from utils.data.streaming import StreamLoader
-from utils.images import IGNORE, unpack_masks
+from utils.images.read import IGNORE, unpack_masks
 
 SHARDS = (7, 31, 22)  # rows of the table, which are numbered
 BLOCK, CHUNK = 8, 4  # rows that are shuffled together, and that are read at a time

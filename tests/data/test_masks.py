@@ -22,7 +22,7 @@ from utils.data.masks import (
     to_classes,
     voc_palette,
 )
-from utils.images import IGNORE, pack_masks, read_image, unpack_masks
+from utils.images.read import IGNORE, pack_masks, read_image, unpack_masks
 
 VALUES = np.array([[0, 1, 2, 7], [7, 2, 1, 0]], np.uint8)
 

@@ -11,7 +11,7 @@ import pytest
 
 from utils.cli.errors import InputError
 from utils.data.streaming import StreamLoader, place_of
-from utils.images import BadImage
+from utils.images.read import BadImage
 
 SHARDS = (7, 31, 22)  # rows: uneven, and fewer shards than processes x workers
 

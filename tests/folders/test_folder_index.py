@@ -202,7 +202,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(cache, tree, monkeypatch):
 
 def test_a_new_kind_of_image_asks_for_a_new_list(cache, tree, monkeypatch):
     index_folder(tree)
-    monkeypatch.setattr(folder_index.image_formats, "endings", lambda: {".jpg", ".png"})
+    monkeypatch.setattr(folder_index.formats, "endings", lambda: {".jpg", ".png"})
     assert listed(tree, monkeypatch) == (ALL[:3], True)
 
 

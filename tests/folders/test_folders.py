@@ -8,7 +8,7 @@ from small_sources import SIZE, encoded, ids, names, write, write_image, write_m
 
 from utils.cli.errors import InputError
 from utils.folders.class_folders import class_folders, scan_folder
-from utils.images import IGNORE, BadImage
+from utils.images.read import IGNORE, BadImage
 from utils.mask_folders.pairs import mask_folders
 
 # --- recognition

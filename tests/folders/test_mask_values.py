@@ -10,7 +10,7 @@ from small_sources import SIZE, ids, write, write_image, write_mask
 from utils.cli.errors import InputError
 from utils.data.look import see
 from utils.data.masks import read_values, unknown_line, voc_palette
-from utils.images import IGNORE
+from utils.images.read import IGNORE
 from utils.mask_folders.pairs import MaskOptions, mask_folders
 
 

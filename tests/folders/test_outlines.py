@@ -10,7 +10,7 @@ from small_sources import ids, names, write, write_image
 
 from utils.cli.errors import InputError
 from utils.cli.segmentation_flags import Data
-from utils.images import IGNORE
+from utils.images.read import IGNORE
 from utils.mask_folders.pairs import MaskOptions, mask_folders
 from utils.sources.segmentation import open_segmentation_data
 

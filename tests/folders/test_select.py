@@ -9,7 +9,7 @@ from small_sources import ids, write_image, write_mask
 
 from utils.cli import recognition_flags, segmentation_flags
 from utils.cli.errors import InputError
-from utils.images import IGNORE
+from utils.images.read import IGNORE
 from utils.sources.recognition import open_recognition_data
 from utils.sources.segmentation import open_segmentation_data
 

@@ -25,7 +25,7 @@ from utils.augment.mixup import Mixup
 from utils.cli.recognition_flags import MixupOptions
 from utils.data.loaders import Loader
 from utils.data.sampling import TrainBatches
-from utils.images import pack_masks, unpack_masks
+from utils.images.read import pack_masks, unpack_masks
 from utils.losses.recognition import make_loss
 from utils.losses.segmentation import SegmentationLoss
 from utils.model.ema import EMA

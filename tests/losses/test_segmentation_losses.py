@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from utils.cli.errors import InputError
 from utils.cli.segmentation_flags import LossOptions
-from utils.images import IGNORE
+from utils.images.read import IGNORE
 from utils.losses.segmentation import SegmentationLoss, make_segmentation_loss, present_classes
 from utils.metrics.segmentation import confusion_matrices, scores
 

@@ -9,7 +9,7 @@ from small_sources import SIZE, ids, names, write_image, write_mask
 
 from utils.cli.errors import InputError
 from utils.data.masks import class_table
-from utils.images import IGNORE
+from utils.images.read import IGNORE
 from utils.sources import SEGMENTATION_SETS, field_sets
 from utils.sources.field_sets import ade20k, cityscapes, coco, pascal_aug, pascal_context, pascal_voc
 

@@ -8,7 +8,7 @@ from utils.cli.errors import InputError
 from utils.cli.recognition_flags import Data
 from utils.cli.registry import load
 from utils.folders.class_folders import scan_folder
-from utils.images import BadImage
+from utils.images.read import BadImage
 from utils.sources import RECOGNITION_SETS
 from utils.sources.built_in import digits
 from utils.sources.recognition import check_headers, open_recognition_data

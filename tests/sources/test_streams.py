@@ -13,7 +13,7 @@ from small_sources import encoded, images, letter, shade, write_images, write_ma
 from utils.cli.errors import InputError
 from utils.data.datasets import RecognitionStream, SegmentationStream
 from utils.data.streaming import StreamLoader
-from utils.images import IGNORE
+from utils.images.read import IGNORE
 from utils.sources.mask_tables import stream_of_masks
 from utils.sources.tables import stream_of_images
 

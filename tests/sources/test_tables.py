@@ -11,7 +11,7 @@ from small_sources import SIZE, encoded, encoded_mask, images, letter, shade, wr
 from utils.cli.errors import InputError
 from utils.cli.first import parse
 from utils.cli.recognition_flags import Data
-from utils.images import IGNORE, BadImage
+from utils.images.read import IGNORE, BadImage
 from utils.sources.mask_tables import tables_of_masks
 from utils.sources.recognition import open_recognition_data
 from utils.sources.tables import stream_of_images, tables_of_images

@@ -9,7 +9,7 @@ import pytest
 from small_sources import encoded, encoded_mask, shade, write_tar
 
 from utils.cli.errors import InputError
-from utils.images import BadImage
+from utils.images.read import BadImage
 from utils.sources.mask_tables import tables_of_masks
 from utils.sources.tables import stream_of_images, tables_of_images
 

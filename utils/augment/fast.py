@@ -25,8 +25,8 @@ from utils.augment import timm as timm_transforms
 from utils.augment.fast_operations import speed_up
 from utils.augment.normalisation import as_tensors
 from utils.cli.recognition_flags import SMALL
-from utils.image_formats import open_image
-from utils.images import to_rgb
+from utils.images.formats import open_image
+from utils.images.read import to_rgb
 
 MODES = {"bicubic": ("bicubic",), "bilinear": ("bilinear",), "random": ("bilinear", "bicubic")}
 ORIENTATION = 0x0112  # EXIF tag; 1: upright

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from utils.augment.distortion import Distortion, distort, draw_distortion
 from utils.augment.normalisation import as_tensors, mean_and_std
 from utils.cli.errors import InputError
-from utils.images import IGNORE, unpack_masks
+from utils.images.read import IGNORE, unpack_masks
 
 MIRRORED = 0.5  # share of the training images that are mirrored
 TRIES = 10  # of a crop in which one class fills too much

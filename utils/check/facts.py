@@ -9,7 +9,7 @@ from utils.data.bad_samples import in_threads
 from utils.data.look import look_at
 from utils.data.sampling import spread
 from utils.folders.copies import equal_groups, look_alike
-from utils.images import AS_STORED, BadImage
+from utils.images.read import AS_STORED, BadImage
 
 NEAR, MOST_FILES, MOST_ROWS = 100, 200_000, 2_000  # images of each split that are compared by looks, and by bytes
 NAMED = 20  # pairs and names that are kept

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from utils.cli.errors import InputError, one_line
 from utils.data.sampling import replacement
 from utils.files import write_text
-from utils.images import BadImage
+from utils.images.read import BadImage
 
 ATTEMPTS = 20  # replacements that are tried for one sample
 NAMED = 10  # broken images of a run that the log names

@@ -3,7 +3,7 @@
 import numpy as np
 
 from utils.cli.errors import InputError, did_you_mean
-from utils.images import IGNORE
+from utils.images.read import IGNORE
 
 SHOWN = 5
 

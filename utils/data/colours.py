@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-from utils.images import BadImage
+from utils.images.read import BadImage
 
 IMAGES = 500  # that are read
 

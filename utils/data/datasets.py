@@ -11,7 +11,7 @@ import torch
 
 from utils.data.bad_samples import read_or_replace
 from utils.data.sampling import AUGMENT, Key, seed_everything, stream_seed
-from utils.images import AS_STORED, IGNORE, naming, pack_masks
+from utils.images.read import AS_STORED, IGNORE, naming, pack_masks
 
 
 class RecognitionDataset(torch.utils.data.Dataset):

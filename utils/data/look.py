@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils import bands
-from utils.bands import extremes, range_of
 from utils.cli.errors import InputError
 from utils.data.bad_samples import in_threads
 from utils.data.sampling import spread
-from utils.image_formats import open_image
-from utils.images import AS_STORED, BadImage, is_deep, is_deep_colour, is_transparent, naming
+from utils.images import bands
+from utils.images.bands import extremes, range_of
+from utils.images.formats import open_image
+from utils.images.read import AS_STORED, BadImage, is_deep, is_deep_colour, is_transparent, naming
 
 SAMPLE = 200  # images of a source that are looked at
 ORIENTATION = 0x0112  # the tag of EXIF

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.cli.errors import InputError, first_line
-from utils.image_formats import open_image
-from utils.images import IGNORE, size_of, too_large
+from utils.images.formats import open_image
+from utils.images.read import IGNORE, size_of, too_large
 
 _MOST_PIXELS = 2**28  # more than Pillow opens
 _NO_CLASS = -2  # class id of a value that must not occur

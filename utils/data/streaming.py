@@ -20,7 +20,7 @@ import torch
 from utils.cli.errors import InputError, first_line
 from utils.data.bad_samples import ATTEMPTS
 from utils.data.sampling import ORDER, stream_seed
-from utils.images import BadImage
+from utils.images.read import BadImage
 
 SHARDS = 256  # most shards that a table is split into; of a million image files, each would be one
 SPARES = 8  # samples that can replace a broken one: those of its batch and, if that is smaller, others of the block

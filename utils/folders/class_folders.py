@@ -10,8 +10,8 @@ from utils.data.string_list import StringList
 from utils.folders.hold_out import hold_out
 from utils.folders.index import index_folder
 from utils.folders.names import few, left_out_line, missing, split_folders, split_of, tables_in, test_note, why_left_out
-from utils.image_formats import is_image
-from utils.images import AS_STORED, read_bytes, read_image
+from utils.images.formats import is_image
+from utils.images.read import AS_STORED, read_bytes, read_image
 
 
 class Folder:

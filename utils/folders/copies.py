@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from utils.data.bad_samples import in_threads
-from utils.image_formats import open_image
+from utils.images.formats import open_image
 
 PART = 4096  # bytes of the beginning and of the end of a file that are compared before all of it
 BITS = 3  # of 64 in which the hashes of two pictures that look alike differ at most

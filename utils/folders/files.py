@@ -7,7 +7,7 @@ import pathlib
 from utils.cli.errors import InputError
 from utils.folders.names import ending as ending_of
 from utils.folders.names import few, is_run, missing, why_left_out
-from utils.image_formats import is_image
+from utils.images.formats import is_image
 
 
 def match(images, masks, names=None, list_file=None):

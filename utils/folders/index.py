@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils import image_formats
 from utils.cli.errors import InputError
 from utils.data.string_list import StringList
 from utils.files import replace
 from utils.folders.names import ending, is_run, split_folders, why_left_out
+from utils.images import formats
 
 VERSION = 2  # of the format of kept lists
 WORTH = 5_000  # least number of images that are kept; fewer are listed in no time
@@ -47,7 +47,7 @@ def index_folder(root):
     followed, but not in a circle. Raises InputError for a folder that cannot be listed.
     """
     root = os.path.abspath(root)
-    endings = image_formats.endings()
+    endings = formats.endings()
     key = json.dumps([VERSION, root, sorted(endings)])
     file = _cache_file(root, hashlib.sha256(json.dumps([root, sorted(endings)]).encode()).hexdigest()[:24])
     return _load(file, key, root) or _scan(root, endings, file, key)

@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 
 from utils.cli.errors import InputError, did_you_mean
-from utils.images import BadImage
+from utils.images.read import BadImage
 
 BETA = 0.999  # of effective_num
 SHOWN = 5  # classes that a message names

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.cli.errors import InputError, choose_one
-from utils.images import IGNORE
+from utils.images.read import IGNORE
 from utils.losses.masks import MaskLoss, present_classes
 
 

@@ -12,7 +12,7 @@ from utils.data.masks import class_table, own_tables, voc_palette
 from utils.data.sampling import spread
 from utils.folders.class_names import SAMPLE
 from utils.folders.names import few
-from utils.image_formats import open_image
+from utils.images.formats import open_image
 
 MOST_LISTED = 20  # values or colours that a line lists
 BLENDED = 20  # so many rare values in a mask are made by a lossy file or by a resize

@@ -18,7 +18,7 @@ from utils.files import read_text
 from utils.folders.files import scan_files
 from utils.folders.label_table import Files
 from utils.folders.names import few, split_folders, split_of
-from utils.images import AS_STORED, read_image
+from utils.images.read import AS_STORED, read_image
 from utils.mask_folders.ids import MaskIds
 from utils.mask_folders.layouts import find_layout
 

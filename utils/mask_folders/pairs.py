@@ -14,7 +14,7 @@ from utils.folders.class_names import MOST_CLASSES, listed_classes
 from utils.folders.files import match, scan_files
 from utils.folders.hold_out import hold_out
 from utils.folders.names import HEIF, few, left_out_line, test_note
-from utils.images import AS_STORED, read_image
+from utils.images.read import AS_STORED, read_image
 from utils.mask_folders.ids import MaskIds, colour_reader, colours_of, find_ids, refuse_other_palettes
 from utils.mask_folders.layouts import find_layout
 from utils.mask_folders.outlines import find_outlines

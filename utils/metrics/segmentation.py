@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from utils.cli.errors import InputError
-from utils.images import IGNORE
+from utils.images.read import IGNORE
 from utils.metrics.interval import FEWEST, bootstrap
 from utils.metrics.per_class import Pairs, class_rows, mean, per_class
 

@@ -10,9 +10,9 @@ import time
 import numpy as np
 from PIL import ImageOps
 
-from utils.bands import to_picture
 from utils.files import replace
-from utils.images import AS_STORED
+from utils.images.bands import to_picture
+from utils.images.read import AS_STORED
 from utils.metrics.multilabel import SeveralAnswers
 from utils.metrics.recognition import Answers
 from utils.metrics.segmentation import MaskAnswers

@@ -5,7 +5,7 @@ Each function replaces the PNG at `path` in one step.
 
 import numpy as np
 
-from utils.bands import as_picture
+from utils.images.bands import as_picture
 from utils.pictures.canvas import FAINT, GAP, INK, LINE, MARGIN, RED, TITLE, png
 from utils.pictures.mask_colours import coloured, mixed
 

@@ -9,7 +9,7 @@ import torch
 
 from utils.cli.arguments import derive_batch
 from utils.cli.errors import InputError
-from utils.images import size_of
+from utils.images.read import size_of
 from utils.plan.rules import LEAST_FOR_BATCH_NORM, Facts, images_per_update, plan
 
 MOST_IMAGES = 100_000  # to plan for: with more the published defaults are at home

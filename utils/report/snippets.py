@@ -84,7 +84,7 @@ def _is_plain(value):
 
 
 def _imports(config):
-    return f"from utils.images import {'Reading, ' * bool(_reading(config))}read_image  # of Strata"
+    return f"from utils.images.read import {'Reading, ' * bool(_reading(config))}read_image  # of Strata"
 
 
 def _read(config):

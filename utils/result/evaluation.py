@@ -6,7 +6,7 @@ import pathlib
 import sys
 
 from utils import versions
-from utils.bands import bands_of
+from utils.images.bands import bands_of
 from utils.pictures.gallery import Gallery
 from utils.report.evaluation import worst_line
 from utils.result.heat_maps import heat_maps

@@ -6,8 +6,8 @@ import pathlib
 from PIL.PngImagePlugin import PngInfo
 
 from utils.cli.errors import InputError, one_line
-from utils.image_formats import is_image, open_image, read_arrays
-from utils.images import AS_STORED
+from utils.images.formats import is_image, open_image, read_arrays
+from utils.images.read import AS_STORED
 
 MARK = ("Software", "Strata --predict")  # a text in each PNG that is written, by which it is known again
 NAMED = 3  # files that a line names

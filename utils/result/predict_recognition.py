@@ -15,12 +15,12 @@ from timm.data import create_transform, resolve_model_data_config
 from tqdm import tqdm
 
 from utils.augment.recognition import eval_transform
-from utils.bands import to_picture
 from utils.cli.errors import InputError, first_line, one_line
 from utils.data.classes import imagenet_names
 from utils.data.loaders import in_worker
 from utils.files import csv_cell, replace
-from utils.images import AS_STORED, naming, read_image
+from utils.images.bands import to_picture
+from utils.images.read import AS_STORED, naming, read_image
 from utils.pictures.images import answered
 from utils.result.decisions import AboveThresholds, Likeliest, decision_of, together
 from utils.result.export import OnlyLogits, open_result

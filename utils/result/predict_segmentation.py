@@ -11,11 +11,11 @@ import torch
 from tqdm import tqdm
 
 from utils.augment.segmentation import Rest, finish, to_tensor
-from utils.bands import to_picture
 from utils.cli.errors import InputError
 from utils.cli.segmentation_flags import View
 from utils.data.sampling import spread
-from utils.images import AS_STORED, IGNORE, read_image, size_of
+from utils.images.bands import to_picture
+from utils.images.read import AS_STORED, IGNORE, read_image, size_of
 from utils.metrics.published_views import view_options
 from utils.metrics.windows import predict, resized_to
 from utils.model.segmentation_weights import open_network

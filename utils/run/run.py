@@ -7,15 +7,15 @@ the optimizer, and takes no function of theirs.
 import math
 import time
 
-from utils.bands import bands_of
 from utils.cli.errors import InputError, Stopped
 from utils.data.bad_samples import BadSamples, check_data
 from utils.data.fingerprint import fingerprint
 from utils.data.masks import unknown_line
 from utils.data.sampling import stream_seed
 from utils.files import write_json
-from utils.image_formats import allow_pixels
-from utils.images import AS_STORED
+from utils.images.bands import bands_of
+from utils.images.formats import allow_pixels
+from utils.images.read import AS_STORED
 from utils.model.processes import peak_memory
 from utils.report.scores import epoch_line, score_of
 from utils.run import folder, state, trackers

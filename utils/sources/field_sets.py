@@ -16,7 +16,7 @@ from utils.data.masks import class_table, draw_instances, fit_image, voc_palette
 from utils.data.string_list import StringList
 from utils.folders.files import candidates, find_folder, match, scan_files
 from utils.folders.names import few
-from utils.images import read_image
+from utils.images.read import read_image
 from utils.mask_folders.pairs import split_pairs, with_val
 
 # --- classes, in the order of their ids -------------------------------------------------------------------------------

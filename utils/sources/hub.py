@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from utils.cli.errors import InputError, first_line
 from utils.folders.names import test_note
-from utils.image_formats import is_image
+from utils.images.formats import is_image
 from utils.sources import tar
 from utils.sources.hub_files import check_card, check_files, check_saved
 

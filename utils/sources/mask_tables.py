@@ -6,7 +6,7 @@ from utils.data.masks import decode_values, fit_image, to_classes
 from utils.data.sampling import spread
 from utils.folders.class_names import MOST_CLASSES, listed_classes
 from utils.folders.hold_out import hold_out
-from utils.images import decode_image
+from utils.images.read import decode_image
 from utils.mask_folders.ids import SAMPLE, find_ids
 from utils.sources.hub import check_columns, find_column, holds_images, load_splits, open_stream
 from utils.sources.hub_files import encoded_image

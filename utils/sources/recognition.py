@@ -17,8 +17,8 @@ from utils.folders.class_folders import Folder, class_folders, find_splits, refu
 from utils.folders.class_names import check_number
 from utils.folders.label_table import labelled_images
 from utils.folders.select import in_groups, read_groups, select
-from utils.image_formats import read_arrays
-from utils.images import Reading, check_header
+from utils.images.formats import read_arrays
+from utils.images.read import Reading, check_header
 from utils.sources import RECOGNITION_SETS, DataSet
 from utils.sources.built_in import digits
 from utils.sources.published import count_published, open_published

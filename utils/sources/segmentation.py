@@ -14,8 +14,8 @@ from utils.data.sampling import spread
 from utils.folders.class_names import SAMPLE, check_number
 from utils.folders.names import few
 from utils.folders.select import in_groups, read_groups, select
-from utils.image_formats import read_arrays
-from utils.images import IGNORE, BadImage, Reading
+from utils.images.formats import read_arrays
+from utils.images.read import IGNORE, BadImage, Reading
 from utils.mask_folders.layouts import find_layout
 from utils.mask_folders.options import mask_options
 from utils.mask_folders.outlines import Outlines, find_outlines

@@ -15,7 +15,7 @@ from utils.data.streaming import place_of
 from utils.folders.class_names import listed_classes
 from utils.folders.hold_out import hold_out
 from utils.folders.names import few
-from utils.images import AS_STORED, BadImage, decode_image
+from utils.images.read import AS_STORED, BadImage, decode_image
 from utils.sources import several_labels
 from utils.sources.hub import (
     check_columns,

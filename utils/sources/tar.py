@@ -12,7 +12,7 @@ import re
 import tarfile
 
 from utils.cli.errors import InputError, first_line
-from utils.image_formats import is_image
+from utils.images.formats import is_image
 
 _SPLITS = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 _MASKS = ("mask", "seg", "segmentation", "label", "annotation")  # .png

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 
 from utils.cli.errors import InputError
-from utils.image_formats import open_image
+from utils.images.formats import open_image
 
 NPY, TIFF = b"\x93NUMPY", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how files of these kinds begin
 SHOWN = 3  # bands that a picture shows as red, green and blue
@@ -129,7 +129,7 @@ def _in_order(values, order, bands):
 def read_bands(file, reading, upright=True):
     """(N, H, W) float32 of a path or an open file; N: `reading.in_chans`. Values from black to white become 0 to 1.
 
-    reading: images.Reading; where it has no range of values, each image has its own, as images.py has it for deep greys.
+    reading: a Reading; where it has no range of values, each image has its own, as read.py has it for deep greys.
     Numbers of 8 bits always go from 0 to 255. What is no number becomes black. Raises what `stored` raises.
     """
     with stored(file, reading.in_chans, upright) as image:

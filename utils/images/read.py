@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from utils import bands
 from utils.cli.errors import InputError, first_line
-from utils.image_formats import open_image
+from utils.images import bands
+from utils.images.formats import open_image
 
 IGNORE = -1  # the class of a mask's pixels that no loss and no metric counts
 
