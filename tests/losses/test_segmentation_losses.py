@@ -83,6 +83,14 @@ def test_ohem_by_hand(ohem, kept):
     assert loss.item() == pytest.approx(np.mean([-math.log(p) for p in kept]), rel=1e-5)
 
 
+def test_ohem_chooses_for_cross_entropy_and_not_for_dice():
+    logits, target = of_probabilities([0.9, None, 0.3])
+    options = LossOptions(loss="ce+dice", ohem=(0.7, 1))
+    loss = make_segmentation_loss(options, 2, aux=False)({"logits": logits}, target)
+    dice = 1 - 2 * (0.9 + 0.3) / ((0.9 + 0.3) + 2)  # of the class that is there, over both labelled pixels
+    assert loss.item() == pytest.approx(-math.log(0.3) + dice, rel=1e-5)
+
+
 @pytest.mark.parametrize("ohem, kept", [(None, [0.9, 0.8, 0.3]), ((0.85, 1), [0.8, 0.3])])
 def test_the_mean_over_all_pixels_by_hand(ohem, kept):
     """mmsegmentation's: the pixels' losses, 0 where the label is ignored or OHEM leaves it out, over the number of pixels."""
