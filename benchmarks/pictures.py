@@ -15,7 +15,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import train_recognition
-import utils.run.run
+import utils.run.results
 from utils.pictures.gallery import Gallery
 
 
@@ -24,14 +24,14 @@ class Timed(Gallery):
 
     rounds = []
 
-    def finish(self):
+    def finish(self, look=None):
         seconds, before = time.perf_counter() - self.start, self.spent
-        super().finish()
+        super().finish(look)
         self.rounds.append((seconds, before, self.cost))
 
 
 def main():
-    utils.run.run.Gallery = Timed
+    utils.run.results.Gallery = Timed
     words = [*sys.argv[1:], "--output_dir", str(pathlib.Path(tempfile.mkdtemp()) / "run"), "--report_to", "none"]
     train_recognition.main(train_recognition.parse_args(words))
     seconds, spent, last = Timed.rounds[-1]

@@ -7,7 +7,9 @@ import runpy
 import sys
 
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT, TINY, run
+
+from utils.run import results
 
 BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 
@@ -31,3 +33,15 @@ def test_the_loop_is_measured_against_the_bare_step(task):
     smallest = ["--size", 32, "--batch", 2, "--updates", 1, "--rounds", 1, "--ema", "on"]
     done = run("benchmarks/step.py", "--task", task, *smallest)
     assert re.search(r"EMA on: bare step [\d.]+ images/s, the loop [\d.]+, ratio [\d.]+$", done.stdout.strip()), done.stderr
+
+
+def test_what_the_pictures_cost_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+    import pictures
+
+    monkeypatch.setattr(results, "Gallery", results.Gallery)  # which it replaces by its own
+    monkeypatch.setattr(sys, "argv", ["pictures.py", *TINY, "--epochs", "1", "--warmup_epochs", "0"])
+    pictures.main()
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"drawing while training: [\d.]+ s of [\d.]+ s, [\d.]+ %, in 0 rounds; after it [\d.]+ s", line)
+    assert float(line.split()[-2]) > 0
