@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import multiprocessing.util
 import os
 import signal
 
@@ -33,6 +34,7 @@ def build_loaders(
     say = print if batch.process == 0 else (lambda line: None)
     workers = workers_that_fit(workers, train_set, batch.size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), say)
     options = {"num_workers": workers, "pin_memory": pinned, "worker_init_fn": in_worker}
+    multiprocessing.util.Finalize(None, end_workers, exitpriority=10)  # when this process ends
     on_device = {"device": device, "finish": finish, "finish_labels": finish_labels, "channels_last": channels_last}
     if shuffle_buffer:
         order = batches = StreamLoader(
@@ -162,6 +164,15 @@ def in_worker(_worker):
         with contextlib.suppress(AttributeError):  # not on Windows
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_later)
+
+
+def end_workers():
+    """End the loader workers of this process, which is about to end, at once: Python sends them SIGTERM, and waits."""
+    with contextlib.suppress(AttributeError):  # not on Windows
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own takes it for a fault
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _end_later(*_):
