@@ -117,16 +117,18 @@ def main(args):
         sync_bn=args.sync_bn and batch.processes > 1,
     )  # fmt: skip
 
-    # optimizer, schedule, loss
-    fit_minutes(args, model, args.input_size, batch, (train_set, val_set), train_loader.updates, accelerator)
+    # loss, optimizer, schedule
+    weights = class_weights(args.class_weights, classes, functools.partial(count_labels, train_source), run.say)
+    criterion = make_loss(args.loss, args.smoothing, weights, args.bce_target_thresh, args.task).to(accelerator.device)
+    fit_minutes(
+        args, model, criterion, args.input_size, batch, (train_set, val_set), train_loader.updates, accelerator, run.say
+    )
     optimizer, groups = build_optimizer(model, args, fused=can_fuse(accelerator), say=run.say)
     with input_errors():
         schedule = make_schedule(
             optimizer, train_loader.updates, weight_decay=args.weight_decay, weight_decay_end=args.weight_decay_end,
             **Schedule.of(args)._asdict(),
         )  # fmt: skip
-    weights = class_weights(args.class_weights, classes, functools.partial(count_labels, train_source), run.say)
-    criterion = make_loss(args.loss, args.smoothing, weights, args.bce_target_thresh, args.task).to(accelerator.device)
     mixup = make_mixup(MixupOptions.of(args), len(classes), args.smoothing)
     if args.dry_run:
         return print_dry_run(

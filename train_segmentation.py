@@ -116,8 +116,10 @@ def main(args):
     )  # fmt: skip
     view = view_options(settings, View.of(args), classes=len(classes), sharded=accelerator.distributed_type == "FSDP", **norm)
 
-    # optimizer, schedule, loss
-    fit_minutes(args, model, args.crop_size, batch, (train_set, val_set), train_loader.updates, accelerator)
+    # loss, optimizer, schedule
+    weights = class_weights(args.class_weights, classes, functools.partial(count_pixels, train_source), run.say)
+    criterion = make_segmentation_loss(LossOptions.of(args), len(classes), aux=args.aux, weights=weights).to(accelerator.device)
+    fit_minutes(args, model, criterion, args.crop_size, batch, (train_set, val_set), train_loader.updates, accelerator, run.say)
     optimizer, groups = build_optimizer(model, args, head_lr_scale=args.head_lr_scale, fused=can_fuse(accelerator), say=run.say)
     per_epoch = train_loader.updates
     updates = args.max_updates or args.epochs * per_epoch
@@ -127,8 +129,6 @@ def main(args):
             optimizer, per_epoch, weight_decay=args.weight_decay, weight_decay_end=args.weight_decay_end,
             **Schedule.of(args)._replace(epochs=updates / per_epoch)._asdict(),
         ), updates)  # fmt: skip
-    weights = class_weights(args.class_weights, classes, functools.partial(count_pixels, train_source), run.say)
-    criterion = make_segmentation_loss(LossOptions.of(args), len(classes), aux=args.aux, weights=weights).to(accelerator.device)
     if args.dry_run:
         return print_dry_run(
             args, model=model, sources=(train_source, val_source), batch=batch, weights=origin + told,

@@ -227,7 +227,7 @@ def scaled_run(folder, bad_updates, updates, ema=None):
     run = begin_run(accelerator, folder, model, optimizer, loader, "--log_every", 5, ema=average)
     try:
         with run:
-            run.start_epoch(1, updates)
+            run.start_epoch(updates)
             train_recognition.train_one_epoch(
                 accelerator, network, criterion, loader, optimizer, lambda update: 0.1, run, ema=average
             )

@@ -67,7 +67,7 @@ def test_no_value_is_read_back_within_an_update(accelerator, tmp_path, script, c
         loader, ema = Batches([batch] * (2 * updates), updates), EMA(model)
         run = begin_run(accelerator, tmp_path / str(updates), model, optimizer, loader, "--log_every", 1000, *clip, ema=ema)
         with run, Count() as count:
-            run.start_epoch(1, updates)
+            run.start_epoch(updates)
             train(accelerator, network, criterion, loader, optimizer, lambda update: 0.1, run, ema=ema, **options)
         assert run.counters.update == updates
         calls[updates] = count.calls
@@ -99,7 +99,7 @@ network.register_comm_hook(None, hook)
 loader = Batches([(torch.rand(4, 3, 8, 8), torch.arange(4))] * 12, 4)
 run = begin_run(accelerator, sys.argv[1], model, optimizer, loader)
 with run:
-    run.start_epoch(1, 4)
+    run.start_epoch(4)
     train_one_epoch(accelerator, network, make_loss("ce", 0.1), loader, optimizer, lambda update: 0.1, run)
 if accelerator.is_main_process:
     print("reduced for the updates", updates_of)

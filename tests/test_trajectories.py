@@ -123,7 +123,7 @@ def replay(golden, folder, *, schedule_of=None, clip_grad=None):
     with run:
         for epoch in range(config["epochs"]):
             loader[:] = golden.batches(epoch, freq)
-            run.start_epoch(config["epochs"], updates)
+            run.start_epoch(config["epochs"] * updates)
             train_one_epoch(
                 accelerator, network, criterion, loader, optimizer, watched, run, mixup if config.get("mixup") else None, ema
             )

@@ -44,11 +44,11 @@ def said(root, **options):
 
 def test_a_tidy_folder_has_no_warning(tmp_path):
     photos(tmp_path / "train", {"cat": 6, "dog": 8})
-    photos(tmp_path / "val", {"cat": 2, "dog": 2}, first=50)
+    photos(tmp_path / "val", {"cat": 5, "dog": 5}, first=50)
     lines, warnings = said(tmp_path)
     assert warnings == ""
     assert lines == [
-        "images per class, to train on + to validate on: cat 6 + 2, dog 8 + 2",
+        "images per class, to train on + to validate on: cat 6 + 5, dog 8 + 5",
         "training images: JPEG of mode RGB, 64 x 48 pixels",
         "validation images: JPEG of mode RGB, 64 x 48 pixels",
     ]
@@ -65,7 +65,8 @@ def test_unequal_classes_are_said_with_the_flag_that_helps(tmp_path):
     photos(tmp_path / "train", {"wet": 20})
     (line, *_), warnings = said(tmp_path)
     assert "1 of 3 classes have fewer than 5 images to train on (cracked)" in warnings
-    for number in range(7):
+    assert "only 4 validation images: a score of fewer than 10 is hardly more than a guess" in warnings
+    for number in range(10):
         photos(tmp_path / "train", {f"more{number}": 6})
     (line, *_), _ = said(tmp_path)
     assert line.startswith("images per class: 3 to 20 to train on, 0 to 2 to validate on; the smallest class is cracked")
@@ -93,9 +94,10 @@ def test_a_messy_folder(without_heif, tmp_path):
         "1 of 6 validation images look like a training image (Valid/cat/smaller.jpg ~ Train/cat/1.jpg)",
         "1 images are in two classes (Train/cat/dog3.jpg = Train/dog/3.jpg)",
         "1 of 21 images looked at cannot be read",
+        "only 6 validation images",
     ):
         assert words in warnings, words
-    assert len(warnings.splitlines()) == 8
+    assert len(warnings.splitlines()) == 9
 
 
 def test_many_classes_of_few_images(tmp_path):
@@ -173,14 +175,14 @@ def test_only_the_report(tmp_path):
 
 
 def test_a_run_keeps_its_report(tmp_path):
-    make_folder(tmp_path / "data" / "train")
-    make_folder(tmp_path / "data" / "Validation", seed=1)
+    make_folder(tmp_path / "data" / "train", per_class=5)
+    make_folder(tmp_path / "data" / "Validation", per_class=5, seed=1)
     flags = ("--batch_size", "4", "--epochs", "1", "--warmup_epochs", "0")
     done = train("--data_path", tmp_path / "data", *flags, "--output_dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert "data: reads Validation/ as val" in done.stdout and "cat 4 + 4, dog 4 + 4" in done.stdout
+    assert "data: reads Validation/ as val" in done.stdout and "cat 5 + 5, dog 5 + 5" in done.stdout
     report = json.loads((tmp_path / "run/data_report.json").read_text())
-    assert report["train"]["per_class"] == [4, 4] and report["lines"] and report["warnings"] == []
+    assert report["train"]["per_class"] == [5, 5] and report["lines"] and report["warnings"] == []
 
 
 def test_time_of_the_look(tmp_path):

@@ -186,7 +186,7 @@ def train_in_memory(script, device, folder, batches, *words, precision="no", upd
         criterion = make_loss("ce", 0.1) if script == "recognition" else SegmentationLoss(5)
         run = begin_run(accelerator, folder, model, optimizer, loader, *words, ema=average)
         with run:
-            run.start_epoch(1, loader.updates)
+            run.start_epoch(loader.updates)
             SCRIPTS[script].train_one_epoch(
                 accelerator, network, criterion, loader, optimizer, lambda update: 1e-3, run, ema=average, **mixing
             )

@@ -15,7 +15,8 @@ def test_a_loss_that_does_not_move_within_the_first_tenth():
     assert not_moving(still, 600) == "the training loss fell by 1% in 60 updates: try --lr 0.0002"
     assert not_moving(still[:59], 600) is None  # the tenth is not over
     assert not_moving(updates([6.2 - 0.01 * number for number in range(60)]), 600) is None
-    assert not_moving(updates([2.0 + 0.01 * number for number in range(60)]), 600).startswith("the training loss rose by")
+    rising = updates([2.0 + 0.01 * number for number in range(60)], rate=0.3)
+    assert not_moving(rising, 600) == "the training loss rose by 27% in 60 updates: try --lr 0.03"
     assert not_moving(updates([2.0] * 30 + [None] * 30), 600) is None  # a damaged line
     assert first_tenth(600) == 60 and first_tenth(50) == 20
 
@@ -29,6 +30,8 @@ def test_training_and_validation_part_company():
     parted = overfits(epochs(falls, [1.5, 1.2, 1.0, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5]))
     assert parted.startswith("since epoch 4 the validation loss rises, from 0.8 to 1.5")
     assert overfits(epochs(falls, falls)) is None
+    lucky = [1.5, 1.2, 0.5, 1.0, 0.95, 0.9, 0.85, 0.8, 0.78, 0.77, 0.76]  # one epoch, and it falls
+    assert overfits(epochs(falls, lucky)) is None
     assert overfits(epochs([1.0] * 11, [0.8] * 5 + [1.5] * 6)) is None  # training has not gone on either
     assert overfits(epochs(falls[:9], [0.8] + [1.5] * 8)) is None  # too early to tell
 
@@ -36,10 +39,14 @@ def test_training_and_validation_part_company():
 def test_small_data_and_a_class_that_is_never_said():
     assert "--total_batch_size 16" in small_data(36, 32) and small_data(64, 32) is None
     assert small_data(16, 16) is None  # less than that is no help
-    rows = [{"name": name, "count": 5, "predicted": said} for name, said in (("cat", 9), ("owl", 0), ("dog", 1))]
-    assert "taken for owl:" in never_predicted(rows, 5)
-    assert never_predicted(rows, 2) is None and never_predicted(rows[::2], 5) is None
-    assert never_predicted([{"name": "owl", "count": 0, "predicted": 0}, *rows[::2]], 5) is None  # not in the data
+    # what the best epoch said, which the rows are of, does not count
+    rows = [{"name": name, "count": 5, "predicted": 3} for name in ("cat", "owl", "dog")]
+    said = [{"epoch": number, "test_class_precision": [50.0, None, 90.0]} for number in range(5)]
+    assert never_predicted(rows, said).startswith("in epoch 5 no validation image is taken for owl:")
+    assert never_predicted(rows, said[:2]) is None
+    assert never_predicted(rows, [*said, {"epoch": 5, "test_class_precision": [50.0, 1.0, 90.0]}]) is None
+    assert never_predicted(rows, [*said, {"epoch": 5}]) is None  # not evaluated
+    assert never_predicted([rows[0], {"name": "owl", "count": 0}, rows[2]], said) is None  # not in the data
 
 
 def test_the_interval_is_wilsons():

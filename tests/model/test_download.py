@@ -140,6 +140,9 @@ def test_a_hub_that_does_not_answer_is_said_at_once(server, tmp_path, monkeypatc
             monkeypatch.setattr(constants, "ENDPOINT", f"http://{address}")
             with pytest.raises(InputError, match=rf"timm/resnet18.* are not in the cache.*({fault}).*--finetune"):
                 check_reachable("resnet18", seconds=0.3)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"timm/resnet18.* are not in the cache.*HF_HUB_OFFLINE is set.*--finetune"):
+        check_reachable("resnet18")
     check_reachable("local-dir:somewhere")
     cached = tmp_path / "models--timm--resnet18.a1_in1k"
     (cached / "snapshots" / "abc").mkdir(parents=True)

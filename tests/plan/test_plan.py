@@ -88,7 +88,7 @@ def test_a_run_without_flags_plans_itself_and_goes_on_with_its_plan(own, tmp_pat
         "--lr 0.0003" in planned and "--total_batch_size 16 --update_freq 1" in planned and "--epochs" not in planned
     )  # which the line has
     assert "loss 0.69" in text.replace("loss 0.70", "loss 0.69")  # the new head begins at ln 2
-    assert re.search(r"time: 2 epochs x 2 updates, about \d+:\d\d on this machine", text)
+    assert re.search(r"time: all 4 updates take about \d+:\d\d on this machine", text)
     args = json.loads((tmp_path / "run" / "args.json").read_text())["args"]
     assert args["lr"] == args["planned"]["lr"] == 3e-4 and args["aa"] == "none"
     # The images that came since do not change the plan of a run that goes on.

@@ -14,6 +14,11 @@ DATA = "--data_path images "
 CLIP = "--model vit_base_patch32_clip_256.datacompxl --pretrained true "
 
 
+@pytest.fixture(autouse=True)
+def weights_can_be_had(monkeypatch):
+    monkeypatch.setattr("utils.run.start.check_reachable", lambda name: None)
+
+
 def taken(words, script="train_recognition.py", defaults=()):
     args = parse(script, "", words.split())
     start, told = take_start(args, args.model if script == "train_recognition.py" else args.backbone, defaults)

@@ -4,8 +4,9 @@ from utils.folders.names import HEIF, few, left_out_line, split_of
 
 # Photographs that are not read.
 PHOTOS = (*HEIF, *".dng .cr2 .cr3 .nef .arw .raf .orf .rw2 .psd .jxl .dcm .svs".split())
-NAMED = 8  # classes whose images are counted one by one
+NAMED = 12  # classes whose images are counted one by one
 SMALL = 5  # images of a class
+FEWEST = 10  # validation images, of which a score tells something
 DARK = 64  # of 256: colours of up to 14 bits in 16
 UNEQUAL = 4  # how many times more images the largest class has than the smallest, from which on a flag is named
 
@@ -22,15 +23,15 @@ def describe(facts):
     doubts = ("note: ", "warning: ", "masks: ")
     warnings = [note.removeprefix("note: ").removeprefix("warning: ") for note in facts["notes"] if note.startswith(doubts)]
     lines += [note for note in facts["notes"] if not note.startswith(doubts)]
-    found = (_class_warnings, _left_out_warnings, _file_warnings, _copy_warnings)
+    found = (_class_warnings, _few_warnings, _left_out_warnings, _file_warnings, _copy_warnings)
     return lines, [*[line for warnings_of in found for line in warnings_of(facts)], *warnings]
 
 
 def _classes_line(facts):
-    counts = facts["train"].get("per_class")
+    counts, classes = facts["train"].get("per_class"), facts["classes"]
     if not counts:
-        return ""
-    least, most, classes = min(counts), max(counts), facts["classes"]
+        return f"classes: {', '.join(classes)}" if len(classes) <= NAMED else ""
+    least, most = min(counts), max(counts)
     held_out = facts["val"].get("per_class") or [0] * len(classes)
     several = "without_label" in facts["train"]
     flags = "--class_weights auto" if several else "--sampling balanced or --class_weights auto"
@@ -91,7 +92,7 @@ def _class_warnings(facts):
     if 10 * len(classes) > images > 40 or numbers:
         kind = "; labels are numbers, nearly all different: is it an age or an id? --label_column names another column"
         yield f"{len(classes):,} classes in {images:,} images, fewer than ten of each" + kind * numbers
-    elif (small := [name for name, count in zip(classes, counts, strict=True) if 0 < count < SMALL]) and images > 20:
+    elif small := [name for name, count in zip(classes, counts, strict=True) if 0 < count < SMALL]:
         yield f"{len(small)} of {len(classes)} classes have fewer than {SMALL} images to train on ({few(small)})"
     held_out = facts["val"].get("per_class")
     if held_out and sum(held_out):
@@ -99,6 +100,11 @@ def _class_warnings(facts):
             yield f"{len(lacking)} of {len(classes)} classes have no validation image ({few(lacking)}): they are not scored"
         if lacking := [name for name, count in zip(classes, counts, strict=True) if not count]:
             yield f"{len(lacking)} of {len(classes)} classes have no training image ({few(lacking)})"
+
+
+def _few_warnings(facts):
+    if 0 < (images := facts["val"]["images"]) < FEWEST:
+        yield f"only {images} validation images: a score of fewer than {FEWEST} is hardly more than a guess"
 
 
 def _left_out_warnings(facts):

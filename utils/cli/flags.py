@@ -268,6 +268,7 @@ def check_common(args, error):
         ("plan minutes", not (args.eval or args.predict), "in training"),
         ("epochs", args.minutes is None, "without --minutes, which wins"),
         ("minutes", not args.streaming, "without --streaming, of which no sample can be timed before"),
+        ("minutes", not args.resume, "without --resume, whose run keeps its epochs"),
         ("hub_private", args.push_to_hub or not args.hub_private, "with --push_to_hub"),
     )  # fmt: skip
     if args.deterministic:

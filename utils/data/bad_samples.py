@@ -86,8 +86,8 @@ class BadSamples:
         return lines
 
     def check(self):
-        """Raise InputError if more than the limit are broken."""
-        if self.total > self.limit * self.samples:
+        """Raise InputError if more than the limit are broken; where any may be, a single one is no reason to stop."""
+        if self.total > max(self.limit * self.samples, self.limit > 0):
             names = ", ".join(self._name(index) for index in self.indices[:3]) + ", …" * (self.total > 3)
             raise InputError(
                 f"{self.total} of {self.samples} training images ({100 * self.total / self.samples:.3g} %) are broken, which "

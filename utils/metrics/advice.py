@@ -22,7 +22,8 @@ def first_tenth(total_updates):
 
 
 def not_moving(updates, total_updates):
-    """After the first tenth of the run the training loss is where it was. updates: all records of updates.txt."""
+    """After the first tenth of the run the training loss is where it was, or higher: a rate too small, or too large. updates:
+    all records of updates.txt."""
     losses, rates = ([record.get(key) for record in updates] for key in ("loss", "lr"))
     tenth = first_tenth(total_updates)
     if len(losses) < tenth or any(not isinstance(loss, int | float) for loss in losses[:tenth] + rates[:tenth]):
@@ -30,20 +31,26 @@ def not_moving(updates, total_updates):
     first, last = sum(losses[:LOOKED_AT]), sum(losses[tenth - LOOKED_AT : tenth])
     if first <= 0 or last < first * (1 - MOVED):
         return None
-    rate = max(rates[:tenth]) * 10
-    change = "rose" if last > first else "fell"
-    return f"the training loss {change} by {abs(1 - last / first):.0%} in {tenth} updates: try --lr {rate:.1g}"
+    rose, rate, changed = last > first, max(rates[:tenth]), f"{abs(1 - last / first):.0%} in {tenth} updates"
+    if last > first * (1 + MOVED):
+        return f"the training loss rose by {changed}: try --lr {rate / 10:.1g}"
+    return f"the training loss {'rose' if rose else 'fell'} by {changed}: try --lr {rate * 10:.1g}"
 
 
 def overfits(epochs):
-    """The validation loss has been rising for a fifth of the epochs, while the training loss falls. epochs: of log.txt."""
+    """The validation loss has been rising for a fifth of the epochs, while the training loss falls. epochs: of log.txt.
+
+    The loss of a moment is the mean of three epochs: a single one may be lucky.
+    """
     pairs = [(record.get("train_loss"), record.get("test_loss"), record["epoch"] + 1) for record in epochs]
     pairs = [pair for pair in pairs if all(isinstance(value, int | float) for value in pair)]
     if len(pairs) < 2 * LOOKED_AT:
         return None
-    best = min(pairs, key=lambda pair: pair[1])
+    means = [sum(test for _, test, _ in pairs[i : i + 3]) / 3 for i in range(len(pairs) - 2)]
+    lowest = means.index(min(means))
+    best = min(pairs[lowest : lowest + 3], key=lambda pair: pair[1])
     since, (train, test, _) = pairs[pairs.index(best) + 1 :], pairs[-1]
-    if len(since) < max(LOOKED_AT, len(pairs) // 5) or test < 1.1 * best[1] or train > 0.9 * best[0]:
+    if len(since) < max(LOOKED_AT, len(pairs) // 5) or means[-1] < 1.1 * means[lowest] or train > 0.9 * best[0]:
         return None
     flags = "" if "test_miou" in epochs[-1] else "--aa rand-m9-mstd0.5-inc1, --mixup 0.2, or "
     return (
@@ -53,12 +60,19 @@ def overfits(epochs):
 
 
 def never_predicted(classes, epochs):
-    """Some classes are in the validation data, and no image is taken for them. classes: of classes.json; epochs: so far."""
-    never = [row.get("name", "") for row in classes if row.get("count") and row.get("predicted") == 0]
-    if not never or epochs < LOOKED_AT or len(classes) < 2:
+    """Some classes are in the validation data, and in the last epoch no image is taken for them: they have no precision.
+    classes: rows of classes.json, which tell names and counts; epochs: records of log.txt so far."""
+    if len(epochs) < LOOKED_AT or len(classes) < 2:
+        return None
+    precision = epochs[-1].get("test_class_precision")
+    if not isinstance(precision, list) or len(precision) != len(classes):
+        return None
+    never = [row.get("name", "") for row, share in zip(classes, precision, strict=True) if row.get("count") and share is None]
+    if not never:
         return None
     named = ", ".join(map(str, never[:5])) + f" and {len(never) - 5} more" * (len(never) > 5)
-    return f"no validation image is taken for {named}: look at those images, and at how many there are to learn from"
+    where = f"in epoch {epochs[-1]['epoch'] + 1} no validation image is taken for {named}"
+    return f"{where}: look at those images, and at how many there are to learn from"
 
 
 # --- in words, for the top of report.html
@@ -92,19 +106,37 @@ def _how_good(classes, evaluation, segments):
     name, words = ("miou", "mean IoU") if segments else ("acc1", "top-1 accuracy")
     if name not in scores or not counts:
         return None
-    whole, (most, commonest) = sum(count for count, _ in counts), max(counts, key=lambda pair: pair[0])
-    baseline = 100 * most / whole / (len(counts) if segments else 1)
-    low, high = evaluation.get("intervals", {}).get(name, (scores[name],) * 2)
+    most, commonest = max(counts, key=lambda pair: pair[0])
+    baseline, (low, high) = _always_the_same(counts, segments), _interval(evaluation, name)
     digits = 0 if high - low > 5 else 1
     sure = f" ({low:.{digits}f} to {high:.{digits}f} with 95 % confidence)" if low < high else ""
     found = f"{words} is {scores[name]:.1f} %{sure}"
-    common = f"always saying {commonest.get('name')}, the commonest class, would reach {baseline:.1f} %"
+    alike = sum(count == most for count, _ in counts) > 1
+    always = "the same class" if alike else f"{commonest.get('name')}, the commonest class,"
+    common = f"always saying {always} would reach {baseline:.1f} %"
     if low <= baseline:
         return f"The {found}; {common}: by this score nothing of use is learned yet. Try next: more --epochs, or another --lr."
     balanced = scores.get("balanced_acc")
     lag = balanced is not None and scores[name] - balanced > LAGS / 2
     mean = f" Over the classes the mean is {balanced:.1f} %: rare ones are found less often." if lag else ""
     return f"The {found}; {common}.{mean}"
+
+
+def _always_the_same(counts, segments=False):
+    """The score in per cent of always saying the commonest class."""
+    return 100 * max(count for count, _ in counts) / sum(count for count, _ in counts) / (len(counts) if segments else 1)
+
+
+def _interval(evaluation, name):
+    return evaluation.get("intervals", {}).get(name, (evaluation["scores"][name],) * 2)
+
+
+def has_learned(classes, evaluation):
+    """Whether top-1 accuracy is surely above that of always saying the commonest class; else the model's answers tell nothing
+    of the labels. Arguments as of `in_words`; True where they do not tell."""
+    counts = _counts(classes)
+    known = counts and "acc1" in evaluation.get("scores", {})
+    return not known or _interval(evaluation, "acc1")[0] > _always_the_same(counts)
 
 
 def _are_labels(classes):

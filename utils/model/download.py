@@ -52,12 +52,12 @@ def check_reachable(name, seconds=5):
     """
     cfg = timm.get_pretrained_cfg(name) if ":" not in name else None
     repo = re.sub(r"^hf[-_]hub:", "", name) if cfg is None else getattr(cfg, "hf_hub_id", None)
-    if not repo or name.startswith("local-dir:") or huggingface_hub.constants.HF_HUB_OFFLINE:  # then it answers at once
+    if not repo or name.startswith("local-dir:"):
         return
     repo = f"{repo}{cfg.architecture}.{cfg.tag}" if cfg is not None and repo.endswith("/") else repo
     if any(isinstance(huggingface_hub.try_to_load_from_cache(repo, file), str) for file in WEIGHTS):
         return
-    found = []
+    found = ["HF_HUB_OFFLINE is set"] * bool(huggingface_hub.constants.HF_HUB_OFFLINE)
 
     def ask():
         try:
@@ -71,8 +71,9 @@ def check_reachable(name, seconds=5):
             found.append("" if isinstance(reason, ssl.SSLError) else first_line(reason))
 
     asking = threading.Thread(target=ask, daemon=True)  # a name server may take longer than any timeout
-    asking.start()
-    asking.join(seconds)
+    if not found:
+        asking.start()
+        asking.join(seconds)
     fault = found[0] if found else f"no answer within {seconds} seconds"
     if fault:
         raise InputError(f"--pretrained: the weights {repo} are not in the cache, and the Hub cannot be reached ({fault}); "

@@ -5,33 +5,39 @@ import time
 
 import accelerate
 import torch
+from torch.utils.data import default_collate
 
 from utils.cli.errors import InputError
+from utils.images.read import unpack_masks
 from utils.model.processes import loader_workers
 from utils.model.sizes import channels_of
-from utils.plan.take import chosen_flags, is_alike, plan_of_the_run
+from utils.plan.take import flags_text, is_alike, plan_of_the_run
 
 
-def fit_minutes(args, model, size, batch, sets, updates, accelerator):
-    """Set --epochs, and the warm-up that nobody set, to what fits into --minutes; nothing without that flag.
+def fit_minutes(args, model, criterion, size, batch, sets, updates, accelerator, say):
+    """Set --epochs, and the warm-up that nobody set, to what fits into --minutes, and say them; nothing without that flag.
 
-    model: on the CPU, and left as it is; size: pixels of the side of its input; sets: datasets to train on, of which some
-    samples are made, and to score; updates: of an epoch. All processes of the run call it together, and the slowest counts.
-    Raises InputError where not one epoch fits. A dry run measures nothing: its epochs are those without --minutes.
+    model: on the CPU, and left as it is; criterion: its loss, on the device; size: pixels of the side of its input; sets:
+    datasets to train on, of which some samples are made, and to score; updates: of an epoch. All processes of the run call it
+    together, and the slowest counts. Raises InputError where not one epoch fits. A dry run measures nothing: its epochs are
+    those without --minutes.
     """
     if args.minutes is None or args.dry_run:
         return
     (train_set, val_set), workers = sets, loader_workers(args.num_workers)
     known = {flag: value for flag, value in plan_of_the_run(args).items() if is_alike(value, 1)}
     if "epochs" not in known:
-        sample = _seconds(lambda: [train_set[index] for index in range(min(8, len(train_set)))]) / min(8, len(train_set))
+        samples = []
+        looked = range(min(8, len(train_set)))
+        sample = _seconds(lambda: samples.extend(train_set[index] for index in looked)) / len(looked)
+        targets = _targets(samples, batch.size).to(accelerator.device)
         device, trial = accelerator.device, copy.deepcopy(model).to(accelerator.device).train()
         images = torch.zeros(batch.size, channels_of(model), size, size, device=device)
 
         def update():
             with accelerator.autocast():
-                output = trial(images)
-            _total(output).backward()
+                loss = criterion(trial(images), targets)
+            loss.backward()
             if device.type != "cpu":
                 torch.accelerator.synchronize()
 
@@ -47,16 +53,17 @@ def fit_minutes(args, model, size, batch, sets, updates, accelerator):
             raise InputError(f"--minutes {args.minutes:g}: an epoch takes about {epoch / 60:.1f} minutes here; give more, a "
                              "smaller model, or fewer pixels")  # fmt: skip
         known = {"epochs": fits, "warmup_epochs": round(fits / 10, 1)}
-    chosen = chosen_flags(args) - {"epochs"}
-    args.planned |= {flag: known[flag] for flag in ("epochs", "warmup_epochs") if flag not in chosen}
+    fitted = {"epochs"} if args.given & {"warmup_epochs", "warmup_steps"} else {"epochs", "warmup_epochs"}
+    fitted = {flag: value for flag, value in known.items() if flag in fitted}
+    args.planned |= fitted
     args.epochs, args.warmup_epochs = args.planned["epochs"], args.planned.get("warmup_epochs", args.warmup_epochs)
+    say(f"planned for {args.minutes:g} minutes: {flags_text(fitted)}")
 
 
-def _total(output):
-    """The sum of means of all tensors in a model's output, dicts and lists."""
-    if torch.is_tensor(output):
-        return output.float().mean()
-    return sum(_total(part) for part in (output.values() if isinstance(output, dict) else output))
+def _targets(samples, size):
+    """The labels (B,), or masks (B, H, W), int64, of a batch of so many samples of a data set to train on, in turn."""
+    targets = default_collate([samples[number % len(samples)][-2] for number in range(size)])
+    return unpack_masks(targets) if torch.is_tensor(samples[0][-2]) else targets
 
 
 def _seconds(work):

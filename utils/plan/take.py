@@ -86,14 +86,15 @@ def _chosen_epochs(args, updates):
 # A flag of the plan -> flags that say the same in other words, or that would do nothing beside it.
 INSTEAD = {
     "lr": "blr", "total_batch_size": "batch_size update_freq", "update_freq": "batch_size total_batch_size",
-    "warmup_epochs": "warmup_steps", "epochs": "minutes max_updates", "reprob": "remode recount", "sched": "power",
+    "warmup_epochs": "warmup_steps minutes", "epochs": "minutes max_updates", "reprob": "remode recount", "sched": "power",
     "opt": "momentum",
 }  # fmt: skip
 
 
 def chosen_flags(args):
     """The flags that the user has set, in these words or in others."""
-    return args.given | {flag for flag, others in INSTEAD.items() if args.given & set(others.split())}
+    given = args.given - {"minutes"} if args.dry_run else args.given  # it measures nothing
+    return given | {flag for flag, others in INSTEAD.items() if given & set(others.split())}
 
 
 def plan_of_the_run(args):

@@ -9,7 +9,7 @@ import math
 import pathlib
 import shlex
 
-from utils.metrics.advice import in_words
+from utils.metrics.advice import has_learned, in_words
 from utils.report import page
 from utils.report.data import data_section
 from utils.report.doubtful import doubtful_section, read_predictions
@@ -191,7 +191,9 @@ def _percent(value):
 
 def _doubtful(run):
     """Labels of the validation images that may be wrong."""
-    return "" if run.segments or run.several else doubtful_section(read_predictions(run.folder), run.folder)
+    if run.segments or run.several or not has_learned(read_classes(run.folder), read_evaluation(run.folder)):
+        return ""
+    return doubtful_section(read_predictions(run.folder), run.folder)
 
 
 def _timing(run):
@@ -245,6 +247,9 @@ def _repeat(run):
         notes.append(f"processes x images x update_freq: {total / batch / update_freq:g} x {batch:g} x {update_freq:g}")
     if any(word.startswith(("--output_dir", "--output-dir")) for word in run.command):
         notes.append("into another --output_dir: a finished run is not overwritten")
+    if run.args.get("minutes"):
+        notes.append(f"--minutes measures anew; what it found here is --epochs {run.args.get('epochs')} "
+                     f"--warmup_epochs {run.args.get('warmup_epochs')}")  # fmt: skip
     if run.commit:
         notes.append(f"commit {run.commit.rstrip('+')}" + " and changes that are in no commit" * run.commit.endswith("+"))
     if run.versions:

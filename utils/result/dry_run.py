@@ -73,7 +73,8 @@ def multiply_adds(model, input_size):
 
 def as_text(run):
     """What `describe` returns, as lines."""
-    flags = " ".join(f"--{flag} {_flag_text(value)}" for flag, value in run["args"].items() if value not in (None, "", [], ()))
+    flags, planned = dict(run["args"]), run["args"].get("planned")
+    flags.pop("planned", None)
     images = f"{run['train_images']:,} training and " * bool("updates" in run) + f"{run['val_images']:,} validation images"
     lines = [
         f"dry run: nothing is {'trained' if 'updates' in run else 'evaluated'} and nothing is written",
@@ -82,11 +83,20 @@ def as_text(run):
         *[f"weights: {line}" for line in run["weights"]],
         f"data: {run['data']}, {images}, {run['classes']:,} classes",
         *(_training_text(run) if "updates" in run else ()),
-        textwrap.fill(f"flags: {flags}", 120, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False),
+        *([_filled(f"planned for {run['train_images']:,} images: {_flags_text(planned)}")] if planned else []),
+        _filled(f"flags: {_flags_text(flags)}"),
     ]
     if "groups" in run:
         lines += [f"parameter groups ({run['args']['opt']}):", format_group_table(run["groups"])]
     return "\n".join(lines)
+
+
+def _filled(text):
+    return textwrap.fill(text, 120, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+
+
+def _flags_text(flags):
+    return " ".join(f"--{flag} {_flag_text(value)}" for flag, value in flags.items() if value not in (None, "", [], ()))
 
 
 def _training_text(run):

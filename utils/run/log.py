@@ -114,7 +114,7 @@ class RunLog:
             left = (self.total - self.done) * self.images / self.images_per_second()
             self.say(
                 f"{self.title}, update {self.done}/{self.total}: loss {loss:.4f}, lr {lr:.2e}, "
-                f"{self.images_per_second():.0f} images/s, {clock(left)} left"
+                f"{self.images_per_second():.0f} images/s, {clock(left)} left in it"
             )
 
     def images_per_second(self):

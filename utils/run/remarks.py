@@ -20,9 +20,9 @@ class Remarks:
         else:
             self._warn({"small data": small_data(images, batch)})
 
-    def start_epoch(self, epochs, per_epoch, updates):
-        """An epoch begins. per_epoch: updates of a whole one; updates: of this one, as far as this start makes them."""
-        self.epochs, self.per_epoch = epochs, per_epoch
+    def start_epoch(self, total, done, updates):
+        """An epoch begins. total: updates of the run, of which so many are done; updates: of this epoch that are left."""
+        self.total, self.before = total, done if self.done == 0 else self.before
         if self.done == 0:
             self.first_look, self.begin = min(FIRST_LOOK, updates), time.perf_counter()
 
@@ -31,19 +31,17 @@ class Remarks:
         self.done += 1
         if self.done == 1 < self.first_look:
             self.begin = time.perf_counter()  # the first update makes the kernels ready, and does not count
-        return self.done == self.first_look or update == first_tenth(self.epochs * self.per_epoch)
+        return self.done == self.first_look or update == first_tenth(self.total)
 
     def after_look(self, update):
         """Say what can be said after so many updates, whose losses are in updates.txt."""
-        total = self.epochs * self.per_epoch
         if self.done == self.first_look:
             seconds = (time.perf_counter() - self.begin) / max(self.done - 1, 1)
-            self.log.say(
-                f"time: {self.epochs} epochs x {self.per_epoch} updates, about {clock(seconds * (total - update))} on this "
-                "machine, evaluations not counted"
-            )
-        if update == first_tenth(total) and self.log.folder:
-            self._warn({"still": not_moving(read_records(self.log.folder / "updates.txt", "update", "epoch"), total)})
+            left = self.total - self.before
+            these = f"all {self.total} updates" if left == self.total else f"the {left} updates that are left"
+            self.log.say(f"time: {these} take about {clock(max(1, seconds * left))} on this machine, evaluations not counted")
+        if update == first_tenth(self.total) and self.log.folder:
+            self._warn({"still": not_moving(read_records(self.log.folder / "updates.txt", "update", "epoch"), self.total)})
 
     def after_epoch(self):
         self._warn(self._doubts())
@@ -54,7 +52,7 @@ class Remarks:
             return {}
         epochs = read_records(folder / "log.txt", "epoch")
         classes = [row for row in read_json(folder / "classes.json", list) if isinstance(row, dict)]
-        return {"overfits": overfits(epochs), "never": never_predicted(classes, len(epochs))}
+        return {"overfits": overfits(epochs), "never": never_predicted(classes, epochs)}
 
     def _warn(self, lines):
         for kind, line in lines.items():

@@ -3,6 +3,8 @@
 import functools
 import math
 import os
+import shlex
+import sys
 
 import accelerate
 from safetensors.torch import load_file
@@ -125,9 +127,10 @@ class Results:
             yield f"{score_of('test_' + evaluation['metric']).name}: {sure}"
         if worst := worst_line(read_classes(self.folder)):
             yield worst
-        out = " --output_dir OUT" if script == "train_segmentation" else ""
-        report, predict = os.path.join(self.folder, "report.html"), f"python {script}.py --predict PICTURES{out}"
-        yield f"next: look at {report}, or {predict} --finetune {path}"
+        started = sys.argv[0] if os.path.basename(sys.argv[0]) == f"{script}.py" else f"{script}.py"
+        out = ["--output_dir", "OUT"] if script == "train_segmentation" else []
+        predict = shlex.join(["python", started, "--predict", "PICTURES", *out, "--finetune", path])
+        yield f"next: look at {os.path.join(self.folder, 'report.html')}, or {predict}"
 
     # --- the test images, which chose nothing
 

@@ -140,7 +140,7 @@ class Run:
         if self.counters.epoch >= math.ceil(updates / per_epoch):
             self.say(f"nothing left to do: {self.counters.epoch} epochs are done, and no more were asked for (--epochs)")
         while self.counters.epoch < math.ceil(updates / per_epoch) and not self.out_of_patience:
-            self.start_epoch(math.ceil(updates / per_epoch), min(per_epoch, updates - self.counters.epoch * per_epoch))
+            self.start_epoch(updates)
             yield self.counters.epoch
 
     @property
@@ -154,13 +154,15 @@ class Run:
         epoch = self.counters.epoch + 1
         return not self.args.disable_eval and (epoch % self.args.eval_freq == 0 or epoch == self.planned)
 
-    def start_epoch(self, epochs, updates):
-        """The epoch of the counters begins, or goes on. epochs: of the run; updates: of this epoch."""
-        first = self.counters.update - self.loader.updates * self.counters.epoch
+    def start_epoch(self, total):
+        """The epoch of the counters begins, or goes on. total: updates of the run."""
+        per_epoch, done = self.loader.updates, self.counters.update
+        before = per_epoch * self.counters.epoch
+        first, updates = done - before, min(per_epoch, total - before)  # of this epoch
         self.loader.start(self.counters.epoch, first, updates)
-        self.planned = epochs
-        self.remarks.start_epoch(epochs, self.loader.updates, updates - first)
-        self.log.start_epoch(self.counters.epoch, epochs, first, updates, self.batch.total)
+        self.planned = math.ceil(total / per_epoch)  # epochs
+        self.remarks.start_epoch(total, done, updates - first)
+        self.log.start_epoch(self.counters.epoch, self.planned, first, updates, self.batch.total)
         self.updates.restart_clock()
 
     def seed(self, purpose):
@@ -239,8 +241,8 @@ class Run:
         line = epoch_line(record, self.planned, counters.best, self.metric)
         memory = peak_memory(self.accelerator.device)
         self.say(
-            f"{line}, {speed:.{0 if speed >= 100 else 1}f} images/s, {memory}, {clock(passed)}"
-            + f", {clock(left)} left" * (left > 0)
+            f"{line}, {speed:.{0 if speed >= 100 else 1}f} images/s, {memory}, {clock(passed)} since the start"
+            + f", about {clock(left)} left" * (left > 0)
         )
         if line := unknown_line(self.sources):
             self.log.warn(line)

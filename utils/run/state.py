@@ -46,6 +46,11 @@ class Counters:
         seen = (self.update - self.epoch * self.updates_per_epoch) * self.batch_total  # images, in the epoch under way
         updates, rest = divmod(seen, batch_total)
         whole = self.updates_per_epoch * self.batch_total // batch_total == updates_per_epoch
+        if seen and not rest and self.batch_total == batch_total:
+            raise ValueError(
+                f"it was saved within an epoch of {self.updates_per_epoch} updates, and the data has {updates_per_epoch} now; "
+                "a state from the end of an epoch can go on with other data"
+            )
         if seen and (rest or not whole):
             raise ValueError(
                 f"it was saved within an epoch, after {self.update - self.epoch * self.updates_per_epoch} of "
