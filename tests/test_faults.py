@@ -8,6 +8,7 @@ import os
 import pathlib
 import random
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, TINY, free_port, lines
+from conftest import ROOT, TINY, free_port, lines, make_folder, run
 from faults import Job
 from safetensors.torch import load_file
 from test_train_recognition import EVERYTHING, assert_same_run
@@ -25,6 +26,7 @@ from test_train_segmentation import TINY as TINY_MASKS
 from test_train_segmentation import data  # noqa: F401, a fixture
 
 from utils import files
+from utils.data.loaders import LAST_BATCHES
 from utils.run.checkpoint import find_fault, states
 from utils.run.folder import _fresh_name
 
@@ -109,6 +111,22 @@ def test_killed_at_random_moments(commands, uninterrupted, tmp_path, capsys, scr
     with capsys.disabled():
         print(f"\n  {script}, {processes} process(es): killed {dict(moments)}, in {finished} runs")
     assert moments["while a state was written"] >= 4 and len(moments) >= 2
+
+
+# --- the end
+
+
+def test_a_run_ends_when_it_is_done(tmp_path):
+    """Loader workers outlive a SIGTERM, which Python sends them when their process ends."""
+    make_folder(tmp_path / "data" / "train", per_class=20)
+    make_folder(tmp_path / "data" / "val", per_class=6, seed=1)
+    words = [*TINY, "--data_path", tmp_path / "data", "--batch_size", 8, "--num_workers", 2, "--output_dir", tmp_path / "a b"]
+    done = run(ROOT / "train_recognition.py", *words)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert time.time() - (tmp_path / "a b" / "finished.json").stat().st_mtime < LAST_BATCHES
+    *_, last = done.stdout.splitlines()  # and its last line can be pasted
+    command = shlex.split(last[last.index("python ") :])
+    assert command[1] == str(ROOT / "train_recognition.py") and pathlib.Path(command[-1], "model.safetensors").is_file()
 
 
 # --- signals

@@ -119,10 +119,22 @@ def test_what_is_given_wins(own, tmp_path, words, flags):
     assert {name: args[name] for name in flags} == pytest.approx(flags)
 
 
+def test_a_dry_run_shows_the_plan(own, tmp_path):
+    text = start(own, tmp_path / "run", "--dry_run", "--minutes", 1)
+    shown = " ".join(text[text.index("planned for") : text.index("flags: ")].split())
+    assert shown.startswith("planned for 40 images: --total_batch_size 16 --update_freq 1 --epochs 100 --warmup_epochs 10.0 ")
+    assert "100 epochs x 2 updates = 200, the first 20 of them warm-up" in text  # it measures nothing
+
+
 def test_minutes(own, tmp_path):
     text = start(own, tmp_path / "run", "--minutes", 0.1)
     epochs = len(lines(tmp_path / "run" / "log.txt"))
     assert epochs and f"updates: {epochs} epochs" in text
+    fitted = f"--epochs {epochs} --warmup_epochs {round(epochs / 10, 1)}"
+    assert f"planned for 0.1 minutes: {fitted}\n" in text and text.count("--warmup_epochs") == 1  # the flags that repeat it
+    assert fitted in (tmp_path / "run" / "report.html").read_text()
+    error = start(own, tmp_path / "other", "--minutes", 1, "--resume", tmp_path / "run", code=2)
+    assert "--minutes 1.0 would do nothing: it takes effect without --resume" in error
     error = start(own, tmp_path / "none", "--minutes", 1e-6, code=1)
     assert re.search(r"error: --minutes 1e-06: an epoch takes about 0.\d minutes here; give more", error)
     assert not (tmp_path / "none").exists()

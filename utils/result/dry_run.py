@@ -12,7 +12,7 @@ from utils.model.sizes import channels_of
 
 def print_dry_run(args, **facts):
     """Print what the run would do, once for all processes. args: arguments of the run; facts: of `describe`."""
-    run = describe(vars(args), **facts) | {"published_bn_images": args.bn_images}
+    run = describe(vars(args), **facts) | {"published_bn_images": args.bn_images, "planned": args.planned}
     if facts["batch"].process == 0:
         print(json.dumps(run, indent=1) if args.dry_run == "json" else as_text(run))
 
@@ -73,8 +73,7 @@ def multiply_adds(model, input_size):
 
 def as_text(run):
     """What `describe` returns, as lines."""
-    flags, planned = dict(run["args"]), run["args"].get("planned")
-    flags.pop("planned", None)
+    planned = run.get("planned")
     images = f"{run['train_images']:,} training and " * bool("updates" in run) + f"{run['val_images']:,} validation images"
     lines = [
         f"dry run: nothing is {'trained' if 'updates' in run else 'evaluated'} and nothing is written",
@@ -84,7 +83,7 @@ def as_text(run):
         f"data: {run['data']}, {images}, {run['classes']:,} classes",
         *(_training_text(run) if "updates" in run else ()),
         *([_filled(f"planned for {run['train_images']:,} images: {_flags_text(planned)}")] if planned else []),
-        _filled(f"flags: {_flags_text(flags)}"),
+        _filled(f"flags: {_flags_text(run['args'])}"),
     ]
     if "groups" in run:
         lines += [f"parameter groups ({run['args']['opt']}):", format_group_table(run["groups"])]
