@@ -180,7 +180,10 @@ def test_a_run_keeps_its_report(tmp_path):
     flags = ("--batch_size", "4", "--epochs", "1", "--warmup_epochs", "0")
     done = train("--data_path", tmp_path / "data", *flags, "--output_dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert "data: reads Validation/ as val" in done.stdout and "cat 5 + 5, dog 5 + 5" in done.stdout
+    assert (
+        "data: reads Validation/ as val" in done.stdout
+        and "images per class: 5 to train on, 5 to validate on; classes: cat, dog\n" in done.stdout
+    )
     report = json.loads((tmp_path / "run/data_report.json").read_text())
     assert report["train"]["per_class"] == [5, 5] and report["lines"] and report["warnings"] == []
 

@@ -39,9 +39,8 @@ def _classes_line(facts):
     if several and (none := sum(facts[split].get("without_label", 0) for split in ("train", "val"))):
         unequal += f"; {none:,} images have no label"
     if len(classes) <= NAMED and least == most and min(held_out) == max(held_out):
-        return (
-            f"images per class: {least:,} to train on, {held_out[0]:,} to validate on; classes: {', '.join(classes)}{unequal}"
-        )
+        alike = f"{least:,} to train on, {held_out[0]:,} to validate on"
+        return f"images per class: {alike}; classes: {', '.join(classes)}{unequal}"
     if len(classes) <= NAMED:
         each = [f"{name} {train:,} + {val:,}" for name, train, val in zip(classes, counts, held_out, strict=True)]
         return f"images per class, to train on + to validate on: {', '.join(each)}{unequal}"
