@@ -37,6 +37,9 @@ def test_the_rate_follows_the_optimizer_and_the_network():
     assert plan(facts(300, opt="sgd"))["lr"] == pytest.approx(10 * plan(facts(300))["lr"], rel=0.02)
     assert plan(facts(300, batch_norm=False))["lr"] < plan(facts(300))["lr"] / 2
     assert plan(facts(10))["freeze"] == "bn" and "freeze" not in plan(facts(300))  # statistics of 10 images are noise
+    assert (
+        plan(facts(10))["lr"] == plan(facts(10, batch_norm=False))["lr"] == 3e-4 < plan(facts(300))["lr"]
+    )  # frozen: as without
     assert plan(facts(300, processes=8, total=64))["freeze"] and "freeze" not in plan(facts(10, batch_norm=False))
     assert "lr" not in plan(facts(300, opt="lion"))  # of which nothing is known
     assert plan(facts(300, parameters=28_000_000))["drop_path"] > 0

@@ -9,16 +9,17 @@ import math
 from typing import NamedTuple
 
 ADAM, SGD = ("adam", "adamw", "nadamw", "radam"), ("sgd", "momentum", "nesterov")  # whose rates are known
-# (of segmentation, with batch norm) -> rate of updates of up to 64 images. Networks with batch norm bear more.
+# (of segmentation, with batch norm) -> rate of updates of up to 64 images. Networks with batch norm bear more, as long as its
+# statistics follow the batch.
 RATES = {(False, True): 2.5e-3, (False, False): 3e-4, (True, True): 1e-3, (True, False): 3e-4}
 LEAST_FOR_BATCH_NORM = 16  # images of a process, of which batch norm takes its statistics
 
 
 class Facts(NamedTuple):
     """What a plan is made from. images: to train on; validation: to score; total: images per update; processes: that share
-    them; opt: name of the optimizer; parameters: of the network; batch_norm: it has batch norm; side: of segmentation, the
-    usual long side of an image in pixels, else None; epochs: that the user set, or their share of one, else None; several: an
-    image may have several labels; bands: images have bands, whose colours nothing changes.
+    them; opt: name of the optimizer; parameters: of the network; batch_norm: it has batch norm, which is not frozen; side: of
+    segmentation, the usual long side of an image in pixels, else None; epochs: that the user set, or their share of one, else
+    None; several: an image may have several labels; bands: images have bands, whose colours nothing changes.
     """
 
     images: int
@@ -54,23 +55,22 @@ def plan(facts):
         # an evaluation looks at three times as many images as training does in between, at most
         "eval_freq": max(1, min(math.ceil(facts.validation / max(facts.images, 1) / 3), int(epochs))),
     }
+    few = facts.side is None and facts.batch_norm and facts.total // facts.processes < LEAST_FOR_BATCH_NORM
     if facts.opt in ADAM + SGD:
-        rate = RATES[facts.side is not None, facts.batch_norm] * max(1, math.sqrt(facts.total / 64))
+        rate = RATES[facts.side is not None, facts.batch_norm and not few] * max(1, math.sqrt(facts.total / 64))
         rate *= 1 if facts.opt in ADAM else 10
         planned |= {"lr": float(f"{rate:.2g}"), "weight_decay": 0.05 if facts.opt in ADAM else 1e-4}
-    return planned | (_recognition(facts) if facts.side is None else _segmentation(facts))
+    return planned | ({"freeze": "bn"} if few else {}) | (_recognition(facts) if facts.side is None else _segmentation(facts))
 
 
 def _recognition(facts):
-    few = facts.batch_norm and facts.total // facts.processes < LEAST_FOR_BATCH_NORM
     many = facts.images >= 5000
-    return ({"freeze": "bn"} if few else {}) | {
+    return {
         "layer_decay": 0.8,  # the first layers have learned what edges are; the last ones have to change
         "head_init_scale": 0.01,  # the first loss is near ln(classes): a new head of full size would shake all layers
         "scale": (0.35, 1.0),  # crops of 8 % of an image often show no object, and few images bear few of them
-        "aa": "rand-m9-mstd0.5-inc1"
-        if many and not facts.bands
-        else "none",  # strong changes cost epochs that small data lacks
+        # strong changes cost epochs that small data lacks
+        "aa": "rand-m9-mstd0.5-inc1" if many and not facts.bands else "none",
         "reprob": 0.25 if many else 0.0,
         "smoothing": 0.0 if facts.several else 0.1,  # which is of one label an image
     }

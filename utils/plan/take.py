@@ -54,7 +54,7 @@ def _set_plan(args, batch, train_source, val_source, build):
         with torch.device("meta"):
             network = build()
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        batch_norm = any("BatchNorm" in type(module).__name__ for module in network.modules())
+        batch_norm = args.freeze != "bn" and any("BatchNorm" in type(module).__name__ for module in network.modules())
     except InputError:  # which is said when it is built in earnest; some models cannot be on the meta device
         parameters, batch_norm = 0, False
     total, processes = batch.total, batch.processes
