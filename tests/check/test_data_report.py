@@ -269,3 +269,18 @@ def test_masks_are_reported_too(tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"data: images from {tmp_path}/data/train/imgs, masks from {tmp_path}/data/train/labels" in done.stdout
     assert "masks: only the values 0, 1, 4 occur" in done.stdout and "training images: JPEG of mode RGB, 64 x 48" in done.stdout
+
+
+def test_broken_images_that_would_end_the_run_later_end_it_before(tmp_path):
+    make_folder(tmp_path / "data" / "train", per_class=20)
+    make_folder(tmp_path / "data" / "val", per_class=5, seed=1)
+    start = ("--data_path", tmp_path / "data", "--batch_size", 4, "--epochs", 1, "--warmup_epochs", 0)
+    for number in range(2):
+        (tmp_path / "data/train/cat" / f"{number}.png").write_bytes(b"no image")
+        done = train(*start, "--output_dir", tmp_path / f"run{number}")
+        assert done.returncode == number, done.stderr  # one is replaced, though it is more than a hundredth of them
+    assert "error: 2 of 40 training images cannot be read as images, more than --max_bad_samples 0.01 allows: " in done.stderr
+    assert not (tmp_path / "run1").exists() and "broken image, replaced: " in (tmp_path / "run0" / "warnings.txt").read_text()
+    (tmp_path / "data/val/cat/0.png").write_bytes(b"no image")
+    done = train(*start, "--max_bad_samples", 0.1, "--output_dir", tmp_path / "run2")
+    assert done.returncode == 1 and "1 of 10 validation images cannot be read as images, and none of them" in done.stderr

@@ -4,7 +4,9 @@ import os
 
 from utils.check.facts import find_facts
 from utils.check.report import describe
+from utils.cli.errors import InputError
 from utils.files import write_json
+from utils.folders.names import few
 
 FILE = "data_report.json"
 
@@ -14,7 +16,7 @@ def report_data(args, run, train, val, check):
 
     check: (training source, validation source) -> None, raises InputError for samples that cannot be used. With --check_data
     only the report is written to --output_dir, if that is given. Data without files of their own are passed over. Returns
-    whether the run ends here, as --check_data only asks.
+    whether the run ends here, as --check_data only asks. Raises InputError for broken images that would end the run later.
     """
     only = args.check_data == "only"
     if args.dry_run and not only:
@@ -27,9 +29,23 @@ def report_data(args, run, train, val, check):
         if only and args.output_dir:
             os.makedirs(args.output_dir, exist_ok=True)
             write_json(os.path.join(args.output_dir, FILE), run.data_report)
+        if not only:
+            _refuse_broken(facts, args.max_bad_samples)
     if only:
         found = f"{len(train):,} training and {len(val):,} validation images, {len(train.classes):,} classes"
         run.say(f"data: {found}; nothing is trained, as --check_data only asks")
     elif run.accelerator.is_main_process:
         check(train, val)
     return only
+
+
+def _refuse_broken(facts, limit):
+    """Raise InputError for a broken validation image, and for more broken training images than the share `limit` of them."""
+    allowed = max(limit * facts["train"]["images"], limit > 0)  # as BadSamples.check has it
+    for split, name, most, why in (
+        ("train", "training", allowed, f"more than --max_bad_samples {limit:g} allows"),
+        ("val", "validation", 0, "and none of them is ever replaced"),
+    ):
+        if (count := facts[split].get("unreadable", 0)) > most:
+            broken = f"{count} of {facts[split]['images']:,} {name} images cannot be read as images"
+            raise InputError(f"{broken}, {why}: {few(facts[split]['unreadable_names'], 3)}; repair or remove them")
