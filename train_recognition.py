@@ -120,9 +120,7 @@ def main(args):
     # loss, optimizer, schedule
     weights = class_weights(args.class_weights, classes, functools.partial(count_labels, train_source), run.say)
     criterion = make_loss(args.loss, args.smoothing, weights, args.bce_target_thresh, args.task).to(accelerator.device)
-    fit_minutes(
-        args, model, criterion, args.input_size, batch, (train_set, val_set), train_loader.updates, accelerator, run.say
-    )
+    fit_minutes(args, model, criterion, batch, (train_set, val_set), train_loader.updates, accelerator, run.say)
     optimizer, groups = build_optimizer(model, args, fused=can_fuse(accelerator), say=run.say)
     with input_errors():
         schedule = make_schedule(
@@ -156,13 +154,13 @@ def main(args):
                     with ema.in_model():
                         run.score(*evaluate(accelerator, network, val_loader, run, task, args.tta_flip), "best_ema")
             run.end_epoch(train_lr=schedule(run.counters.update - 1))
-        run.finish()
-        score_test(args, accelerator, batch, run, network, task, getattr(val_source, "test", None), transforms)
+        test_source = getattr(val_source, "test", None)
+        run.finish(functools.partial(score_test, args, accelerator, batch, run, network, task, test_source, transforms))
     accelerator.end_training()
 
 
 def train_one_epoch(accelerator, model, criterion, loader, optimizer, schedule, run, mixup=None, ema=None):
-    """Train on the batches of `loader`: images (B, 3, H, W) float32, labels (B,) int64, numbers of replaced samples.
+    """Train on the batches of `loader`: images (B, C, H, W) float32, labels (B,) int64, numbers of replaced samples.
 
     schedule: sets the rates for an update by its number, and returns the learning rate. mixup, ema: None: off.
     """

@@ -119,7 +119,7 @@ def main(args):
     # loss, optimizer, schedule
     weights = class_weights(args.class_weights, classes, functools.partial(count_pixels, train_source), run.say)
     criterion = make_segmentation_loss(LossOptions.of(args), len(classes), aux=args.aux, weights=weights).to(accelerator.device)
-    fit_minutes(args, model, criterion, args.crop_size, batch, (train_set, val_set), train_loader.updates, accelerator, run.say)
+    fit_minutes(args, model, criterion, batch, (train_set, val_set), train_loader.updates, accelerator, run.say)
     optimizer, groups = build_optimizer(model, args, head_lr_scale=args.head_lr_scale, fused=can_fuse(accelerator), say=run.say)
     per_epoch = train_loader.updates
     updates = args.max_updates or args.epochs * per_epoch
@@ -154,13 +154,13 @@ def main(args):
                     with ema.in_model():
                         run.score(*evaluate(accelerator, model, val_loader, view, run), "best_ema")
             run.end_epoch(train_lr=schedule(run.counters.update - 1))
-        run.finish()
-        score_test(args, accelerator, batch, run, model, getattr(val_source, "test", None), transforms, view)
+        test_source = getattr(val_source, "test", None)
+        run.finish(functools.partial(score_test, args, accelerator, batch, run, model, test_source, transforms, view))
     accelerator.end_training()
 
 
 def train_one_epoch(accelerator, model, criterion, loader, optimizer, schedule, run, ema=None):
-    """Train on the batches of `loader`: images (B, 3, H, W) float32, masks (B, H, W) int64, numbers of replaced samples.
+    """Train on the batches of `loader`: images (B, C, H, W) float32, masks (B, H, W) int64, numbers of replaced samples.
 
     schedule: sets the rates for an update by its number, and returns the learning rate. ema: None: off.
     """

@@ -6,18 +6,19 @@ from utils.metrics.advice import first_tenth, in_words, never_predicted, not_mov
 from utils.metrics.interval import wilson
 
 
-def updates(losses, rate=1.6e-5):
-    return [{"update": number, "epoch": 0, "loss": loss, "lr": rate} for number, loss in enumerate(losses)]
+def updates(losses):
+    return [{"update": number, "epoch": 0, "loss": loss, "lr": 1e-9} for number, loss in enumerate(losses)]
 
 
 def test_a_loss_that_does_not_move_within_the_first_tenth():
+    """The advice is a multiple of the peak rate, not of what the warm-up has reached by then."""
     still = updates([6.2 - 0.001 * number for number in range(60)])
-    assert not_moving(still, 600) == "the training loss fell by 1% in 60 updates: try --lr 0.0002"
-    assert not_moving(still[:59], 600) is None  # the tenth is not over
-    assert not_moving(updates([6.2 - 0.01 * number for number in range(60)]), 600) is None
-    rising = updates([2.0 + 0.01 * number for number in range(60)], rate=0.3)
-    assert not_moving(rising, 600) == "the training loss rose by 27% in 60 updates: try --lr 0.03"
-    assert not_moving(updates([2.0] * 30 + [None] * 30), 600) is None  # a damaged line
+    assert not_moving(still, 600, 1.6e-5) == "the training loss fell by 1% in 60 updates: try --lr 0.0002"
+    assert not_moving(still[:59], 600, 1.6e-5) is None  # the tenth is not over
+    assert not_moving(updates([6.2 - 0.01 * number for number in range(60)]), 600, 1.6e-5) is None
+    rising = updates([2.0 + 0.01 * number for number in range(60)])
+    assert not_moving(rising, 600, 0.3) == "the training loss rose by 27% in 60 updates: try --lr 0.03"
+    assert not_moving(updates([2.0] * 30 + [None] * 30), 600, 0.3) is None  # a damaged line
     assert first_tenth(600) == 60 and first_tenth(50) == 20
 
 

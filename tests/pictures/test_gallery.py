@@ -34,6 +34,11 @@ def test_the_first_batch_is_drawn_with_the_second(tmp_path, drawn):
         assert len(drawn) == (number > 0)
     assert texts(drawn[0])[1:] == ["class number 0", "class number 5"]
     Gallery(None, "test_acc1").first_batch(batches[0], torch.tensor([0, 1]), classes=names(10), **NORM)
+    resumed = Gallery(tmp_path, "test_acc1")  # the picture is of the first batch of the run, not of a start
+    for batch in batches:
+        resumed.first_batch(batch, torch.tensor([7, 8]), classes=names(10), **NORM)
+    assert len(drawn) == 1
+    (tmp_path / "samples.png").unlink()
     alone = Gallery(tmp_path, "test_acc1")  # a run of one batch
     alone.first_batch(batches[1], torch.tensor([7, 8]), classes=names(10), **NORM)
     alone.finish()

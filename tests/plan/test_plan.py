@@ -1,5 +1,6 @@
 """The plan: what a run on own images that starts from trained weights sets by itself, when, and what wins over it."""
 
+import argparse
 import json
 import re
 
@@ -7,11 +8,13 @@ import pytest
 import timm
 import torch
 from conftest import ROOT, TINY, forked, lines, make_folder
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_train_segmentation import data  # noqa: F401, a fixture
 
+from utils.images.read import BadImage
 from utils.plan.rules import Facts, images_per_update, plan
-from utils.plan.take import flags_text
+from utils.plan.take import SAMPLED, _usual_side, flags_text, plan_of_the_run
 
 NO_FLAGS = [*TINY[: TINY.index("--epochs")], "--report_to", "none", "--num_workers", "0"]  # the model and its size only
 
@@ -120,6 +123,39 @@ def test_what_is_given_wins(own, tmp_path, words, flags):
     text = start(own, tmp_path / "run", *words, "--epochs", 30, "--dry_run", "json")
     args = json.loads(text[text.index("{") :])["args"]
     assert {name: args[name] for name in flags} == pytest.approx(flags)
+
+
+def test_a_run_keeps_its_plan_and_takes_no_other(own, tmp_path, monkeypatch):
+    """On another number of processes too; and a plan that lies in the folder where it is started is none of it."""
+    weights = tmp_path / "w.safetensors"
+    words = ("--model", "resnet10t", "--model_kwargs", "layers=(1,1,1,1)", "channels=(8,8,16,16)", "--finetune", weights,
+             "--input_size", 32, "--epochs", 1)  # fmt: skip
+    network = timm.create_model("resnet10t", layers=(1, 1, 1, 1), channels=(8, 8, 16, 16), num_classes=3)
+    save_file(network.state_dict(), weights)
+    first = start(own, tmp_path / "run", *words, "--save_ckpt_updates", 1)
+    assert "--freeze" not in first and "--scale" not in first  # crops of 32 pixels have no scale
+    (tmp_path / "run" / "finished.json").unlink()
+    again = forked("train_recognition", *NO_FLAGS, "--data_path", own / "images", *words, "--save_ckpt_updates", 1,
+                   "--output_dir", tmp_path / "run", processes=2)  # fmt: skip
+    assert again.returncode == 0 and "--freeze" not in again.stdout and "resumed: " in again.stdout, again.stderr
+    monkeypatch.chdir(tmp_path / "run")
+    assert plan_of_the_run(argparse.Namespace(resume="", output_dir=None)) == {}
+    assert plan_of_the_run(argparse.Namespace(resume="", output_dir=str(tmp_path / "run")))["lr"] == 2.5e-3
+
+
+def test_a_broken_image_does_not_stop_the_plan():
+    class Source:
+        def __len__(self):
+            return 100
+
+        def read(self, index):
+            if index == 0:
+                raise BadImage("broken")
+            self.looked = getattr(self, "looked", 0) + 1
+            return Image.new("RGB", (90, 60)), None
+
+    source = Source()
+    assert _usual_side(source) == 90 and source.looked <= SAMPLED
 
 
 def test_a_dry_run_shows_the_plan(own, tmp_path):

@@ -9,7 +9,9 @@ import torch
 from conftest import Batches, begin_run
 from safetensors.torch import load_file
 
+from utils.cli.errors import Stopped
 from utils.metrics.recognition import Answers
+from utils.run.checkpoint import states
 
 EPOCHS = [{"acc1": 60.0, "loss": 0.9}, {"acc1": 50.0, "loss": 0.3}, {"acc1": 55.0, "loss": 0.4}]
 ANSWERS = Answers(np.array([0]), np.array([3]), np.array([3]), np.array([0.5]), np.int64(10))
@@ -63,10 +65,36 @@ def test_what_is_exported_and_uploaded_is_what_the_last_lines_name(tmp_path, mon
         for name, score in (("best", 60.0), ("best_ema", ema)):
             torch.nn.init.constant_(model.weight, score)
             run.score({"acc1": score, "loss": 1.0, "images": 1}, ANSWERS, name)
-        run.finish()
+        run.finish(lambda: None)
     assert published == [str(tmp_path / "run" / named)]
     assert any(line.endswith(f"weights in {published[0]}") for line in run.results.lines("train_recognition", "1 s"))
     assert run.results.load_named() == named and model.weight.item() == max(ema, 60.0)  # the test images', too
+
+
+def test_a_stop_while_the_test_images_are_scored_leaves_the_last_state_and_the_same_command_goes_on(tmp_path):
+    run, model = begin(tmp_path / "run")
+    run.results.cards.folder = None  # there is no architecture to write about
+    torch.nn.init.constant_(model.weight, 3.0)
+
+    def stopped():
+        assert run.results.load_named() == "best" and model.weight.item() == 3.0
+        raise Stopped("stopped by SIGTERM")
+
+    with pytest.raises(Stopped, match="the same command with --output_dir .* goes on"), run:
+        run.score({"acc1": 60.0, "loss": 1.0, "images": 1}, ANSWERS)
+        torch.nn.init.constant_(model.weight, 7.0)
+        run.start_epoch(1)
+        run.end_epoch(train_lr=0.1)
+        run.finish(stopped)
+    (state,) = states(tmp_path / "run" / "checkpoints")
+    assert load_file(state / "model.safetensors")["weight"].item() == 7.0  # of the last epoch, as its optimizer is
+    assert load_file(tmp_path / "run/last/model.safetensors")["weight"].item() == 7.0
+    again, model = begin(tmp_path / "run")
+    again.results.cards.folder = None
+    with again:
+        assert list(again.epochs(1)) == []
+        again.finish(lambda: None)
+    assert model.weight.item() == 7.0 and (tmp_path / "run" / "finished.json").is_file()
 
 
 def epochs_of(folder, scores, *words, stop=None):

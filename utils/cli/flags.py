@@ -269,6 +269,7 @@ def check_common(args, error):
         ("epochs", args.minutes is None, "without --minutes, which wins"),
         ("minutes", not args.streaming, "without --streaming, of which no sample can be timed before"),
         ("minutes", not args.resume, "without --resume, whose run keeps its epochs"),
+        ("dry_run", not args.predict and args.check_data != "only", "without --predict and --check_data only, which write"),
         ("hub_private", args.push_to_hub or not args.hub_private, "with --push_to_hub"),
     )  # fmt: skip
     if args.deterministic:

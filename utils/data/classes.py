@@ -3,7 +3,7 @@
 import numpy as np
 
 from utils.cli.errors import InputError, did_you_mean
-from utils.images.read import IGNORE
+from utils.images.read import AS_STORED, IGNORE
 
 SHOWN = 5
 
@@ -15,6 +15,7 @@ class InClasses:
         number_of = {name: number for number, name in enumerate(classes)}
         self.number = np.array([number_of[name] for name in source.classes] + [IGNORE])  # the last is that of IGNORE, -1
         self.source, self.classes, self.title = source, classes, source.title
+        self.reading = getattr(source, "reading", AS_STORED)
         if palette is None:
             self.encoded = source.encoded
             if source.labels.ndim == 1:

@@ -21,20 +21,19 @@ def first_tenth(total_updates):
     return max(4 * LOOKED_AT, total_updates // 10)
 
 
-def not_moving(updates, total_updates):
+def not_moving(updates, total_updates, lr):
     """After the first tenth of the run the training loss is where it was, or higher: a rate too small, or too large. updates:
-    all records of updates.txt."""
-    losses, rates = ([record.get(key) for record in updates] for key in ("loss", "lr"))
-    tenth = first_tenth(total_updates)
-    if len(losses) < tenth or any(not isinstance(loss, int | float) for loss in losses[:tenth] + rates[:tenth]):
+    all records of updates.txt; lr: the peak rate."""
+    losses, tenth = [record.get("loss") for record in updates], first_tenth(total_updates)
+    if len(losses) < tenth or any(not isinstance(loss, int | float) for loss in losses[:tenth]):
         return None
     first, last = sum(losses[:LOOKED_AT]), sum(losses[tenth - LOOKED_AT : tenth])
     if first <= 0 or last < first * (1 - MOVED):
         return None
-    rose, rate, changed = last > first, max(rates[:tenth]), f"{abs(1 - last / first):.0%} in {tenth} updates"
+    rose, changed = last > first, f"{abs(1 - last / first):.0%} in {tenth} updates"
     if last > first * (1 + MOVED):
-        return f"the training loss rose by {changed}: try --lr {rate / 10:.1g}"
-    return f"the training loss {'rose' if rose else 'fell'} by {changed}: try --lr {rate * 10:.1g}"
+        return f"the training loss rose by {changed}: try --lr {lr / 10:.1g}"
+    return f"the training loss {'rose' if rose else 'fell'} by {changed}: try --lr {lr * 10:.1g}"
 
 
 def overfits(epochs):

@@ -44,7 +44,8 @@ class Gallery:
         self.folder, self.warn = pathlib.Path(folder) if folder else None, warn
         self.start, self.spent, self.cost = time.perf_counter(), 0.0, FIRST_COST  # seconds; cost: of the last `finish`
         self.shown = shown or {}
-        self.batches, self.broken = 0, set()  # batches shown to `first_batch`, up to 2; names that were warned of
+        there = folder and (self.folder / "samples.png").is_file()  # drawn by an earlier start, of the run's first batch
+        self.batches, self.broken = 2 * bool(there), set()  # batches shown to `first_batch`, up to 2; names that were warned of
         self.waiting = {}  # name of a picture -> function of its path
         self.mistakes = None  # the one of mistakes.png, which may be drawn again with heat maps
         draw = functools.partial(_draw_curves, folder=self.folder, metric=metric, lr_scales=lr_scales)

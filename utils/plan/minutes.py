@@ -14,17 +14,18 @@ from utils.model.sizes import channels_of
 from utils.plan.take import flags_text, is_alike, plan_of_the_run
 
 
-def fit_minutes(args, model, criterion, size, batch, sets, updates, accelerator, say):
+def fit_minutes(args, model, criterion, batch, sets, updates, accelerator, say):
     """Set --epochs, and the warm-up that nobody set, to what fits into --minutes, and say them; nothing without that flag.
 
-    model: on the CPU, and left as it is; criterion: its loss, on the device; size: pixels of the side of its input; sets:
-    datasets to train on, of which some samples are made, and to score; updates: of an epoch. All processes of the run call it
-    together, and the slowest counts. Raises InputError where not one epoch fits. A dry run measures nothing: its epochs are
-    those without --minutes.
+    model: on the CPU, and left as it is; criterion: its loss, on the device; sets: datasets to train on, of which some samples
+    are made, and to score; updates: of an epoch. All processes of the run call it together, and the slowest counts.
+
+    Raises InputError where not one epoch fits. A dry run measures nothing: its epochs are those without --minutes.
     """
     if args.minutes is None or args.dry_run:
         return
     (train_set, val_set), workers = sets, loader_workers(args.num_workers)
+    size = args.input_size if hasattr(args, "input_size") else args.crop_size
     known = {flag: value for flag, value in plan_of_the_run(args).items() if is_alike(value, 1)}
     if "epochs" not in known:
         samples = []
@@ -61,7 +62,7 @@ def fit_minutes(args, model, criterion, size, batch, sets, updates, accelerator,
 
 
 def _targets(samples, size):
-    """The labels (B,), or masks (B, H, W), int64, of a batch of so many samples of a data set to train on, in turn."""
+    """The labels (B,) int64 or (B, classes) float32, or masks (B, H, W) int64, of a batch of so many samples, in turn."""
     targets = default_collate([samples[number % len(samples)][-2] for number in range(size)])
     return unpack_masks(targets) if torch.is_tensor(samples[0][-2]) else targets
 

@@ -1,5 +1,6 @@
 """When a run plans itself, and how the plan becomes its flags. The rules themselves are in rules.py."""
 
+import contextlib
 import json
 import math
 import os
@@ -9,11 +10,13 @@ import torch
 
 from utils.cli.arguments import derive_batch
 from utils.cli.errors import InputError
-from utils.images.read import size_of
+from utils.cli.recognition_flags import SMALL
+from utils.images.read import BadImage, size_of
 from utils.plan.rules import LEAST_FOR_BATCH_NORM, Facts, images_per_update, plan
 
 MOST_IMAGES = 100_000  # to plan for: with more the published defaults are at home
 SAMPLED = 32  # images whose size is looked at
+PUBLISHED_SIDE = 520  # pixels; PyTorch-Encoding's --base_size
 
 
 def take_plan(args, batch, train_source, val_source, build, say):
@@ -36,7 +39,6 @@ def take_plan(args, batch, train_source, val_source, build, say):
 def _reason_for_none(args, train_source):
     """Why no plan holds for such a run, in words; "" where one does."""
     reasons = {
-        "in an evaluation": args.eval,
         "beside a recipe, which is a plan of its own": args.given - args.typed,
         "for the built-in data": not (args.data_path or args.dataset),
         "for a --data_set, which has published settings": args.data_set,
@@ -62,13 +64,22 @@ def _set_plan(args, batch, train_source, val_source, build):
         least = LEAST_FOR_BATCH_NORM if hasattr(args, "input_size") else 8  # of masks each pixel counts for the statistics
         known = before.get("total_batch_size")
         total = known if is_alike(known, 1) else images_per_update(len(train_source), processes, least)
-    planned = {"total_batch_size": total, "update_freq": 1} | plan(Facts(
-        len(train_source), len(val_source), total, processes, args.opt if "opt" in chosen else "adamw", parameters, batch_norm,
-        None if hasattr(args, "input_size") else _usual_side(train_source), _chosen_epochs(args, len(train_source) / total),
-        bool(getattr(args, "task", None)), bool(args.in_chans),
-    ))  # fmt: skip
+    facts = Facts(
+        images=len(train_source), validation=len(val_source), total=total, processes=1 if args.sync_bn else processes,
+        opt=args.opt if "opt" in chosen else "adamw", parameters=parameters, batch_norm=batch_norm,
+        side=None if hasattr(args, "input_size") else _usual_side(train_source),
+        epochs=_chosen_epochs(args, len(train_source) / total), several=bool(getattr(args, "task", None)),
+        bands=bool(args.in_chans),
+    )  # fmt: skip
+    planned = {"total_batch_size": total, "update_freq": 1} | plan(facts)
+    if before:  # statistics that follow the batch, or do not, whatever the number of processes is by now
+        planned = {flag: value for flag, value in planned.items() if flag != "freeze"}
+        planned |= {"freeze": "bn"} if before.get("freeze") == "bn" else {}
     planned |= {flag: value for flag, value in before.items() if is_alike(value, planned.get(flag))}
-    args.planned = {flag: value for flag, value in planned.items() if flag not in chosen}
+    idle = {"scale"} if getattr(args, "input_size", math.inf) <= SMALL else set()  # flags that would do nothing
+    idle |= {"base_size"} if getattr(args, "transforms", "") == "none" else set()
+    idle |= {"drop_path"} if args.freeze == "backbone" else set()
+    args.planned = {flag: value for flag, value in planned.items() if flag not in chosen | idle}
     for flag, value in args.planned.items():
         setattr(args, flag, value)
     if "total_batch_size" in chosen:
@@ -87,7 +98,7 @@ def _chosen_epochs(args, updates):
 INSTEAD = {
     "lr": "blr", "total_batch_size": "batch_size update_freq", "update_freq": "batch_size total_batch_size",
     "warmup_epochs": "warmup_steps minutes", "epochs": "minutes max_updates", "reprob": "remode recount", "sched": "power",
-    "opt": "momentum",
+    "opt": "momentum", "freeze": "sync_bn", "eval_freq": "disable_eval",
 }  # fmt: skip
 
 
@@ -100,8 +111,10 @@ def chosen_flags(args):
 def plan_of_the_run(args):
     """What args.json of the run that this command goes on with had planned, {} where there is none."""
     folder = os.path.dirname(os.path.dirname(os.path.abspath(args.resume))) if args.resume else args.output_dir
+    if not folder:
+        return {}
     try:
-        with open(os.path.join(folder or "", "args.json"), encoding="utf-8") as file:
+        with open(os.path.join(folder, "args.json"), encoding="utf-8") as file:
             return dict(json.load(file)["args"]["planned"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return {}
@@ -117,9 +130,12 @@ def is_alike(value, usual):
 
 
 def _usual_side(source):
-    """The median of the long side over some images."""
-    step = max(1, len(source) // SAMPLED)
-    return int(statistics.median(max(size_of(source.read(index)[0])) for index in range(0, len(source), step)))
+    """The median of the long side over some images; SAMPLED of them at most."""
+    sides = []
+    for index in range(0, len(source), math.ceil(len(source) / SAMPLED)):
+        with contextlib.suppress(BadImage):  # another one takes its place in training
+            sides.append(max(size_of(source.read(index)[0])))
+    return int(statistics.median(sides or [PUBLISHED_SIDE]))
 
 
 def flags_text(flags):

@@ -12,9 +12,10 @@ FIRST_LOOK = 10  # updates of this start, after which the time that is left can 
 class Remarks:
     """log: RunLog. What is doubtful goes into warnings.txt, which report.html shows."""
 
-    def __init__(self, log, *, images, batch, resumed):
-        """images: to train on; batch: images of an update; resumed: an earlier start has said what was doubtful then."""
-        self.log, self.done, self.said = log, 0, set()
+    def __init__(self, log, *, images, batch, lr, resumed):
+        """images: to train on; batch: images of an update; lr: the peak rate; resumed: an earlier start has said what was
+        doubtful then."""
+        self.log, self.lr, self.done, self.said = log, lr, 0, set()
         if resumed:
             self.said |= {kind for kind, line in self._doubts().items() if line}
         else:
@@ -41,7 +42,8 @@ class Remarks:
             these = f"all {self.total} updates" if left == self.total else f"the {left} updates that are left"
             self.log.say(f"time: {these} take about {clock(max(1, seconds * left))} on this machine, evaluations not counted")
         if update == first_tenth(self.total) and self.log.folder:
-            self._warn({"still": not_moving(read_records(self.log.folder / "updates.txt", "update", "epoch"), self.total)})
+            updates = read_records(self.log.folder / "updates.txt", "update", "epoch")
+            self._warn({"still": not_moving(updates, self.total, self.lr)})
 
     def after_epoch(self):
         self._warn(self._doubts())

@@ -148,4 +148,3 @@ class Results:
             self.log.say(line)
         if self.log.folder:
             write_json(self.log.folder / "test.json", {k: v for k, v in scores.items() if isinstance(v, int | float)})
-            self.gallery.end()

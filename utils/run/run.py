@@ -40,7 +40,8 @@ class Run:
         if args.max_image_pixels:
             allow_pixels(args.max_image_pixels)
         self.counters, self.record, self.signals, self.fault = None, {}, None, None
-        self.evaluated = args.disable_eval  # whether an evaluation has been reached
+        self.evaluated = False  # whether this start has reached an evaluation
+        self.trained = False  # whether the last epoch is over
         # The norm that gradients are clipped to: inf where only their size is wanted, None where nothing is.
         self.max_norm = args.clip_grad or (math.inf if args.skip_nonfinite else None)
         default = args.report_to is None
@@ -103,7 +104,7 @@ class Run:
             check_data(accelerator, bad_samples, *self.sources, self.log)
             self.counters.bad_samples = bad_samples.indices
         self.updates = Updates(accelerator, self.counters, self.log, bad_samples, args.skip_nonfinite)
-        self.remarks = Remarks(self.log, images=len(self.sources[0]), batch=batch.total, resumed=bool(self.state))
+        self.remarks = Remarks(self.log, images=len(self.sources[0]), batch=batch.total, lr=args.lr, resumed=bool(self.state))
         self.start, self.first_epoch = time.perf_counter(), self.counters.epoch
 
     def __enter__(self):
@@ -125,7 +126,8 @@ class Run:
             if kind is Stopped:
                 if not self.args.save_ckpt:
                     raise InputError(f"{error}; nothing was saved, as --save_ckpt is false")
-                self.save()
+                if not self.trained:  # else the state of the last epoch is there, and the model may hold other weights
+                    self.save()
                 if self.fault:
                     raise InputError(f"{error}; the state could not be saved ({self.fault})")
                 raise Stopped(f"{error}; saved in {self.folder}: the same command with --output_dir {self.folder} goes on")
@@ -152,7 +154,7 @@ class Run:
     def evaluates(self):
         """Whether the epoch under way ends with an evaluation."""
         epoch = self.counters.epoch + 1
-        return not self.args.disable_eval and (epoch % self.args.eval_freq == 0 or epoch == self.planned)
+        return not self.args.disable_eval and (epoch % self.args.eval_freq == 0 or epoch == self.total_epochs)
 
     def start_epoch(self, total):
         """The epoch of the counters begins, or goes on. total: updates of the run."""
@@ -160,9 +162,9 @@ class Run:
         before = per_epoch * self.counters.epoch
         first, updates = done - before, min(per_epoch, total - before)  # of this epoch
         self.loader.start(self.counters.epoch, first, updates)
-        self.planned = math.ceil(total / per_epoch)  # epochs
+        self.total_epochs = math.ceil(total / per_epoch)  # epochs
         self.remarks.start_epoch(total, done, updates - first)
-        self.log.start_epoch(self.counters.epoch, self.planned, first, updates, self.batch.total)
+        self.log.start_epoch(self.counters.epoch, self.total_epochs, first, updates, self.batch.total)
         self.updates.restart_clock()
 
     def seed(self, purpose):
@@ -202,13 +204,14 @@ class Run:
         if due:
             self.signals.stop_if_agreed()
         # Before the first evaluation of a start too: a broken validation image would end the run with nothing saved.
-        if due or (last and self.args.save_ckpt and not self.evaluated):
+        first_evaluation = last and self.evaluates and not self.evaluated
+        if due or (first_evaluation and self.args.save_ckpt):
             self.save()
         updates.lap("logging and saving")
         if last:
             updates.write_seconds()
             log.end_updates()
-            self.evaluated = True
+            self.evaluated |= first_evaluation
 
     def stop_if_asked(self):
         """Raise Stopped where a signal came to one of the processes: to call after each batch of an evaluation."""
@@ -237,8 +240,8 @@ class Run:
         self.trackers.log({f"best_{name}": value for name, value in counters.best.items()}, counters.update - 1)
         rose = self.results.end_epoch(record)
         speed, passed = self.log.images_per_second(), time.perf_counter() - self.start
-        left = passed / (counters.epoch + 1 - self.first_epoch) * (self.planned - counters.epoch - 1)
-        line = epoch_line(record, self.planned, counters.best, self.metric)
+        left = passed / (counters.epoch + 1 - self.first_epoch) * (self.total_epochs - counters.epoch - 1)
+        line = epoch_line(record, self.total_epochs, counters.best, self.metric)
         memory = peak_memory(self.accelerator.device)
         self.say(
             f"{line}, {speed:.{0 if speed >= 100 else 1}f} images/s, {memory}, {clock(passed)} since the start"
@@ -251,7 +254,7 @@ class Run:
         counters.epoch, counters.loss_sum, counters.losses = counters.epoch + 1, 0.0, 0
         if f"test_{self.metric}" in record:
             counters.waited = 0 if rose else counters.waited + 1
-        self.record, last = {}, counters.epoch == self.planned
+        self.record, last = {}, counters.epoch == self.total_epochs
         if self.out_of_patience and not last:
             self.say(f"no better {score_of(f'test_{self.metric}').name} in {counters.waited} evaluations: done (--patience)")
             last = True
@@ -269,12 +272,13 @@ class Run:
 
     # --- after the last epoch
 
-    def finish(self):
+    def finish(self, test):
         """Leave the last weights, pictures, cards and whatever else was asked for; then mark the run as finished.
 
-        So a run that is stopped or killed in between is not finished, and the same command makes up for it.
+        test: a function without arguments that scores the test images, for which it may put other weights into the model.
+        A run that is stopped or killed in between is not finished, and the same command makes up for it.
         """
-        results, counters = self.results, self.counters
+        results, counters, self.trained = self.results, self.counters, True
         fault = results.keep_last() or self.fault
         self.signals.stop_if_asked()
         results.draw()
@@ -284,6 +288,7 @@ class Run:
         if not fault:
             results.publish()
         self.signals.stop_if_asked()
+        test()
         folder.mark_finished(self.accelerator, self.log, self.folder, counters.best, fault)
         results.gallery.end()
         self.say(*results.lines(self.script, clock(time.perf_counter() - self.start)))
