@@ -196,7 +196,7 @@ def _take_turns(
     def of_loop():
         def one_round():
             run.counters.update = run.counters.epoch * loader.updates
-            run.start_epoch(run.counters.epoch + 1, updates)
+            run.start_epoch(run.counters.update + updates)
             train(accelerator, network, criterion, loader, optimizer, schedule, run, *rest)
             run.counters.epoch += 1
 

@@ -171,7 +171,7 @@ def loop_updates(args, accelerator, criterion, with_ema, stack):
     else:
         norm["palette"] = np.zeros((CLASSES, 3), np.uint8)
     folder = stack.enter_context(tempfile.TemporaryDirectory())
-    words = ["--output_dir", f"{folder}/run", "--report_to", "none", "--save_ckpt", "false"]
+    words = ["--output_dir", f"{folder}/run", "--report_to", "none", "--save_ckpt", "false", "--lr", "1e-3"]
     run = Run(accelerator, script.parse_args(words), args.batch, script.__name__, metric)
     run.log.say = lambda text: None
     run.open(source, source, {}, weights="from scratch", shown=norm, groups=[{"lr_scale": 1.0}])
@@ -179,7 +179,7 @@ def loop_updates(args, accelerator, criterion, with_ema, stack):
     stack.enter_context(run)
 
     def updates():
-        run.start_epoch(run.counters.epoch + 1, loader.updates)
+        run.start_epoch((run.counters.epoch + 1) * loader.updates)
         script.train_one_epoch(accelerator, network, criterion, loader, optimizer, lambda update: 1e-3, run, **options)
         run.counters.epoch += 1
 

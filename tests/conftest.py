@@ -145,7 +145,7 @@ def begin_run(accelerator, folder, model, optimizer, loader, *words, ema=None):
     from utils.cli.arguments import Batch
     from utils.run.run import Run
 
-    args = train_recognition.parse_args(["--output_dir", str(folder), "--report_to", "none", *map(str, words)])
+    args = train_recognition.parse_args(["--output_dir", str(folder), "--report_to", "none", "--lr", "1e-3", *map(str, words)])
     batch = Batch(8, accelerator.gradient_accumulation_steps, accelerator.num_processes, accelerator.process_index)
     run = Run(accelerator, args, batch, "train_recognition", metric=args.best_metric)
     norm = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}

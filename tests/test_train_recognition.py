@@ -339,7 +339,10 @@ def test_finetune_starts_a_new_head_for_new_classes(main, finished, tmp_path):
         ("--resume nothing", "--resume nothing: found no manifest.json"),
         ("--output_dir /proc/strata", "--output_dir /proc/strata cannot be written"),
         ("--aa foo-m9", "--aa foo-m9: Unknown AutoAugment"),
-        ("--pretrained true --model_kwargs depths=(2,2,6,2) dims=(40,80,160,320)", "--model convnextv2_atto cannot be made"),
+        (
+            "--pretrained true --model_kwargs depths=(2,2,6,2) dims=(40,80,160,320)",
+            "the weights timm/convnextv2_atto.fcmae_ft_in1k are not in the cache",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(main, tmp_path, words, message):
