@@ -283,4 +283,4 @@ def test_broken_images_that_would_end_the_run_later_end_it_before(tmp_path):
     assert not (tmp_path / "run1").exists() and "broken image, replaced: " in (tmp_path / "run0" / "warnings.txt").read_text()
     (tmp_path / "data/val/cat/0.png").write_bytes(b"no image")
     done = train(*start, "--max_bad_samples", 0.1, "--output_dir", tmp_path / "run2")
-    assert done.returncode == 1 and "1 of 10 validation images cannot be read as images, and none of them" in done.stderr
+    assert done.returncode == 1 and "val/cat/0.png is no image" in done.stderr and not (tmp_path / "run2").exists()

@@ -7,6 +7,8 @@ from timm.data import ImageNetInfo
 from utils.cli.errors import InputError
 from utils.data.classes import classes_of, in_classes
 from utils.data.colours import colours_of
+from utils.images.bands import bands_of
+from utils.images.read import Reading
 from utils.model.as_trained import as_trained
 from utils.sources.built_in import Pictures
 
@@ -76,3 +78,10 @@ def test_colours_of_the_data():
     assert colours_of(data, "data", None, seed=1) == (mean, std)  # all of so few images
     assert colours_of(data, [0.1, 0.2, 0.3], "data", seed=0) == ([0.1, 0.2, 0.3], std)
     assert colours_of(data, "clip", None, seed=0) == ("clip", None)
+
+
+def test_bands_are_shown_as_without_the_classes():
+    masks = Masks()
+    masks.reading = Reading(in_chans=5, show_bands=(4, 2, 1))
+    mapped = in_classes(masks, ["a", "b"], masks.palette, say=lambda line: None)
+    assert bands_of(mapped) == bands_of(masks) == [4, 2, 1]

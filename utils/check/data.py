@@ -5,6 +5,7 @@ import os
 from utils.check.facts import find_facts
 from utils.check.report import describe
 from utils.cli.errors import InputError
+from utils.data.bad_samples import most_broken
 from utils.files import write_json
 from utils.folders.names import few
 
@@ -30,7 +31,7 @@ def report_data(args, run, train, val, check):
             os.makedirs(args.output_dir, exist_ok=True)
             write_json(os.path.join(args.output_dir, FILE), run.data_report)
         if not only:
-            _refuse_broken(facts, args.max_bad_samples)
+            _refuse_broken(facts["train"], args.max_bad_samples)
     if only:
         found = f"{len(train):,} training and {len(val):,} validation images, {len(train.classes):,} classes"
         run.say(f"data: {found}; nothing is trained, as --check_data only asks")
@@ -39,13 +40,9 @@ def report_data(args, run, train, val, check):
     return only
 
 
-def _refuse_broken(facts, limit):
-    """Raise InputError for a broken validation image, and for more broken training images than the share `limit` of them."""
-    allowed = max(limit * facts["train"]["images"], limit > 0)  # as BadSamples.check has it
-    for split, name, most, why in (
-        ("train", "training", allowed, f"more than --max_bad_samples {limit:g} allows"),
-        ("val", "validation", 0, "and none of them is ever replaced"),
-    ):
-        if (count := facts[split].get("unreadable", 0)) > most:
-            broken = f"{count} of {facts[split]['images']:,} {name} images cannot be read as images"
-            raise InputError(f"{broken}, {why}: {few(facts[split]['unreadable_names'], 3)}; repair or remove them")
+def _refuse_broken(train, limit):
+    """Raise InputError where more training images are known to be broken than the fraction `limit` of them. train: facts."""
+    if (count := train.get("unreadable", 0)) > most_broken(train["images"], limit):
+        broken = f"{count} of {train['images']:,} training images cannot be read as images"
+        names = few(train["unreadable_names"], 3)
+        raise InputError(f"{broken}, more than --max_bad_samples {limit:g} allows: {names}; repair or remove them")

@@ -86,8 +86,8 @@ class BadSamples:
         return lines
 
     def check(self):
-        """Raise InputError if more than the limit are broken; where any may be, a single one is no reason to stop."""
-        if self.total > max(self.limit * self.samples, self.limit > 0):
+        """Raise InputError if more are broken than may be."""
+        if self.total > most_broken(self.samples, self.limit):
             names = ", ".join(self._name(index) for index in self.indices[:3]) + ", …" * (self.total > 3)
             raise InputError(
                 f"{self.total} of {self.samples} training images ({100 * self.total / self.samples:.3g} %) are broken, which "
@@ -100,6 +100,11 @@ class BadSamples:
 
     def _name(self, index):
         return one_line(self.name_of(index))
+
+
+def most_broken(samples, limit):
+    """How many of so many samples may be broken: the fraction `limit` of them and, where any may be, one at least."""
+    return max(limit * samples, limit > 0)
 
 
 def check_all(sources, process=0, processes=1, progress=None):

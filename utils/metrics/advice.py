@@ -70,7 +70,8 @@ def never_predicted(classes, epochs):
     if not never:
         return None
     named = ", ".join(map(str, never[:5])) + f" and {len(never) - 5} more" * (len(never) > 5)
-    where = f"in epoch {epochs[-1]['epoch'] + 1} no validation image is taken for {named}"
+    what = "pixel of the validation images" if "test_miou" in epochs[-1] else "validation image"
+    where = f"in epoch {epochs[-1]['epoch'] + 1} no {what} is taken for {named}"
     return f"{where}: look at those images, and at how many there are to learn from"
 
 
