@@ -3,8 +3,9 @@
     python benchmarks/small_data.py OUT                    # all of them
     python benchmarks/small_data.py OUT emoji cracks       # some
 
-They need scikit-image (its photographs), the fonts of the system, Noto Color Emoji (Debian's fonts-noto-color-emoji) and the
-groups of the emoji (unicode-data). A set whose parts are missing says so and is left out. Recognition sets are trees
+They need scikit-image (its photographs) and Debian's packages fonts-noto-color-emoji, unicode-data (the groups of the emoji),
+fontconfig, fonts-dejavu, fonts-liberation, fonts-freefont-ttf, fonts-lato, fonts-comfortaa, fonts-inconsolata and
+fonts-open-sans. A set whose parts are missing says so and is left out. Recognition sets are trees
 OUT/NAME/{train,val}/CLASS; segmentation sets are OUT/NAME/{images,masks}/{train,val} and classes.txt. What training images
 show never comes up in validation images: other regions of a photograph, other emoji, other fonts, other faces.
 """
@@ -23,6 +24,11 @@ from PIL import Image, ImageDraw, ImageFont
 SIZE = 160  # pixels of a side
 EMOJI_FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 EMOJI_NAMES = "/usr/share/unicode/emoji/emoji-test.txt"
+FAMILIES = (  # by name, so that the sets do not follow what else a machine has
+    "Comfortaa", "DejaVu Sans", "DejaVu Sans Mono", "DejaVu Serif", "FreeMono", "FreeSans", "FreeSerif", "Inconsolata", "Lato",
+    "Liberation Mono", "Liberation Sans", "Liberation Sans Narrow", "Liberation Serif", "Open Sans", "Open Sans Condensed",
+)  # fmt: skip
+TYPEFACES = ("Comfortaa", "DejaVu Serif", "FreeMono", "Lato", "Liberation Sans Narrow")
 COLOUR_PHOTOGRAPHS = "astronaut chelsea coffee rocket motorcycle_left retina ihc hubble_deep_field".split()
 TEXTURES = "brick grass gravel coins page text moon cell".split()
 
@@ -83,13 +89,15 @@ def emoji(character, side):
 
 @functools.cache
 def fonts():
-    """{family: paths} of the fonts of the system that have Latin letters."""
-    found = {}
+    """{family: paths} of FAMILIES. Raises OSError where the system lacks one."""
+    found = {family: [] for family in FAMILIES}
     lines = subprocess.run(["fc-list", ":lang=en", "family", "file"], capture_output=True, text=True).stdout.splitlines()
     for line in sorted(lines):
-        path, family = line.split(":")[:2]
-        if path.endswith((".ttf", ".otf")) and "Emoji" not in path and "Math" not in family:
-            found.setdefault(family.split(",")[0].strip(), []).append(path)
+        path, family = (part.strip() for part in line.split(":")[:2])
+        if family in found:  # "Lato", not "Lato,Lato Thin"
+            found[family].append(path)
+    if lacking := [family for family in FAMILIES if not found[family]]:
+        raise OSError(f"no font {', '.join(lacking)} in the system")
     return found
 
 
@@ -207,8 +215,7 @@ def digits_on_photographs(rng, val):
 
 def letters(rng, val):
     """Ten capital letters in fonts that training does not have: 30 of each."""
-    families = sorted(fonts())
-    families = families[1::3] if val else [family for family in families if family not in families[1::3]]
+    families = FAMILIES[1::3] if val else sorted({*FAMILIES} - {*FAMILIES[1::3]})
     for letter in "ABCDEFGHIK":
         for _ in range(15 if val else 30):
             yield letter, written(letter, rng.choice(fonts()[rng.choice(families)]), rng, 140)
@@ -217,10 +224,10 @@ def letters(rng, val):
 def typefaces(rng, val):
     """Which of five typefaces a word is set in; other words in validation: 60 of each."""
     words = "field paper number image model source layer weight batch epoch".split()
-    for family in [name for name in sorted(fonts()) if "Bold" not in name][::4][:5]:
+    for family in TYPEFACES:
         for _ in range(20 if val else 60):
             word = rng.choice(words[7:] if val else words[:7])
-            yield family, written(word, rng.choice(fonts()[family][:2]), rng, 50)
+            yield family, written(word, rng.choice(fonts()[family]), rng, 50)
 
 
 def cracks(rng, val):
