@@ -9,8 +9,8 @@
 DATA is what small_data.py built, WEIGHTS a folder with config.json and model.safetensors of a timm model. All see each image
 as often, at the same size, from the same weights, so that what they cost is alike on any machine, busy or not; the grid has
 half and double the epochs too. The score is the best top-1 accuracy (mean IoU of sets named seg_…) over the epochs, as each
-program reports it; ours comes with the best balanced accuracy. Each run is appended to OUT as a line of JSON, and is not made
-again.
+program reports it; ours comes with the best balanced accuracy, and with the best score of the averaged weights where
+--model_ema is among its flags. Each run is appended to OUT as a line of JSON, and is not made again.
 """
 
 import argparse
@@ -37,8 +37,9 @@ def ours(data, weights, size, epochs, seed, folder, *words):
              *words]  # fmt: skip
     run(sys.executable, ROOT / script, *words)
     records = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
-    keys = {"score": "test_miou"} if seg else {"score": "test_acc1", "balanced": "test_balanced_acc"}
-    return {name: max(record.get(key, 0) for record in records) for name, key in keys.items()}
+    score = "test_miou" if seg else "test_acc1"
+    keys = {"score": score, "balanced": "test_balanced_acc", "ema": f"{score}_ema"}
+    return {name: max(record[key] for record in records if key in record) for name, key in keys.items() if key in records[-1]}
 
 
 def contenders(args):
