@@ -1,7 +1,8 @@
 """Other programs with their own defaults, as their documentation has a beginner start, for plan.py.
 
 Each is a function of (folder with {train,val}/CLASS, folder with config.json and model.safetensors of a timm model, pixels,
-epochs, seed, folder to write to, script) that returns {"score": best top-1 accuracy over the epochs in per cent}.
+epochs, seed, folder to write to, script) that returns {"score": best top-1 accuracy over the epochs in per cent}, and its best
+balanced accuracy as "balanced" where the program can be asked for it.
 """
 
 import csv
@@ -32,6 +33,7 @@ def of_timm(data, weights, size, epochs, seed, folder, script):
 def of_fastai(data, weights, size, epochs, seed, folder, script):
     """fastai's fine_tune with its own defaults, as its first lesson does it: the first epoch with a frozen body."""
     from fastai.vision.all import (
+        BalancedAccuracy,
         ImageDataLoaders,
         Normalize,
         RandomResizedCrop,
@@ -49,16 +51,15 @@ def of_fastai(data, weights, size, epochs, seed, folder, script):
         data, train="train", valid="val", bs=16, item_tfms=RandomResizedCrop(size, min_scale=0.5),
         batch_tfms=[*aug_transforms(), normalize],
     )  # fmt: skip
-    learner = vision_learner(dls, architecture(weights), metrics=accuracy, pretrained=False, path=folder)
+    learner = vision_learner(dls, architecture(weights), metrics=[accuracy, BalancedAccuracy()], pretrained=False, path=folder)
     body = learner.model[0].model
     tensors = load_file(weights / "model.safetensors")
     missing = body.load_state_dict({name: tensor for name, tensor in tensors.items() if name in body.state_dict()}).missing_keys
     assert not missing, missing
-    scores = []
     with learner.no_bar(), learner.no_logging():
         learner.fine_tune(epochs - 1)
-        scores += [100 * float(values[-1]) for values in learner.recorder.values]
-    return {"score": max(scores)}
+    columns = list(zip(*learner.recorder.values, strict=True))
+    return {"score": 100 * max(columns[-2]), "balanced": 100 * max(columns[-1])}
 
 
 def run(*words):
@@ -70,6 +71,7 @@ def run(*words):
 
 def of_transformers(data, weights, size, epochs, seed, folder, script):
     """The Trainer's defaults with the transforms of the example run_image_classification.py; weights by timm's wrapper."""
+    from sklearn.metrics import balanced_accuracy_score
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
     from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
@@ -90,10 +92,12 @@ def of_transformers(data, weights, size, epochs, seed, folder, script):
         train_dataset=sets["train"], eval_dataset=sets["val"],
         data_collator=lambda rows: {"pixel_values": torch.stack([row[0] for row in rows]),
                                     "labels": torch.tensor([row[1] for row in rows])},
-        compute_metrics=lambda said: {"acc1": float(np.mean(said.predictions.argmax(1) == said.label_ids))},
+        compute_metrics=lambda said: {"score": float(np.mean(said.predictions.argmax(1) == said.label_ids)),
+                                      "balanced": balanced_accuracy_score(said.label_ids, said.predictions.argmax(1))},
     )  # fmt: skip
     trainer.train()
-    return {"score": 100 * max(row["eval_acc1"] for row in trainer.state.log_history if "eval_acc1" in row)}
+    records = [row for row in trainer.state.log_history if "eval_score" in row]
+    return {name: 100 * max(row[f"eval_{name}"] for row in records) for name in ("score", "balanced")}
 
 
 def of_ultralytics(data, weights, size, epochs, seed, folder, script):
