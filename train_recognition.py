@@ -216,9 +216,9 @@ def evaluation_loader(args, accelerator, batch, source, transforms):
     """The batches of a `source` in its order, for `evaluate` alone."""
     images = RecognitionDataset(source, transforms.evaluate)
     _, loader = build_loaders(
-        images, images, batch, device=accelerator.device, seed=args.seed, workers=loader_workers(args.num_workers),
+        None, images, batch, device=accelerator.device, workers=loader_workers(args.num_workers),
         pin_memory=args.pin_mem, dist_eval=args.dist_eval, collate=transforms.collate, finish=transforms.finish,
-        channels_last=args.channels_last, needs_updates=False,
+        channels_last=args.channels_last,
     )  # fmt: skip
     return loader
 

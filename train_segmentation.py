@@ -225,9 +225,9 @@ def evaluation_loader(args, accelerator, batch, source, transforms):
     """The batches of a `source` in its order, for `evaluate` alone."""
     images = SegmentationDataset(source, transforms.evaluate)
     _, loader = build_loaders(
-        images, images, batch, device=accelerator.device, seed=args.seed, workers=loader_workers(args.num_workers),
+        None, images, batch, device=accelerator.device, workers=loader_workers(args.num_workers),
         pin_memory=args.pin_mem, dist_eval=args.dist_eval, eval_batch_size=args.eval_batch_size,
-        channels_last=args.channels_last, needs_updates=False, **transforms.batches,
+        channels_last=args.channels_last, **transforms.batches,
     )  # fmt: skip
     return loader
 

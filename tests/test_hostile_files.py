@@ -28,7 +28,7 @@ from scipy.io import savemat
 from segmentation_networks.network import build_network
 from utils.data.masks import draw_instances, read_values
 from utils.model.segmentation_weights import load_segmentation_weights, open_network
-from utils.model.weights import load_weights, read_tensors
+from utils.model.weights import load_weights, read_weights
 from utils.result.export import open_result
 from utils.sources.hub import load_splits
 from utils.sources.hub_files import encoded_image
@@ -96,9 +96,9 @@ def test_pickled_code_is_not_run(loading, tmp_path, call, write):
     for content in (trap, {"model": {}, "args": argparse.Namespace(a=trap)}, {"model": {}, "optimizer": {"state": [trap]}}):
         write(content, tmp_path / "w.pth")
         loading(tmp_path / "w.pth")
-        refused("nothing of it was run", read_tensors, tmp_path / "w.pth")
+        refused("nothing of it was run", read_weights, tmp_path / "w.pth")
         shutil.copy(tmp_path / "w.pth", tmp_path / "run" / "model.safetensors")
-        refused("not a weights file", read_tensors, tmp_path / "run")
+        refused("not a weights file", read_weights, tmp_path / "run")
     assert not (tmp_path / "ran").exists()
 
 

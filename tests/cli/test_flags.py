@@ -124,7 +124,7 @@ IDLE = [
     (RECOGNITION, DATA + "--train_images 10", "with --streaming true"),
     (RECOGNITION, DATA + "--image_column x", "with --dataset or --labels"),
     (RECOGNITION, "--model_ema_decay 0.9", "with --model_ema true"),
-    (RECOGNITION, "--model_ema_warmup false --model_ema_eval true", "--model_ema_eval True would do nothing"),
+    (RECOGNITION, "--model_ema_warmup false --model_ema_eval true", "--model_ema_eval true would do nothing"),
     (SEGMENTATION, "--pretrained true --freeze backbone --drop_path 0.1", "--drop_path 0.1 would do nothing"),
     (RECOGNITION, "--model_ema_warmup true", "with --model_ema true"),
     (RECOGNITION, "--layer_decay_type group", "with --layer_decay below 1"),

@@ -233,7 +233,7 @@ def test_kernels_are_fast_or_the_same_each_time(kernels, script, line, expected)
 def test_a_deterministic_run_refuses_what_would_not_be(flag, capsys):
     with pytest.raises(SystemExit):
         parse("train_recognition.py", "", ["--deterministic", "true", f"--{flag}", "true"])
-    assert f"--{flag} True would do nothing: it takes effect without --deterministic true" in capsys.readouterr().err
+    assert f"--{flag} true would do nothing: it takes effect without --deterministic true" in capsys.readouterr().err
 
 
 def test_an_evaluation_of_segmentation_does_not_search_kernels_for_each_size(kernels):

@@ -12,9 +12,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_train_segmentation import data  # noqa: F401, a fixture
 
+from utils.cli.arguments import flags_text
 from utils.images.read import BadImage
 from utils.plan.rules import Facts, images_per_update, plan
-from utils.plan.take import SAMPLED, _usual_side, flags_text, plan_of_the_run
+from utils.plan.take import SAMPLED, _usual_side, plan_of_the_run
 
 NO_FLAGS = [*TINY[: TINY.index("--epochs")], "--report_to", "none", "--num_workers", "0"]  # the model and its size only
 

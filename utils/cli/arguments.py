@@ -126,8 +126,15 @@ def refuse_idle(args, error, *rules):
             error(f"--{idle[0]} {_text(getattr(args, idle[0]))} would do nothing: it takes effect {when}; leave it out")
 
 
+def flags_text(flags):
+    """{flag: value} as words for a shell. Flags that are open (None, "", none of several) are left out."""
+    return " ".join(f"--{flag} {_text(value)}" for flag, value in flags.items() if value not in (None, "", [], ()))
+
+
 def _text(value):
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, list | tuple):  # a key and its value, as of --model_kwargs, make one word
+        return " ".join(_text("=".join(map(str, item)) if isinstance(item, list | tuple) else item) for item in value)
+    return str(value).lower() if isinstance(value, bool) else shlex.quote(str(value))
 
 
 def _fill(args, defaults):

@@ -17,42 +17,40 @@ LAST_BATCHES = 15  # seconds that a loader worker goes on after SIGTERM, for the
 
 
 def build_loaders(
-    train_set, val_set, batch, *, device, seed, eval_batch_size=None, workers=0, pin_memory=True, dist_eval=True,
-    shuffle_buffer=None, collate=None, eval_collate=None, finish=None, finish_labels=None, channels_last=False,
-    needs_updates=True, sampling=None,
+    train_set, val_set, batch, *, device, seed=0, eval_batch_size=None, workers=0, pin_memory=True, dist_eval=True,
+    shuffle_buffer=None, collate=None, eval_collate=None, finish=None, finish_labels=None, channels_last=False, sampling=None,
 ):  # fmt: skip
-    """(Loader to train on, Loader to evaluate on).
+    """(Loader to train on or None, Loader to evaluate on).
 
-    train_set, val_set: of utils/data/datasets.py; batch: Batch. eval_batch_size: images per process, None: as in training.
-    shuffle_buffer: samples that a stream shuffles at a time; None: `train_set` is no stream. collate: as of torch's
-    DataLoader; eval_collate: another one for evaluation; finish, finish_labels: what is left to do on the device, see `Loader`.
-    sampling: how often the samples of each class come; None: each sample once.
-    Raises InputError where the training images are fewer than one update needs, if `needs_updates`.
+    train_set: of utils/data/datasets.py, None: there is nothing to train on; val_set: of the same; batch: Batch. seed: of the
+    order of training. eval_batch_size: images per process, None: as in training. shuffle_buffer: samples that a stream shuffles
+    at a time; None: `train_set` is no stream. collate: as of torch's DataLoader; eval_collate: another one for evaluation;
+    finish, finish_labels: what is left to do on the device, see `Loader`. sampling: how often the samples of each class come;
+    None: each sample once. Raises InputError where the training images are fewer than one update needs.
     """
     share = (batch.process, batch.processes)
     pinned = pin_memory and device.type == "cuda"
     say = print if batch.process == 0 else (lambda line: None)
-    workers = workers_that_fit(workers, train_set, batch.size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), say)
-    options = {"num_workers": workers, "pin_memory": pinned, "worker_init_fn": in_worker}
+    workers = workers_that_fit(workers, train_set or val_set, batch.size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), say)
+    options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": pinned, "worker_init_fn": in_worker}
     multiprocessing.util.Finalize(None, end_workers, exitpriority=10)  # when this process ends
     on_device = {"device": device, "finish": finish, "finish_labels": finish_labels, "channels_last": channels_last}
-    if shuffle_buffer:
-        order = batches = StreamLoader(
-            train_set.source.table, train_set, len(train_set), batch.size, batch.update_freq, workers, *share, seed,
-            shuffle_buffer, collate, pin_memory=pinned, worker_init_fn=in_worker,
-        )  # fmt: skip
-    else:
-        order = TrainBatches(len(train_set), batch.size, batch.update_freq, *share, seed, sampling)
-        batches = torch.utils.data.DataLoader(
-            train_set, batch_sampler=order, collate_fn=collate, persistent_workers=workers > 0, **options
-        )
-    if order.updates == 0 and needs_updates:
-        raise InputError(f"{len(train_set)} training images are less than one update needs, {batch.total} ({batch})")
-    eval_order = EvalBatches(len(val_set), eval_batch_size or batch.size, *(share if dist_eval else (0, 1)))
-    eval_batches = torch.utils.data.DataLoader(
-        val_set, batch_sampler=eval_order, collate_fn=eval_collate or collate, persistent_workers=workers > 0, **options
-    )
-    return Loader(batches, order, **on_device), Loader(eval_batches, eval_order, **on_device)
+    train_loader = None
+    if train_set is not None:
+        if shuffle_buffer:
+            order = batches = StreamLoader(
+                train_set.source.table, train_set, len(train_set), batch.size, batch.update_freq, workers, *share, seed,
+                shuffle_buffer, collate, pin_memory=pinned, worker_init_fn=in_worker,
+            )  # fmt: skip
+        else:
+            order = TrainBatches(len(train_set), batch.size, batch.update_freq, *share, seed, sampling)
+            batches = torch.utils.data.DataLoader(train_set, batch_sampler=order, collate_fn=collate, **options)
+        if order.updates == 0:
+            raise InputError(f"{len(train_set)} training images are less than one update needs, {batch.total} ({batch})")
+        train_loader = Loader(batches, order, **on_device)
+    order = EvalBatches(len(val_set), eval_batch_size or batch.size, *(share if dist_eval else (0, 1)))
+    batches = torch.utils.data.DataLoader(val_set, batch_sampler=order, collate_fn=eval_collate or collate, **options)
+    return train_loader, Loader(batches, order, **on_device)
 
 
 class Loader:

@@ -26,11 +26,6 @@ _SMALL = 1 << 26  # bytes that an archive may unpack to, whatever its own size
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def read_tensors(path, model_key="model|module"):
-    """State dict {name: tensor} of a file or folder; see `read_weights`."""
-    return read_weights(path, model_key)[0]
-
-
 def read_weights(path, model_key="model|module"):
     """(state dict {name: tensor} of a file or folder, a note such as "model_ema is there too: --model_key model_ema" or "").
 

@@ -7,11 +7,12 @@ import accelerate
 import torch
 from torch.utils.data import default_collate
 
+from utils.cli.arguments import flags_text
 from utils.cli.errors import InputError
 from utils.images.read import unpack_masks
 from utils.model.processes import loader_workers
 from utils.model.sizes import channels_of
-from utils.plan.take import flags_text, is_alike, plan_of_the_run
+from utils.plan.take import is_alike, plan_of_the_run
 
 
 def fit_minutes(args, model, criterion, batch, sets, updates, accelerator, say):

@@ -8,7 +8,7 @@ import statistics
 
 import torch
 
-from utils.cli.arguments import derive_batch
+from utils.cli.arguments import derive_batch, flags_text
 from utils.cli.errors import InputError
 from utils.cli.recognition_flags import SMALL
 from utils.images.read import BadImage, size_of
@@ -136,9 +136,3 @@ def _usual_side(source):
         with contextlib.suppress(BadImage):  # another one takes its place in training
             sides.append(max(size_of(source.read(index)[0])))
     return int(statistics.median(sides or [PUBLISHED_SIDE]))
-
-
-def flags_text(flags):
-    """{flag: value} as a line of flags."""
-    values = {flag: value if isinstance(value, list | tuple) else [value] for flag, value in flags.items()}
-    return " ".join(f"--{flag} {' '.join(map(str, values[flag])).lower()}" for flag in flags)

@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from optim_factory import format_group_table
+from utils.cli.arguments import flags_text
 from utils.model.sizes import channels_of
 
 
@@ -82,8 +83,8 @@ def as_text(run):
         *[f"weights: {line}" for line in run["weights"]],
         f"data: {run['data']}, {images}, {run['classes']:,} classes",
         *(_training_text(run) if "updates" in run else ()),
-        *([_filled(f"planned for {run['train_images']:,} images: {_flags_text(planned)}")] if planned else []),
-        _filled(f"flags: {_flags_text(run['args'])}"),
+        *([_filled(f"planned for {run['train_images']:,} images: {flags_text(planned)}")] if planned else []),
+        _filled(f"flags: {flags_text(run['args'])}"),
     ]
     if "groups" in run:
         lines += [f"parameter groups ({run['args']['opt']}):", format_group_table(run["groups"])]
@@ -92,10 +93,6 @@ def as_text(run):
 
 def _filled(text):
     return textwrap.fill(text, 120, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
-
-
-def _flags_text(flags):
-    return " ".join(f"--{flag} {_flag_text(value)}" for flag, value in flags.items() if value not in (None, "", [], ()))
 
 
 def _training_text(run):
@@ -110,11 +107,3 @@ def _training_text(run):
         f"learning rate: {lr['start']:.4g} at the start, {lr['after_warmup']:.4g} after the warm-up, {lr['middle']:.4g} in the "
         f"middle, {lr['end']:.4g} at the end",
     ]
-
-
-def _flag_text(value):
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return " ".join("=".join(map(str, item)) if isinstance(item, (list, tuple)) else str(item) for item in value)
-    return str(value)
