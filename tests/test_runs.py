@@ -244,6 +244,8 @@ def test_cifar_and_pets_by_name(here, tmp_path, monkeypatch):
     short = ["--batch_size", 2, "--epochs", 1, "--warmup_epochs", 0]
     here(train_recognition, "--data_set", "CIFAR10", "--data_path", tmp_path, *short, "--output_dir", tmp_path / "a")
     (record,) = lines(tmp_path / "a" / "log.txt")
+    wilson = {0: [0, 65.76], 50: [9.45, 90.55], 100: [34.24, 100]}  # of two images, in per cent
+    assert record["test_acc1_interval"] == pytest.approx(wilson[record["test_acc1"]], abs=0.01)
     assert record["test_images"] == 2 and json.loads((tmp_path / "a" / "best" / "config.json").read_text())["num_classes"] == 3
     make_pets(tmp_path, monkeypatch)
     here(train_segmentation, "--data_set", "pets", "--data_path", tmp_path, *short, "--output_dir", tmp_path / "b")

@@ -237,6 +237,10 @@ def test_the_plain_command_reaches_65_per_cent(tmp_path):
     done = subprocess.run(launch, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "output" / "train_segmentation").iterdir()
-    best = max(record["test_miou"] for record in lines(folder / "log.txt"))
+    records = lines(folder / "log.txt")
+    best = max(record["test_miou"] for record in records)
     print(f"plain segmentation command: mIoU {best:.2f} %")
+    for record in records:  # of few images, each score is told with how sure it is
+        (low, high), score = record["test_miou_interval"], record["test_miou"]
+        assert low < score < high and f"mIoU {score:.2f} % ± {(high - low) / 2:.0f} (best" in done.stdout
     assert best >= 65.0 and torch.get_num_threads() > 0

@@ -32,6 +32,8 @@ def test_the_score_that_decides():
 def test_the_line_of_an_epoch_shows_the_score_that_decides():
     record = {"epoch": 1, "train_loss": 2.0, "test_acc1": 70.0, "test_loss": 0.51234, "test_pixacc+miou": 60.0}
     assert epoch_line(record, 3, {"test_acc1": 71.0}, "acc1").endswith("top-1 70.00 % (best 71.00)")
+    sure = record | {"test_acc1_interval": [62.4, 77.8]}
+    assert epoch_line(sure, 3, {"test_acc1": 71.0}, "acc1").endswith("top-1 70.00 % ± 8 (best 71.00)")
     assert epoch_line(record, 3, {"test_loss": 0.5}, "loss").endswith("loss 0.5123 (best 0.5000)")
     assert epoch_line(record, 3, {"test_pixacc+miou": 61.0}, "pixacc+miou").endswith(
         "(pixel accuracy + mIoU) / 2 60.00 % (best 61.00)"

@@ -3,7 +3,7 @@
 import os
 
 from utils.cli import flags, image_flags
-from utils.cli.arguments import key_value, number, refuse_idle, settings_of, whole
+from utils.cli.arguments import flags_text, key_value, number, refuse_idle, settings_of, whole
 from utils.losses import LOSSES, MULTILABEL_LOSSES
 from utils.sources import RECOGNITION_SETS
 
@@ -187,7 +187,7 @@ def check_task(args, error):
         error("--task multilabel needs --labels TABLE or --dataset, which list the labels of each image; folders tell one")
     for name, usual in (("sampling", "uniform"), ("label_sets", None), ("streaming", False), ("test_data_path", None)):
         if getattr(args, name) != usual:
-            error(f"--{name} {getattr(args, name)} is of one label an image; leave it out, or --task multilabel")
+            error(f"{flags_text({name: getattr(args, name)})} is of one label an image; leave it out, or --task multilabel")
     if args.smoothing and "smoothing" in args.typed:
         error("--smoothing is of one label an image, whose share it spreads over the others; leave it out")
     choices = {"loss": ("bce", "asl"), "best_metric": ("map", "f1", "loss")}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from utils.metrics.interval import wilson
 
-FEW = 1000  # images; a score of fewer is told with how sure it is in each epoch
+FEW = 1000  # images; the score of fewer is told with how sure it is in each epoch
 
 
 class Score(NamedTuple):
@@ -101,10 +101,8 @@ def epoch_line(record, epochs, best, metric):
     score = score_of(f"test_{metric}")
     for key, short in ((f"test_{metric}", score.short), (f"test_{metric}_ema", "EMA")):
         if key in record:
-            sure = ""
-            if metric == "acc1" and 0 < record.get("test_images", FEW) < FEW:
-                low, high = wilson(record[key], record["test_images"])
-                sure = f" ± {(high - low) / 2:.0f}"
+            low, high = record.get(f"{key}_interval", (math.nan, math.nan))
+            sure = f" ± {(high - low) / 2:.0f}" if high > low else ""
             text += f", {short} {score.text(record[key])}{sure} (best {best.get(key, 0):.{2 if score.unit else 4}f})"
     return text
 

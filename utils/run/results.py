@@ -14,7 +14,7 @@ from utils.model import sharding
 from utils.pictures.curves import lr_groups, lr_range
 from utils.pictures.gallery import Gallery
 from utils.report.evaluation import read_classes, read_evaluation, sure_text, worst_line
-from utils.report.scores import is_better, result_lines, score_of, value_of
+from utils.report.scores import FEW, is_better, result_lines, score_of, value_of
 from utils.result.card import Cards
 from utils.result.export import reopened_differs
 from utils.result.heat_maps import heat_maps
@@ -73,7 +73,10 @@ class Results:
             if highest:
                 facts = {"weights": name, "epoch": counters.epoch + 1}
                 self.gallery.keep(answers, self.sources[1], scores, metric, **facts)
-        return {f"test_{score}{suffix}": value for score, value in scores.items()}
+        told = {f"test_{score}{suffix}": value for score, value in scores.items()}
+        if self.log.folder and len(self.sources[1]) < FEW and (bounds := answers.interval(metric, scores)):
+            told[f"{key}_interval"] = [round(bound, 4) for bound in bounds]
+        return told
 
     def keep(self, name, more=()):
         """Write the weights of the model to `name`/, and the config with `more` of it; returns what went wrong, or None."""
