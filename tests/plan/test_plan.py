@@ -193,6 +193,9 @@ def test_what_is_planned_for_nobody_is_refused_and_minutes_need_no_dry_run(own, 
 def test_the_rate_is_that_of_the_optimizer_that_the_run_has(own, tmp_path):
     text = start(own, tmp_path / "run", "--opt", "momentum", "--dry_run", "json")
     assert json.loads(text[text.index("{") :])["args"]["lr"] == pytest.approx(3e-3)
+    doubt = "warning: no rate is planned for --opt lion; --blr makes it 3.1e-05"
+    assert doubt in start(own, tmp_path / "lion", "--opt", "lion", "--epochs", 1)
+    assert "no rate" not in start(own, tmp_path / "given", "--opt", "lion", "--blr", "1e-3", "--epochs", 1)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,10 @@ def take_plan(args, batch, train_source, val_source, build, say):
         batch = _set_plan(args, batch, train_source, val_source, build)
         say(f"planned for {len(train_source):,} images: {flags_text(args.planned)}")
         say("a flag on the line wins over the plan; --plan published keeps the papers' defaults")
-    args.lr = args.blr * batch.total / 256 if args.lr is None else args.lr
+    if args.lr is None:
+        args.lr = args.blr * batch.total / 256
+        if not reason and args.plan != "published" and "blr" not in args.given:
+            say(f"warning: no rate is planned for --opt {args.opt}; --blr makes it {args.lr:.2g}, as of large data: give --lr")
     return batch
 
 
