@@ -1,7 +1,9 @@
 """The plan: what a run on own images that starts from trained weights sets by itself, when, and what wins over it."""
 
 import argparse
+import functools
 import json
+import os
 import re
 
 import pytest
@@ -178,6 +180,25 @@ def test_minutes(own, tmp_path):
     error = start(own, tmp_path / "none", "--minutes", 1e-6, code=1)
     assert re.search(r"error: --minutes 1e-06: an epoch takes about 0.\d minutes here; give more", error)
     assert not (tmp_path / "none").exists()
+
+
+def in_folder(folder, restarts, rank):
+    """A process that a launcher has started in this folder, after so many restarts."""
+    os.chdir(folder)
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(restarts)
+
+
+def test_a_run_that_its_launcher_restarts_keeps_its_minutes(own, tmp_path):
+    words = ("--data_path", own / "images", "--finetune", own / "weights.safetensors", "--minutes", 0.05)
+    first = forked("train_recognition", *NO_FLAGS, *words, prepare=functools.partial(in_folder, tmp_path, 0))
+    assert first.returncode == 0, first.stderr
+    (folder,) = (tmp_path / "output" / "train_recognition").iterdir()
+    record = json.loads((folder / "args.json").read_text())
+    record["args"]["planned"]["epochs"] = record["settings"]["epochs"] = 1234  # what would not be measured again
+    (folder / "args.json").write_text(json.dumps(record))
+    again = forked("train_recognition", *NO_FLAGS, *words, prepare=functools.partial(in_folder, tmp_path, 1))
+    assert f"--output_dir {folder.relative_to(tmp_path)} holds a finished run" in again.stderr
+    assert "planned for 0.05 minutes: --epochs 1234" in again.stdout
 
 
 def test_what_is_planned_for_nobody_is_refused_and_minutes_need_no_dry_run(own, tmp_path):

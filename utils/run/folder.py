@@ -33,7 +33,7 @@ def open_folder(folder, script, settings, args, *, resume="", auto_resume=True, 
     files of another program; for a broken `resume`; and where the folder cannot be written.
     """
     try:
-        folder = pathlib.Path(folder) if folder else _restarted(script) or _fresh_name(script)
+        folder = pathlib.Path(folder) if folder else _fresh_name(script)
     except OSError as error:
         raise InputError(f"output/ cannot be made here ({error.strerror}): name a folder with --output_dir") from None
     try:
@@ -118,6 +118,23 @@ def _refuse_lost_states(folder, known):
             f"--output_dir {folder} holds a run of {epochs} epochs, but {found}: choose another folder, and start there from "
             f"its weights with --finetune {folder / 'best'} if they will do"
         )
+
+
+def before_restart(accelerator, script):
+    """The folder that this run chose before its launcher started it again (--max_restarts), "" where it did not.
+
+    All processes call it together.
+    """
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
+        return ""
+    found = [""]
+    if accelerator.is_main_process:
+        for record in sorted(pathlib.Path("output", script).glob("*/args.json")):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                if json.loads(record.read_text(encoding="utf-8")).get("launcher") == _launcher():
+                    found = [str(record.parent)]
+    accelerate.utils.broadcast_object_list(found)
+    return found[0]
 
 
 def put_back(folder):
@@ -221,17 +238,6 @@ def _lock(folder):
 def _launcher():
     """What stays the same when torchrun or `accelerate launch` starts its processes again."""
     return f"{platform.node()} {os.getppid()}"
-
-
-def _restarted(script):
-    """The folder that this run chose before its launcher restarted it (--max_restarts), or None."""
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
-        return None
-    for record in sorted(pathlib.Path("output", script).glob("*/args.json"), reverse=True):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            if json.loads(record.read_text()).get("launcher") == _launcher():
-                return record.parent
-    return None
 
 
 def _fresh_name(script):

@@ -37,6 +37,7 @@ class Run:
         self.accelerator, self.args, self.batch, self.script, self.metric = accelerator, args, batch, script, metric
         self.log = RunLog(accelerator.is_main_process and not args.dry_run)
         self.data_report = None  # a dict of utils/check/
+        args.output_dir = args.output_dir or folder.before_restart(accelerator, script)  # whose plan this start follows
         if args.max_image_pixels:
             allow_pixels(args.max_image_pixels)
         self.counters, self.record, self.signals, self.fault = None, {}, None, None
