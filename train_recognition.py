@@ -48,6 +48,7 @@ from utils.result.dry_run import print_dry_run
 from utils.result.evaluation import keep_evaluation
 from utils.result.predict_recognition import predict
 from utils.result.publish import check_result_flags
+from utils.result.teacher import make_teacher
 from utils.run.run import Run
 from utils.run.start import license_of, load_start, take_start
 from utils.run.state import load_weights_of
@@ -83,7 +84,7 @@ def main(args):
         return
     classes = train_source.classes
     task = make_task(args.task, len(val_source), len(classes))
-    build = functools.partial(build_model, ModelOptions.of(args), classes, input_size=args.input_size)
+    build = lambda **more: build_model(ModelOptions.of(args), classes, input_size=args.input_size, **more)  # noqa: E731
     batch = run.batch = take_plan(args, batch, train_source, val_source, build, run.say)
     args.mean, args.std = colours_of(train_source, args.mean, args.std, seed=args.seed)
     transforms = build_transforms(Augmentation.of(args))
@@ -99,9 +100,7 @@ def main(args):
 
     # model; which weights win: 1. --resume (below)  2. --finetune  3. --pretrained  4. from scratch
     with torch.device("meta" if args.dry_run else "cpu"):
-        model = build_model(
-            ModelOptions.of(args), classes, input_size=args.input_size, pretrained=args.pretrained and not args.dry_run
-        )
+        model = build(pretrained=args.pretrained and not args.dry_run)
     check_batch_of_one(model, args.input_size, batch.size * (batch.processes if args.sync_bn else 1))
     origin = load_start(accelerator, model, args, load_weights)
     run.say(f"model: {args.model}, {sum(p.numel() for p in model.parameters()):,} parameters, {args.input_size} pixels")
@@ -120,14 +119,15 @@ def main(args):
     # loss, optimizer, schedule
     weights = class_weights(args.class_weights, classes, functools.partial(count_labels, train_source), run.say)
     criterion = make_loss(args.loss, args.smoothing, weights, args.bce_target_thresh, args.task).to(accelerator.device)
-    fit_minutes(args, model, criterion, batch, (train_set, val_set), train_loader.updates, accelerator, run.say)
+    mixup = make_mixup(MixupOptions.of(args), len(classes), args.smoothing)
+    taught = make_teacher(args, classes, norm, accelerator, run.say)
+    fit_minutes(args, model, criterion, batch, (train_set, val_set), train_loader.updates, accelerator, run.say, taught(mixup))
     optimizer, groups = build_optimizer(model, args, fused=can_fuse(accelerator), say=run.say)
     with input_errors():
         schedule = make_schedule(
             optimizer, train_loader.updates, weight_decay=args.weight_decay, weight_decay_end=args.weight_decay_end,
             **Schedule.of(args)._asdict(),
         )  # fmt: skip
-    mixup = make_mixup(MixupOptions.of(args), len(classes), args.smoothing)
     if args.dry_run:
         return print_dry_run(
             args, model=model, sources=(train_source, val_source), batch=batch, weights=origin + told,
@@ -147,15 +147,14 @@ def main(args):
     with run:
         for epoch in run.epochs(args.epochs * train_loader.updates):
             mixing = mixup if epoch < (args.mixup_off_epoch or args.epochs) else None
-            train_one_epoch(accelerator, network, criterion, train_loader, optimizer, schedule, run, mixing, ema)
+            train_one_epoch(accelerator, network, criterion, train_loader, optimizer, schedule, run, taught(mixing), ema)
             if run.evaluates:
                 run.score(*evaluate(accelerator, network, val_loader, run, task, args.tta_flip))
                 if ema and args.model_ema_eval:
                     with ema.in_model():
                         run.score(*evaluate(accelerator, network, val_loader, run, task, args.tta_flip), "best_ema")
             run.end_epoch(train_lr=schedule(run.counters.update - 1))
-        test_source = getattr(val_source, "test", None)
-        run.finish(functools.partial(score_test, args, accelerator, batch, run, network, task, test_source, transforms))
+        run.finish(functools.partial(score_test, args, accelerator, batch, run, network, task, val_source, transforms))
     accelerator.end_training()
 
 
@@ -223,9 +222,9 @@ def evaluation_loader(args, accelerator, batch, source, transforms):
     return loader
 
 
-def score_test(args, accelerator, batch, run, network, task, source, transforms):
+def score_test(args, accelerator, batch, run, network, task, val_source, transforms):
     """Score the test images, if there are any, by the weights that the page is about: once, so that they choose nothing."""
-    if source is not None:
+    if (source := getattr(val_source, "test", None)) is not None:
         name = run.results.load_named()
         task = task.at(os.path.join(run.folder, name), len(source.classes), run.say)
         loader = evaluation_loader(args, accelerator, batch, source, transforms)

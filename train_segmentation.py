@@ -154,8 +154,7 @@ def main(args):
                     with ema.in_model():
                         run.score(*evaluate(accelerator, model, val_loader, view, run), "best_ema")
             run.end_epoch(train_lr=schedule(run.counters.update - 1))
-        test_source = getattr(val_source, "test", None)
-        run.finish(functools.partial(score_test, args, accelerator, batch, run, model, test_source, transforms, view))
+        run.finish(functools.partial(score_test, args, accelerator, batch, run, model, val_source, transforms, view))
     accelerator.end_training()
 
 
@@ -232,9 +231,9 @@ def evaluation_loader(args, accelerator, batch, source, transforms):
     return loader
 
 
-def score_test(args, accelerator, batch, run, model, source, transforms, view):
+def score_test(args, accelerator, batch, run, model, val_source, transforms, view):
     """Score the test images, if there are any, by the weights that the page is about: once, so that they choose nothing."""
-    if source is not None:
+    if (source := getattr(val_source, "test", None)) is not None:
         name = run.results.load_named()
         loader = evaluation_loader(args, accelerator, batch, source, transforms)
         run.results.keep_test(name, evaluate(accelerator, model, loader, view, run)[0])

@@ -163,6 +163,10 @@ def add_loss_flags(parser):
     topic.switch("--bce_loss", False, "as published: --loss bce")
     topic.add("--bce_target_thresh", type=number(0, 1), help="of bce: a target above this counts as 1, any other as 0, after "
               "mixing and smoothing")  # fmt: skip
+    topic.add("--teacher", default="", metavar="DIR", help="a trained model of the same classes, such as RUN/best, whose "
+              "answers are learned beside the labels (distillation)")  # fmt: skip
+    topic.add("--teacher_share", type=number(0, 1), default=0.5, help="share of the teacher's answer in what is learned of an "
+              "image; the rest is its label")  # fmt: skip
     flags.add_balance_flags(topic)
     topic.add("--sampling", choices=("uniform", "sqrt", "balanced"), default="uniform", help="how often the images of a class "
               "come: as many as there are, in proportion to the root of that, or each class as often; an epoch keeps its "
@@ -185,7 +189,8 @@ def check_task(args, error):
         return
     if not (args.labels or args.dataset):
         error("--task multilabel needs --labels TABLE or --dataset, which list the labels of each image; folders tell one")
-    for name, usual in (("sampling", "uniform"), ("label_sets", None), ("streaming", False), ("test_data_path", None)):
+    for name, usual in (("sampling", "uniform"), ("label_sets", None), ("streaming", False), ("test_data_path", None),
+                        ("teacher", "")):  # fmt: skip
         if getattr(args, name) != usual:
             error(f"{flags_text({name: getattr(args, name)})} is of one label an image; leave it out, or --task multilabel")
     if args.smoothing and "smoothing" in args.typed:
@@ -256,6 +261,8 @@ def check(args, error):
         ("bce_target_thresh", args.loss == "bce" or args.bce_loss, "with --loss bce"),
         ("sampling aug_repeats", not args.streaming, "without --streaming, whose images come as they are stored"),
         ("label_sets", args.eval, "with --eval true"),
+        ("teacher", not (args.eval or args.predict), "in training"),
+        ("teacher_share", args.teacher, "with --teacher"),
         ("topk unsure cam", args.predict, "with --predict"),
         ("task", not args.predict, "in training and evaluation; --predict takes that of the weights"),
         ("group_by", args.val_split and args.data_path, "with --data_path and --val_split"),

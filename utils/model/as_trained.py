@@ -144,7 +144,8 @@ def _of_timm(cfg, architecture, model_kwargs=()):
         "eval_interpolation": seen["interpolation"], "mean": _numbers(seen["mean"], channels),
         "std": _numbers(seen["std"], channels),
     }  # fmt: skip
-    evaluation = {"model": architecture, "model_kwargs": list(dict(model_kwargs).items())}
+    options = {name: value for name, value in dict(model_kwargs).items() if name != "num_classes"}  # which `number` says
+    evaluation = {"model": architecture, "model_kwargs": list(options.items())}
     evaluation |= {"in_chans": channels} if channels != 3 else {}
     names, number = cfg.get("label_names"), int(cfg.get("num_classes") or 0)
     classes = list(names) if isinstance(names, list | tuple) and len(names) == number else None

@@ -15,11 +15,12 @@ from utils.model.sizes import channels_of
 from utils.plan.take import is_alike, plan_of_the_run
 
 
-def fit_minutes(args, model, criterion, batch, sets, updates, accelerator, say):
+def fit_minutes(args, model, criterion, batch, sets, updates, accelerator, say, mixing=None):
     """Set --epochs, and the warm-up that nobody set, to what fits into --minutes, and say them; nothing without that flag.
 
     model: on the CPU, and left as it is; criterion: its loss, on the device; sets: datasets to train on, of which some samples
-    are made, and to score; updates: of an epoch. All processes of the run call it together, and the slowest counts.
+    are made, and to score; updates: of an epoch; mixing: of `train_one_epoch`, or None. All processes of the run call it
+    together, and the slowest counts.
 
     Raises InputError where not one epoch fits. A dry run measures nothing: its epochs are those without --minutes.
     """
@@ -37,8 +38,9 @@ def fit_minutes(args, model, criterion, batch, sets, updates, accelerator, say):
         images = torch.zeros(batch.size, channels_of(model), size, size, device=device)
 
         def update():
+            mixed, wanted = mixing(images, targets, 0) if mixing else (images, targets)
             with accelerator.autocast():
-                loss = criterion(trial(images), targets)
+                loss = criterion(trial(mixed), wanted)
             loss.backward()
             if device.type != "cpu":
                 torch.accelerator.synchronize()
