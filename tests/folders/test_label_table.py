@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from small_sources import names, write_image, write_parquet
 
+from utils.cli.arguments import Fold
 from utils.cli.errors import InputError
 from utils.cli.recognition_flags import Data
 from utils.folders.label_table import labelled_images
@@ -62,11 +63,35 @@ def test_parquet_numbers_and_classes_txt(tmp_path):
     assert train.classes == list("abcdef") and set(train.labels.tolist()) == {3, 5}
 
 
-def test_a_column_of_splits(tmp_path):
-    rows = [f"{i},{'ab'[i % 2]},{'Train' if i < 6 else 'valid'}" for i in range(10)]
+def labels_of(source):
+    """{number of the image in its file's name: label}"""
+    return {int(source.name(i).split("/")[-1][:-4]): source.classes[source.labels[i]] for i in range(len(source))}
+
+
+def test_a_column_of_splits_holds_for_its_rows_whatever_their_order(tmp_path):
+    splits = ["Train", "valid", "test", "training", "val", "Testing", "train", "val", "train", "test"]
+    rows = [f"{i},{'ba'[i % 2]},{split}" for i, split in enumerate(splits)]
     file = table(heap(tmp_path) / "t.csv", "id,class,split", *rows)
     train, val = opened(tmp_path, file)
-    assert (len(train), len(val)) == (6, 4) and train.classes == ["a", "b"]
+    assert labels_of(train) == {0: "b", 3: "a", 6: "b", 8: "b"} and labels_of(val) == {1: "a", 4: "b", 7: "a"}
+    assert labels_of(val.test) == {2: "b", 5: "a", 9: "a"} and train.classes == ["a", "b"]
+    assert labels_of(opened(tmp_path, file, need_train=False)[1]) == labels_of(val)
+    with pytest.raises(InputError, match="--val_split 0.5: .*t.csv says what is validated on, in its column of splits"):
+        opened(tmp_path, file, val_split=0.5)
+
+
+def test_rows_of_a_test_split_choose_nothing(tmp_path):
+    rows = [f"{i},{'ab'[i % 2]},{'test' if i in (1, 6) else 'train'}" for i in range(10)]
+    file = table(heap(tmp_path) / "t.csv", "id,class,split", *rows)
+    for held_out in (0.5, Fold(1, 2)):
+        train, val = opened(tmp_path, file, val_split=held_out)
+        assert labels_of(val.test) == {1: "b", 6: "a"} and len(labels_of(train) | labels_of(val)) == 8
+        assert not {1, 6} & {*labels_of(train), *labels_of(val)} and len(val) == 4
+    train, val = opened(tmp_path, file)  # without another set to validate on
+    assert labels_of(val) == {1: "b", 6: "a"} and "chooses the best weights" in train.notes[0] and not hasattr(val, "test")
+    table(tmp_path / "t.csv", "id,class,split", *[row.replace("0,a,train", "0,a,extra") for row in rows])
+    with pytest.raises(InputError, match="1 of 10 rows are of no known split, .*; expected train, val or test in each row"):
+        opened(tmp_path, file)
 
 
 @pytest.mark.parametrize(

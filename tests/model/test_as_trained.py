@@ -4,10 +4,14 @@ import json
 
 import pytest
 import timm
+import torch
 from timm.data import resolve_data_config
 
 from utils.cli.errors import InputError
+from utils.cli.recognition_flags import ModelOptions
 from utils.model.as_trained import as_trained
+from utils.model.recognition import build_model
+from utils.result.export import open_result
 
 NAMES = (
     "vit_base_patch16_224.augreg2_in21k_ft_in1k vit_base_patch32_clip_256.datacompxl vit_base_patch16_siglip_224.webli "
@@ -65,3 +69,22 @@ def test_a_folder_says_it_and_a_file_does_not(tmp_path):
             as_trained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "convnext"}))  # of Transformers
     assert as_trained(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "size"),
+    [("resnet10t", {}, 64), ("test_vit", {"img_size": 64}, 64), ("mobilenetv3_small_050", {"in_chans": 1}, 64)],
+)
+def test_a_folder_that_timm_wrote_is_opened_and_its_model_is_built_again(tmp_path, name, kwargs, size):
+    model = timm.create_model(name, num_classes=3, **kwargs).eval()
+    timm.models.save_for_hf(model, tmp_path, model_config={"label_names": ["a", "b", "c"]}, safe_serialization=True)
+    channels = kwargs.get("in_chans", 3)
+    images = torch.rand(2, channels, size, size)
+    opened, facts = open_result(tmp_path)
+    assert torch.equal(opened(images), model(images)) and facts["classes"] == ["a", "b", "c"]
+    start = as_trained(tmp_path)
+    options = ModelOptions(name, model_kwargs=start.evaluation["model_kwargs"], in_chans=start.evaluation.get("in_chans"))
+    built = build_model(options, start.classes, input_size=size).eval()  # as --eval and --predict build it
+    built.load_state_dict(model.state_dict())
+    assert torch.equal(built(images), model(images))
+    assert build_model(options, start.classes, input_size=96).eval()(torch.rand(1, channels, 96, 96)).shape == (1, 3)

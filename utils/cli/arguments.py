@@ -301,6 +301,11 @@ class Fold(float):
         return f"fold {self.fold} of {self.folds}"
 
 
+def split_flag(val_split):
+    """The flag that asked for a --val_split, in words."""
+    return f"--folds {val_split.folds}" if isinstance(val_split, Fold) else f"--val_split {val_split:g}"
+
+
 class Batch(NamedTuple):
     """How an update is shared out: images per process and micro-batch, micro-batches per update, processes, and which one
     this is."""

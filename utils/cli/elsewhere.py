@@ -37,6 +37,8 @@ ELSEWHERE = {
     "min_learning_rate eta_min": "--min_lr",
     "clip_grad_norm max_grad_norm gradient_clip_val grad_clip": "--clip_grad",
     "label_smoothing": "--smoothing",
+    "kd_model_name kd_model teacher_model teacher_path": "--teacher",
+    "distill_loss_weight kd_weight distillation_alpha": "--teacher_share",
     "mixup_alpha": "--mixup",
     "cutmix_alpha": "--cutmix",
     "auto_augment autoaugment": "--aa",

@@ -265,7 +265,7 @@ def check_common(args, error):
         ("sync_bn", args.freeze == "none" or hasattr(args, "backbone"), "without --freeze"),
         ("tf32", not (args.deterministic and args.tf32), "without --deterministic true"),
         ("cudnn_benchmark", not (args.deterministic and args.cudnn_benchmark), "without --deterministic true"),
-        ("plan minutes", not (args.eval or args.predict), "in training"),
+        ("plan minutes test_data_path", not (args.eval or args.predict), "in training"),
         ("epochs", args.minutes is None, "without --minutes, which wins"),
         ("minutes", not args.streaming, "without --streaming, of which no sample can be timed before"),
         ("minutes", not args.resume, "without --resume, whose run keeps its epochs"),

@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 
+from utils.cli.arguments import split_flag
 from utils.cli.errors import InputError
 from utils.data.string_list import StringList
 from utils.folders.hold_out import hold_out
@@ -70,7 +71,7 @@ def class_folders(
     held_out = splits.get("val", splits.get("test"))
     if val_split is not None:
         if eval_data_path or "val" in splits:
-            raise InputError(f"--val_split {val_split}: there is a validation set already; leave one of the two out")
+            raise InputError(f"{split_flag(val_split)}: there is a validation set already; leave one of the two out")
         return hold_out(scan_folder(train_root), val_split, seed, group_by, say)
     val_root = pathlib.Path(eval_data_path) if eval_data_path else root / (held_out or "val")
     alone = need_train is False or (need_train is None and "train" not in splits)

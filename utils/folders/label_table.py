@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 
+from utils.cli.arguments import split_flag
 from utils.cli.errors import InputError, first_line
 from utils.files import read_text
 from utils.folders.class_folders import Folder
@@ -14,7 +15,7 @@ from utils.folders.class_names import listed_classes
 from utils.folders.files import scan_paths
 from utils.folders.hold_out import hold_out
 from utils.folders.label_lists import as_matrix, binary_columns, find_labels, lists_of, lists_of_columns, looks_like_lists
-from utils.folders.names import few, split_of
+from utils.folders.names import few, split_of, test_note
 
 IMAGE = "image image_path path file file_name filename filepath img image_id id name".split()
 LABEL = "label labels class target category fine_label cls".split()
@@ -26,15 +27,16 @@ def labelled_images(tables, root, *, image_column=None, label_column=None, val_s
     """(training, validation) `Folder` of the images below `root` by one table of labels, or one for each split.
 
     A row names an image by its path from `root`, its name, or its name without the ending, whatever folder it lies in. The
-    columns are found by their names and values if they are not given. One table is parted by a column split that says train
-    and val, or by `val_split`, see `hold_out`; without `need_train` it may be validated on as a whole. Raises InputError for
-    rows without a file or a label, and where two columns may hold the labels. several: an image may have any number of labels,
+    columns are found by their names and values if they are not given. One table is parted by a column split, whose values are
+    those of names.SPLITS, or by `val_split`, see `hold_out`; without `need_train` it may be validated on as a whole. Rows of
+    the split test choose nothing: they are the validation source's `test`. Raises InputError for rows without a file or a
+    label, and where two columns may hold the labels. several: an image may have any number of labels,
     see label_lists.py; the labels of the `Folder` are (N, C) bool then.
     """
     if len(tables) > 2:
         raise InputError(f"--labels: found {len(tables)} tables; expected one, or one to train on and one to validate on")
     if len(tables) == 2 and val_split is not None:
-        raise InputError(f"--val_split {val_split}: {tables[1]} is a validation set already; leave one of the two out")
+        raise InputError(f"{split_flag(val_split)}: {tables[1]} is a validation set already; leave one of the two out")
     files, parts = Files(root), []
     for path in tables:
         columns = read_table(path)
@@ -54,24 +56,37 @@ def labelled_images(tables, root, *, image_column=None, label_column=None, val_s
         ]
     else:
         classes = _classes(parts[0].labels, listed)
-        sources = [_source(path, root, rows, classes, listed) for path, rows in zip(tables, parts, strict=True)]
+        parts = [_by_class(path, rows, classes, listed) for path, rows in zip(tables, parts, strict=True)]
+        sources = [Folder(str(root), rows.paths, np.array(rows.labels), classes) for rows in parts]
     whole = sources[0]
     if unnamed := len(files.paths) - len({path for rows in parts for path in rows.paths}):
         whole.left_out[f"images that {'no table names' if len(tables) == 2 else 'the table does not name'}"] = unnamed
     if len(tables) == 2:
         return sources[0], sources[1]
+    places = _places_of_splits(tables[0], parts[0].splits)
+    if "val" in places and val_split is not None:
+        raise InputError(
+            f"{split_flag(val_split)}: {tables[0]} says what is validated on, in its column of splits; leave it out"
+        )
+    test = whole.part(places["test"]) if "test" in places else None
     if val_split is not None:
-        return hold_out(whole, val_split, seed, group_by, say)
-    if parts[0].splits:
-        train, val = (np.flatnonzero([split == wanted for split in parts[0].splits]) for wanted in ("train", "val"))
-        if len(train) and len(val):
-            say(f"data: {tables[0]} says what is validated on, in its column of splits")
-            return whole.part(train), whole.part(val)
-    if not need_train:
+        rest = np.setdiff1d(np.arange(len(whole)), places.get("test", []))
+        train, val = hold_out(whole.part(rest), val_split, seed, group_by, say)
+    elif "train" in places and len(places) > 1:
+        train, val = whole.part(places["train"]), whole.part(places["val" if "val" in places else "test"])
+        say(f"data: {tables[0]} says what is validated on, in its column of splits")
+        if "val" not in places:
+            train.notes, test = (test_note("test"),), None
+    elif not need_train:
         return whole, whole
-    if need_val:
+    elif need_val:
         raise InputError(f"--labels {tables[0]}: found one table; give a second one to validate on, or --val_split 0.1")
-    return whole, whole.part(np.array([], np.int64))
+    else:
+        return whole, whole.part(np.array([], np.int64))
+    if test is not None and need_train:
+        say(f"data: {len(test):,} images of the split test are scored once, after training, by the best weights")
+        val.test = test
+    return train, val
 
 
 def read_table(path):
@@ -256,11 +271,26 @@ def _classes(labels, listed):
     return listed or [str(value) for value in values]
 
 
-def _source(path, root, rows, classes, listed):
+def _places_of_splits(path, splits):
+    """{split: (N,) places of its rows}, {} where no column names splits. Raises InputError for a row of another split."""
+    if not splits or not any(splits):
+        return {}
+    if odd := splits.count(None):
+        raise InputError(
+            f"--labels {path}: {odd:,} of {len(splits):,} rows are of no known split, in its column of splits; expected train, "
+            "val or test in each row"
+        )
+    return {split: np.flatnonzero(np.array(splits) == split) for split in set(splits)}
+
+
+def _by_class(path, rows, classes, listed):
+    """The `Rows` in the order of their classes, with labels that are numbers of `classes`."""
     numbered = listed and all(isinstance(value, int) for value in rows.labels)
     label_of = dict(enumerate(range(len(classes)))) if numbered else {name: label for label, name in enumerate(classes)}
     labels = rows.labels if numbered else [str(value) for value in rows.labels]
     if extra := sorted({str(value) for value in labels if value not in label_of}):
         raise InputError(f"--labels {path}: found labels that are no class ({few(extra)}); expected {few(classes)}")
-    order = np.argsort(np.array([label_of[value] for value in labels]), kind="stable")
-    return Folder(str(root), [rows.paths[i] for i in order], np.array([label_of[labels[i]] for i in order]), classes)
+    labels = [label_of[value] for value in labels]
+    order = np.argsort(np.array(labels), kind="stable")
+    paths, labels, splits = ([values[i] for i in order] if values else values for values in (rows.paths, labels, rows.splits))
+    return rows._replace(paths=paths, labels=labels, splits=splits)

@@ -144,8 +144,10 @@ def _of_timm(cfg, architecture, model_kwargs=()):
         "eval_interpolation": seen["interpolation"], "mean": _numbers(seen["mean"], channels),
         "std": _numbers(seen["std"], channels),
     }  # fmt: skip
-    options = {name: value for name, value in dict(model_kwargs).items() if name != "num_classes"}  # which `number` says
-    evaluation = {"model": architecture, "model_kwargs": list(options.items())}
+    # What timm notes of each model that it saves, and is said by `number` and input_size.
+    said = {"num_classes"} | ({"img_size"} if cfg.get("fixed_input_size") else set())
+    options = [(name, value) for name, value in dict(model_kwargs).items() if name not in said]
+    evaluation = {"model": architecture, "model_kwargs": options}
     evaluation |= {"in_chans": channels} if channels != 3 else {}
     names, number = cfg.get("label_names"), int(cfg.get("num_classes") or 0)
     classes = list(names) if isinstance(names, list | tuple) and len(names) == number else None

@@ -11,6 +11,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
+from utils.cli.arguments import split_flag
 from utils.cli.errors import InputError, first_line
 from utils.folders.names import test_note
 from utils.images.formats import is_image
@@ -41,7 +42,7 @@ def load_splits(name, val_split=None, need_train=True, labelled=None):
     if val_split is not None and held_out == "test":
         held_out = None
     if val_split is not None and held_out:
-        raise InputError(f"--val_split {val_split}: the data set has a split '{held_out}' already; leave it out")
+        raise InputError(f"{split_flag(val_split)}: the data set has a split '{held_out}' already; leave it out")
     if val_split is None and held_out is None:
         raise InputError(f"--dataset {name}: found only the split train; give --val_split 0.1 to hold out a part of it")
     if held_out == "test" and need_train:
