@@ -217,6 +217,9 @@ def test_the_rate_is_that_of_the_optimizer_that_the_run_has(own, tmp_path):
     doubt = "warning: no rate is planned for --opt lion; --blr makes it 3.1e-05"
     assert doubt in start(own, tmp_path / "lion", "--opt", "lion", "--epochs", 1)
     assert "no rate" not in start(own, tmp_path / "given", "--opt", "lion", "--blr", "1e-3", "--epochs", 1)
+    words = ("--data_path", own / "images", "--finetune", own / "weights.safetensors", "--opt", "lion", "--dry_run", "json")
+    dry = forked("train_recognition", *NO_FLAGS, *words)
+    assert json.loads(dry.stdout) and doubt in dry.stderr
 
 
 @pytest.mark.parametrize(

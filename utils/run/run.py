@@ -5,6 +5,7 @@ the optimizer, and takes no function of theirs.
 """
 
 import math
+import sys
 import time
 
 from utils.cli.errors import InputError, Stopped
@@ -49,9 +50,12 @@ class Run:
         self.report_to = trackers.check(["tensorboard"] if default else args.report_to, default=default, say=self.say)
 
     def say(self, *lines):
-        """Print lines, once for all processes."""
+        """Print lines, once for all processes. A dry run, whose output may be JSON, says what is in doubt on stderr."""
         for line in lines:
-            self.log.say(line)
+            if not self.args.dry_run:
+                self.log.say(line)
+            elif self.accelerator.is_main_process and line.startswith(("warning: ", "note: ")):
+                print(line, file=sys.stderr)
 
     # --- before the first epoch
 
