@@ -30,18 +30,23 @@ class MaskIds(NamedTuple):
     unknown: torch.Tensor | None = None
 
 
-def find_ids(read, masks, where, *, listed=None, named=None, reduce_zero=False, everything=False, of=None):
+def find_ids(read, masks, where, *, listed=None, trained=None, named=None, reduce_zero=False, everything=False, of=None):
     """`MaskIds` of masks that hold class ids, by a sample of them.
 
-    read: one of `masks` -> (H, W) uint8 or uint16. listed: names in classes.txt; named: {value: name} of --mask_values;
-    reduce_zero: 0 is no class, and 1 the first. everything: all `masks` are read; of: of so many that there
-    are. Raises InputError, which begins with `where`, where no class is found, and for values that a lossy file has blended.
+    read: one of `masks` -> (H, W) uint8 or uint16. listed: names in classes.txt; trained: those of the weights, without it;
+    named: {value: name} of --mask_values; reduce_zero: 0 is no class, and 1 the first. everything: all `masks` are read; of:
+    of so many that there are. Raises InputError, which begins with `where`, where no class is found, and for values that a
+    lossy file has blended.
     """
     if named:
         values, names = list(named), list(dict.fromkeys(named.values()))
         table = class_table((), {255, 65535} - set(values))
         table[values] = [names.index(named[value]) for value in values]
         return MaskIds(names, voc_palette(len(names)), (table, table))
+    first = int(reduce_zero)
+    if trained and not listed:
+        note = f"masks: there is no classes.txt; numbers from {first} on are taken for the weights' classes ({few(trained)})"
+        return MaskIds(trained, voc_palette(len(trained)), own_tables(len(trained), first), (note,), _no_marks())
     if listed and not reduce_zero:
         return MaskIds(listed, voc_palette(len(listed)), own_tables(len(listed)))
     looked_at = masks if everything else [masks[index] for index in spread(len(masks), SAMPLE)]
@@ -67,17 +72,19 @@ def find_ids(read, masks, where, *, listed=None, named=None, reduce_zero=False, 
         raise InputError(
             f"{where}: the masks hold {found} (and 255, which is ignored); write classes as 0, 1, 2, …: 0 and 1 for two"
         )
-    first = int(reduce_zero)
     names = listed or [f"class {number}" for number in range(ids[-1] + 1 - first)]
-    tables = tuple(class_table(range(first, first + len(names)), {ignored} | set(range(first))) for ignored in (255, 65535))
-    notes = _gaps(ids, first)
+    tables, notes = own_tables(len(names), first), _gaps(ids, first)
     if listed or len(looked_at) == of:
         return MaskIds(names, voc_palette(len(names)), tables, notes)
     notes += (
         f"masks: {len(names)} classes, counted in {sampled}; pixels of a class that only others hold are not learned: name all "
         "classes in classes.txt, or --check_data true counts in all masks",
     )
-    return MaskIds(names, voc_palette(len(names)), tables, notes, torch.zeros(65536, dtype=torch.uint8).share_memory_())
+    return MaskIds(names, voc_palette(len(names)), tables, notes, _no_marks())
+
+
+def _no_marks():
+    return torch.zeros(65536, dtype=torch.uint8).share_memory_()
 
 
 def _count(values):

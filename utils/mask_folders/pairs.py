@@ -68,7 +68,8 @@ class Pairs:
 
 class MaskOptions(NamedTuple):
     """How masks are to be read. suffix: the end of their names; values: {value: name}; colours: [(name, red, green, blue)];
-    reduce_zero: 0 is no class; everything: all masks are looked at to count the classes; group_by: see `hold_out`."""
+    reduce_zero: 0 is no class; everything: all masks are looked at to count the classes; group_by: see `hold_out`; trained: of
+    an evaluation, names of the weights' classes, which the numbers in masks count where there is no classes.txt."""
 
     suffix: str = ""
     values: dict | None = None
@@ -76,6 +77,7 @@ class MaskOptions(NamedTuple):
     reduce_zero: bool = False
     everything: bool = False
     group_by: str | None = None
+    trained: list | None = None
 
 
 DEFAULTS = MaskOptions()
@@ -153,7 +155,7 @@ def read_ids(masks, root, options):
     try:
         ids = find_ids(
             read_values, masks, root, listed=listed_classes(root, MOST_CLASSES), named=options.values,
-            reduce_zero=options.reduce_zero, everything=options.everything,
+            reduce_zero=options.reduce_zero, everything=options.everything, trained=options.trained,
         )  # fmt: skip
     except InputError as error:
         if "is a picture of mode RGB" not in str(error):

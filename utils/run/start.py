@@ -6,7 +6,7 @@ import os
 import re
 
 from utils.cli.errors import InputError
-from utils.model.as_trained import as_trained
+from utils.model.as_trained import OF_MASKS, as_trained
 from utils.model.download import check_reachable
 
 OF_NETWORK = {  # flag of train_segmentation.py -> argument of build_network
@@ -57,6 +57,8 @@ def take_start(args, name, data_defaults):
         stays |= {"crop_pct", "crop_mode"}  # such images are not cropped
     if "model" in stays and args.model != wanted.get("model"):
         stays |= {"model_kwargs"}
+    if stays & {"mask_values", "mask_colors", "reduce_zero_label"} or getattr(args, "data_set", None):
+        stays |= {*OF_MASKS} - {"mask_suffix"}  # one way to read masks takes the place of another
     notes = []
     for flag, value in wanted.items():
         found = getattr(args, flag, None)
@@ -68,6 +70,9 @@ def take_start(args, name, data_defaults):
             notes.append(f"--{flag} {_text(found)} wins over {_text(value)}, as the weights were trained")
     if args.std == "model":  # beside another --mean
         args.std = start.images.get("std")
+    read = [f"--{flag}" for flag in OF_MASKS if flag in wanted and flag not in stays and hasattr(args, flag)]
+    if args.eval and read:
+        notes.append(f"masks are read as in training: {' '.join(read)}")
     return start, [str(start), *notes]
 
 

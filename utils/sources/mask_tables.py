@@ -117,7 +117,7 @@ def _with_classes(name, sources, readable, options=None):
     ids = find_ids(
         lambda mask: mask[0].mask(mask[1]), masks, f"--dataset {name}", listed=listed_classes(name, MOST_CLASSES),
         named=options and options.values, reduce_zero=bool(options and options.reduce_zero), everything=True,
-        of=sum(map(len, readable)),
+        of=sum(map(len, readable)), trained=options and options.trained,
     )  # fmt: skip
     for source in sources:
         source.set_ids(ids)
