@@ -93,10 +93,12 @@ def _test_masks(data, train, say):
 
 
 def check_sources(train, val):
-    """`check_files` of both sources; a stream to train on cannot be looked at beforehand."""
+    """`check_files` of both sources and the test images; a stream to train on cannot be looked at beforehand."""
     if not hasattr(train, "samples"):
         check_files(train, training=True)
-    check_files(val)
+    for source in (val, getattr(val, "test", None)):
+        if source is not None:
+            check_files(source)
 
 
 def check_files(source, training=False):
