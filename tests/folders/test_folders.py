@@ -149,6 +149,7 @@ def test_masks_of_0_and_255_are_two_classes_and_of_0_none(tmp_path):
         ("no mask", r"no mask for 1 of \d images: .*train/1.jpg"),
         ("no image", r"no image for 1 of \d masks: .*val/0.png"),
         ("twice", r"0.(jpg|png) and .*0.(jpg|png) have the same name"),
+        ("two of a split", r"images: val/ and validation/ are both the same split by their names; keep one"),
     ],
 )
 def test_wrong_mask_folders(tmp_path, wrong, message):
@@ -165,6 +166,9 @@ def test_wrong_mask_folders(tmp_path, wrong, message):
         write_mask(tmp_path / "masks/val/1.png", 0, 1)
     if wrong == "twice":
         write_image(tmp_path / "images/train/0.png")
+    if wrong == "two of a split":  # whose images and masks would be left out
+        write_image(tmp_path / "images/validation/5.jpg")
+        write_mask(tmp_path / "masks/validation/5.png", 0, 1)
     with pytest.raises(InputError, match=message):
         mask_folders(tmp_path)
 

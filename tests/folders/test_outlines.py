@@ -116,6 +116,17 @@ def test_labelme(tmp_path):
         opened(tmp_path, val_split=0.34)
 
 
+@pytest.mark.parametrize("kind", ["labelme", "coco"])
+def test_two_folders_of_one_split_are_refused(tmp_path, kind):
+    for number, split in enumerate(("train", "val", "validation")):
+        write_image(tmp_path / split / "0.jpg", number)
+        left = {"shapes": [shape("road", [[0, 0], [8, 12]], "rectangle")], "imageHeight": 12, "imageWidth": 16}
+        write_json(tmp_path / split / "0.json", left if kind == "labelme" else coco(1))
+    message = "val/ and validation/ are both the same split" if kind == "labelme" else "are both of the split val; keep one"
+    with pytest.raises(InputError, match=message):
+        opened(tmp_path)
+
+
 def test_masks_beside_other_texts_are_no_outlines(tmp_path):
     for split in ("train", "val"):
         write_image(tmp_path / "images" / split / "0.jpg")

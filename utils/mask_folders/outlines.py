@@ -17,7 +17,7 @@ from utils.data.string_list import StringList
 from utils.files import read_text
 from utils.folders.files import scan_files
 from utils.folders.label_table import Files
-from utils.folders.names import few, split_folders, split_of
+from utils.folders.names import few, refuse_twice, split_folders, split_of
 from utils.images.read import AS_STORED, read_image
 from utils.mask_folders.ids import MaskIds
 from utils.mask_folders.layouts import find_layout
@@ -116,7 +116,7 @@ def _read_json(path):
 def _coco(root):
     """("COCO", names, {split: [(path, [height, width, [(name, segmentation), …]]), …]}) or None."""
     files = {}
-    inner = [root / name for name in split_folders(_dirs(root))[0].values()]
+    inner = [root / name for name in _dirs(root) if split_of(name)]
     for folder in (root, *(root / name for name in _dirs(root) if name.lower() == "annotations"), *inner):
         for path in sorted(folder.glob("*.json")):
             with open(path, "rb") as file:
@@ -236,7 +236,8 @@ def _labelme(root):
     with contextlib.suppress(InputError):
         if find_layout(root):
             return None  # masks; the whole tree need not be looked through
-    splits = split_folders(_dirs(root))[0]
+    splits, twice = split_folders(_dirs(root))
+    refuse_twice(root, twice)
     names, found = {}, {}
     for split, folder in (splits or {"": "."}).items():
         records = scan_files(root / folder, ".json", may_be_empty=True)
