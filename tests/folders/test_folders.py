@@ -1,5 +1,7 @@
 """Own data in folders: classes, splits, masks and their images, and errors that name what is wrong."""
 
+import shutil
+
 import numpy as np
 import pytest
 from conftest import make_folder
@@ -138,6 +140,26 @@ def test_masks_of_0_and_255_are_two_classes_and_of_0_none(tmp_path):
     make_pairs(tmp_path, values=(0,))
     with pytest.raises(InputError, match="hold no class but 0 .* 0 and 1 for two"):
         mask_folders(tmp_path)
+
+
+@pytest.mark.parametrize("listed", [".", "archive"])
+@pytest.mark.parametrize("layout", ["images first", "splits first", "no splits"])
+def test_classes_txt_may_lie_in_the_folder_that_an_archive_makes(tmp_path, layout, listed):
+    make_pairs(tmp_path / "archive", values=(0, 1), val=2)
+    if layout == "no splits":
+        for kind in ("images", "masks"):
+            (tmp_path / "archive" / kind / "train").rename(tmp_path / kind)
+            shutil.rmtree(tmp_path / "archive" / kind)
+            (tmp_path / kind).rename(tmp_path / "archive" / kind)
+    if layout == "splits first":
+        for kind in ("images", "masks"):
+            for split in ("train", "val"):
+                (tmp_path / "archive" / split).mkdir(exist_ok=True)
+                (tmp_path / "archive" / kind / split).rename(tmp_path / "archive" / split / kind)
+            (tmp_path / "archive" / kind).rmdir()
+    (tmp_path / listed / "classes.txt").write_text("sky\nroad\ncar\n")
+    train, _ = mask_folders(tmp_path, val_split=0.5 if layout == "no splits" else None, say=lambda line: None)
+    assert train.classes == ["sky", "road", "car"]
 
 
 @pytest.mark.parametrize(

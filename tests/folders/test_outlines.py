@@ -85,6 +85,11 @@ def test_yolo(tmp_path):
     assert train.read(1)[1].shape == (12, 32) and len(val) == 1 and "of YOLO" in lines[0]
     write(tmp_path / "data.yaml", b"names: {0: car, 1: road}\n")
     assert opened(tmp_path)[0].classes == ["background", "car", "road"]
+    around = tmp_path.rename(tmp_path.with_name("archive"))  # as an archive makes it
+    tmp_path.mkdir()
+    around.rename(tmp_path / "archive")
+    assert opened(tmp_path)[0].classes == ["background", "car", "road"]
+    tmp_path = tmp_path / "archive"
     for text, message in (
         ("1 0.1 0.1 0.2 0.2", "line 1 is a box"),
         ("1 0 0 x", "line 1 is no outline"),

@@ -26,6 +26,12 @@ def find_layout(root, needed=("train", "val")):
     raise InputError(f"--data_path {root}: {there(root)}; expected {usual}; one mask for each image")
 
 
+def base_of(layout):
+    """The folder that images and masks of a `find_layout` lie in, where lists of their classes lie too."""
+    split, (images, _) = next(iter(layout.items()))
+    return images.parent.parent if split else images.parent
+
+
 def _only_folder(root):
     names = _folders(root)
     return [root / names[0]] if len(names) == 1 else []

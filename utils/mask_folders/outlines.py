@@ -20,7 +20,7 @@ from utils.folders.label_table import Files
 from utils.folders.names import few, refuse_twice, split_folders, split_of
 from utils.images.read import AS_STORED, read_image
 from utils.mask_folders.ids import MaskIds
-from utils.mask_folders.layouts import find_layout
+from utils.mask_folders.layouts import base_of, find_layout
 
 BACKGROUND = ("background", "_background_")  # names of what no outline covers, which is class 0
 IGNORED = ("__ignore__", "ignore")
@@ -186,7 +186,7 @@ def _yolo(root):
             shapes = _yolo_shapes(texts[name]) if name in texts else []
             numbers |= {number for number, _ in shapes}
             splits[split].append((path, [None, None, shapes]))
-    names = _yolo_names(root)
+    names = _yolo_names(base_of(layout)) or _yolo_names(root)
     if numbers and max(numbers) >= len(names):
         names = [*names, *(f"class {number}" for number in range(len(names), max(numbers) + 1))]
     splits = {
@@ -213,11 +213,11 @@ def _yolo_shapes(path):
     return shapes
 
 
-def _yolo_names(root):
-    """The names in data.yaml beside the folders, a list or {number: name}; [] without it."""
+def _yolo_names(folder):
+    """The names in data.yaml in a folder, a list or {number: name}; [] without it."""
     import yaml
 
-    for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
+    for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
         try:
             names = (yaml.safe_load(read_text(path, "YAML")) or {}).get("names")
         except (yaml.YAMLError, AttributeError):

@@ -16,7 +16,7 @@ from utils.folders.hold_out import hold_out
 from utils.folders.names import HEIF, few, left_out_line, test_note
 from utils.images.read import AS_STORED, read_image
 from utils.mask_folders.ids import MaskIds, colour_reader, colours_of, find_ids, refuse_other_palettes
-from utils.mask_folders.layouts import find_layout
+from utils.mask_folders.layouts import base_of, find_layout
 from utils.mask_folders.outlines import find_outlines
 
 
@@ -88,7 +88,7 @@ def mask_folders(root, need_train=True, *, val_split=None, seed=0, options=DEFAU
 
     need_train: True; None: without a training split the validation images stand for both; False: they always do. val_split:
     the fraction of the images that is held out, keyed by `seed`, where there is no validation split. A mask holds class ids;
-    255, or 65535 in masks of 16 bits, is no class. classes.txt in `root` names the classes, one a line; without it they are
+    255, or 65535 in masks of 16 bits, is no class. classes.txt beside the folders names the classes, one a line; else they are
     counted in a sample. Raises InputError for folders that are missing and files without a counterpart.
     """
     drawn = {} if options.values or options.colours else find_outlines(root, say)
@@ -107,7 +107,7 @@ def mask_folders(root, need_train=True, *, val_split=None, seed=0, options=DEFAU
     if drawn:
         sources = [drawn[split] for split in splits]
     else:
-        sources = _mask_files(root, [layout[split] for split in splits], options)
+        sources = _mask_files(root, base_of(layout), [layout[split] for split in splits], options)
         first = layout[splits[0]]
         if [str(path) for path in first] != [os.path.join(root, kind, splits[0]) for kind in ("images", "masks")]:
             say(f"data: images from {first[0]}, masks from {first[1]}")
@@ -118,11 +118,11 @@ def mask_folders(root, need_train=True, *, val_split=None, seed=0, options=DEFAU
     return sources[0], sources[-1]
 
 
-def _mask_files(root, folders, options):
+def _mask_files(root, base, folders, options):
     """`Pairs` of each of these (folder of images, folder of masks), all with the same classes."""
     left_out = collections.Counter()
     parts = [_pairs(*pair, options.suffix, left_out) for pair in folders]
-    values, ids = read_ids([mask for part in parts for mask in part[1]], root, options)
+    values, ids = read_ids([mask for part in parts for mask in part[1]], root, base, options)
     sources = [Pairs(str(root), *part, ids, values) for part in parts]
     for source in sources:
         source.left_out = dict(left_out)
@@ -143,8 +143,9 @@ def pairs_of(images, masks, title, train, suffix):
     return Pairs(str(title), *_pairs(images, masks, suffix, collections.Counter()), train.ids, train.values)
 
 
-def read_ids(masks, root, options):
-    """(function of a mask's path -> its values, `MaskIds`) of mask files, by `MaskOptions` and classes.txt in `root`."""
+def read_ids(masks, root, base, options):
+    """(function of a mask's path -> its values, `MaskIds`) of mask files, by `MaskOptions` and classes.txt in `base`, where the
+    masks lie, or in `root`, a folder around it."""
     if options.colours:
         values, names, palette = colour_reader(options.colours)
         table = np.where(np.arange(65536) < len(names), np.arange(65536), -2)
@@ -152,9 +153,10 @@ def read_ids(masks, root, options):
         return values, MaskIds(names, palette, (table, table))
     if not options.values:
         refuse_other_palettes(masks)
+    listed = listed_classes(base, MOST_CLASSES) or listed_classes(root, MOST_CLASSES)
     try:
         ids = find_ids(
-            read_values, masks, root, listed=listed_classes(root, MOST_CLASSES), named=options.values,
+            read_values, masks, root, listed=listed, named=options.values,
             reduce_zero=options.reduce_zero, everything=options.everything, trained=options.trained,
         )  # fmt: skip
     except InputError as error:
