@@ -44,7 +44,7 @@ def open_segmentation_data(data, *, crop_size, seed, need_train=True, trained=No
     elif data.data_path:
         train, val = mask_folders(data.data_path, need_train, val_split=data.val_split, seed=seed, options=options, say=say)
     elif data.streaming:
-        train, val = stream_of_masks(data.dataset, data.image_column, data.mask_column, data.train_images)
+        train, val = stream_of_masks(data.dataset, data.image_column, data.mask_column, data.train_images, options)
     elif data.dataset:
         train, val = tables_of_masks(
             data.dataset, data.image_column, data.mask_column, data.val_split, seed, need_train is True, options, say
