@@ -69,6 +69,16 @@ def test_coco_that_cannot_be_meant(tmp_path, content, message):
         opened(tmp_path, val_split=0.5)
 
 
+def test_boxes_among_the_outlines_of_coco_are_counted(tmp_path):
+    for split in ("train", "val"):
+        write_image(tmp_path / split / "0.jpg")
+        content = coco(1)
+        content["annotations"] += [{"image_id": 0, "category_id": 3, "segmentation": [], "bbox": [0, 0, 1, 1]}] * 2
+        write_json(tmp_path / split / "coco.json", content if split == "val" else coco(1))
+    (note,) = opened(tmp_path)[0].notes
+    assert note.startswith(f"warning: {tmp_path}/val/coco.json: 2 of 4 objects have a box and no outline: they are background")
+
+
 def test_yolo(tmp_path):
     for split, count in (("train", 3), ("val", 1)):
         for number in range(count):
@@ -116,6 +126,7 @@ def test_labelme(tmp_path):
     train, val, lines = opened(tmp_path, val_split=0.34)
     assert (len(train), len(val)) == (2, 1) and "labelme" in lines[0]
     assert train.classes == ["background", "car", "road"] and ids(train) == [1, 2, IGNORE]
+    assert train.left_out == val.left_out == {"images without a JSON file of labelme's": 1}
     write_json(tmp_path / "0.json", {"shapes": [shape("road", [[0, 0], [3, 3]], "line")], "imageHeight": 12, "imageWidth": 16})
     with pytest.raises(InputError, match="0.json is no file of labelme's .*a shape of the kind line"):
         opened(tmp_path, val_split=0.34)

@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -71,6 +72,17 @@ class Outlines:
         return part
 
 
+class Found(NamedTuple):
+    """Outlines below a folder. kind: COCO, YOLO or labelme; names: of the classes; splits: {split: [(path, [height, width,
+    [(name, segmentation), …]]), …]}; notes: lines to say; left_out: {kind: number} of what is not read."""
+
+    kind: str
+    names: list
+    splits: dict
+    notes: tuple = ()
+    left_out: dict = {}
+
+
 def _scaled(polygon, width, height):
     return [value * (height if place % 2 else width) for place, value in enumerate(polygon)]
 
@@ -83,13 +95,13 @@ def find_outlines(root, say=print):
     root = pathlib.Path(root)
     for find in (_coco, _yolo, _labelme):
         if root.is_dir() and (found := find(root)):
-            kind, names, splits = found
+            kind, names, splits, notes, left_out = found
             wrong = sorted({name for name in names if name not in (*BACKGROUND, *IGNORED)}, key=names.index)
             classes = ["background", *wrong]
             if not 2 <= len(classes) <= 254:
                 raise InputError(f"{root}: outlines of {len(wrong)} classes ({few(wrong)}); expected 1 to 253")
             number = {name: classes.index(name) if name in classes else 0 if name in BACKGROUND else 255 for name in names}
-            ids = MaskIds(classes, voc_palette(len(classes)), own_tables(len(classes)))
+            ids = MaskIds(classes, voc_palette(len(classes)), own_tables(len(classes)), notes)
             say(f"data: masks are drawn from outlines of {kind}: background and {len(wrong)} classes ({few(wrong)})")
             sources = {}
             for split, samples in splits.items():
@@ -97,6 +109,7 @@ def find_outlines(root, say=print):
                     json.dumps([h, w, [[number[name], shape] for name, shape in shapes]]) for _, (h, w, shapes) in samples
                 ]
                 sources[split] = Outlines(str(root), [str(path) for path, _ in samples], records, ids)
+                sources[split].left_out = left_out
             return sources
     return {}
 
@@ -114,7 +127,7 @@ def _read_json(path):
 
 
 def _coco(root):
-    """("COCO", names, {split: [(path, [height, width, [(name, segmentation), …]]), …]}) or None."""
+    """`Found`, or None."""
     files = {}
     inner = [root / name for name in _dirs(root) if split_of(name)]
     for folder in (root, *(root / name for name in _dirs(root) if name.lower() == "annotations"), *inner):
@@ -134,7 +147,7 @@ def _coco(root):
                 files[split] = (path, content)
     if not files:
         return None
-    images, splits, names, used = Files(root), {}, {}, set()
+    images, splits, names, used, notes = Files(root), {}, {}, set(), []
     for split, (path, content) in files.items():
         try:
             known = {entry["id"]: str(entry["name"]) for entry in sorted(content["categories"], key=lambda entry: entry["id"])}
@@ -146,6 +159,9 @@ def _coco(root):
                     used.add(known[entry["category_id"]])
             if boxes == len(content["annotations"]):
                 raise InputError(f"{path}: found {boxes} boxes and no outlines; expected a segmentation of each annotation")
+            if boxes:
+                some = f"{boxes:,} of {len(content['annotations']):,} objects have a box and no outline"
+                notes.append(f"warning: {path}: {some}: they are background; draw them, or leave their images out")
             entries = [(str(entry["file_name"]), entry) for entry in content["images"]]
             samples = [(name, [int(e["height"]), int(e["width"]), shapes[e["id"]]]) for name, e in entries]
         except InputError:
@@ -159,7 +175,7 @@ def _coco(root):
             )
         splits[split] = [(root / paths[0], record) for paths, (_, record) in zip(found, samples, strict=True)]
         names |= dict.fromkeys(known.values())
-    return "COCO", [name for name in names if name in used], splits
+    return Found("COCO", [name for name in names if name in used], splits, tuple(notes))
 
 
 def _dirs(root):
@@ -193,7 +209,7 @@ def _yolo(root):
         split: [(path, [h, w, [(names[number], shape) for number, shape in shapes]]) for path, (h, w, shapes) in samples]
         for split, samples in splits.items()
     }
-    return "YOLO", names, splits
+    return Found("YOLO", names, splits)
 
 
 def _yolo_shapes(path):
@@ -238,7 +254,7 @@ def _labelme(root):
             return None  # masks; the whole tree need not be looked through
     splits, twice = split_folders(_dirs(root))
     refuse_twice(root, twice)
-    names, found = {}, {}
+    names, found, left_out = {}, {}, collections.Counter()
     for split, folder in (splits or {"": "."}).items():
         records = scan_files(root / folder, ".json", may_be_empty=True)
         images = scan_files(root / folder, may_be_empty=True, by_ending=True).values()
@@ -250,7 +266,8 @@ def _labelme(root):
                 names |= dict.fromkeys(label for label, _ in samples[-1][1][2])
         if samples:
             found[split] = samples
-    return ("labelme", sorted(names), found) if found else None
+            left_out["images without a JSON file of labelme's"] += len(images) - len(samples)
+    return Found("labelme", sorted(names), found, left_out=dict(+left_out)) if found else None
 
 
 def _labelme_record(path, content):
