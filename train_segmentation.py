@@ -79,8 +79,9 @@ def main(args):
     # data
     with accelerator.local_main_process_first():  # which downloads, where there is something to
         train_source, val_source = open_segmentation_data(
-            Data.of(args), crop_size=args.crop_size, seed=args.seed, dry_run=args.dry_run, say=run.say
-        )
+            Data.of(args), crop_size=args.crop_size, seed=args.seed, need_val=not args.disable_eval, dry_run=args.dry_run,
+            say=run.say,
+        )  # fmt: skip
     if report_data(args, run, train_source, val_source, check_sources):
         return
     classes, palette = train_source.classes, train_source.palette

@@ -83,27 +83,29 @@ class MaskOptions(NamedTuple):
 DEFAULTS = MaskOptions()
 
 
-def mask_folders(root, need_train=True, *, val_split=None, seed=0, options=DEFAULTS, say=print):
+def mask_folders(root, need_train=True, *, need_val=True, val_split=None, seed=0, options=DEFAULTS, say=print):
     """(training, validation) from images and masks of the same names, in a layout of layouts.py.
 
-    need_train: True; None: without a training split the validation images stand for both; False: they always do. val_split:
-    the fraction of the images that is held out, keyed by `seed`, where there is no validation split. A mask holds class ids;
-    255, or 65535 in masks of 16 bits, is no class. classes.txt beside the folders names the classes, one a line; else they are
-    counted in a sample. Raises InputError for folders that are missing and files without a counterpart.
+    need_train: True; None: without a training split the validation images, or those without a split, stand for both; False:
+    they always do. need_val: else validation images may be missing; the source then has none. val_split: the fraction of the
+    images that is held out, keyed by `seed`, where there is no validation split. A mask holds class ids; 255, or 65535 in masks
+    of 16 bits, is no class. classes.txt beside the folders names the classes, one a line; else they are counted in a sample.
+    Raises InputError for folders that are missing and files without a counterpart.
     """
     drawn = {} if options.values or options.colours else find_outlines(root, say)
     layout = drawn or find_layout(root)
-    alone = need_train is False or (need_train is None and "train" not in layout and "" not in layout)
-    held_out = next((split for split in ("val", "test") if split in layout), None)
+    alone = need_train is False or (need_train is None and "train" not in layout)
+    held_out = next((split for split in ("val", "test", *[""] * alone) if split in layout), None)
     if val_split is not None and "val" in layout:
         raise InputError(f"--val_split {val_split}: there is a validation set already; leave one of the two out")
     train = "train" if "train" in layout else ""
-    if val_split is None and (held_out is None or not (alone or train in layout)):
+    without_val = not need_val and val_split is None and held_out is None and train in layout
+    if val_split is None and not without_val and (held_out is None or not (alone or train in layout)):
         how = "; or give --val_split 0.1 to hold out a part of them" if train in layout else ""
         found = few(sorted(split or "images without a split" for split in layout)) if drawn else ", ".join(
             f"{images} and {masks}" for images, masks in layout.values())  # fmt: skip
         raise InputError(f"--data_path {root}: found {found}; expected images/train, images/val, masks/train, masks/val{how}")
-    splits = (train,) if val_split is not None else (held_out,) if alone else (train, held_out)
+    splits = (train,) if val_split is not None or without_val else (held_out,) if alone else (train, held_out)
     if drawn:
         sources = [drawn[split] for split in splits]
     else:
@@ -115,7 +117,7 @@ def mask_folders(root, need_train=True, *, val_split=None, seed=0, options=DEFAU
         sources[0].notes += (test_note("test"),)
     if val_split is not None:
         return hold_out(sources[0], val_split, seed, options.group_by, say)
-    return sources[0], sources[-1]
+    return sources[0], sources[0].part([]) if without_val else sources[-1]
 
 
 def _mask_files(root, base, folders, options):

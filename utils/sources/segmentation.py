@@ -26,14 +26,14 @@ from utils.sources.mask_tables import stream_of_masks, tables_of_masks
 from utils.sources.published import open_published
 
 
-def open_segmentation_data(data, *, crop_size, seed, need_train=True, trained=None, dry_run=False, say=print):
+def open_segmentation_data(data, *, crop_size, seed, need_val=True, need_train=True, trained=None, dry_run=False, say=print):
     """(training source, validation source); the training source is a stream if `data.streaming`.
 
     data: utils.cli.segmentation_flags.Data. crop_size: side of the built-in scenes in pixels. seed: decides what --val_split
-    holds out. need_train: of folders, see `mask_folders`; of a data set, see `load_splits`. trained: see `MaskOptions`.
-    dry_run: nothing is downloaded, and missing images are counted as published. say: told which folders are read, and in an
-    evaluation the notes too. Raises InputError, which says what was found, if there is no such data, or if it has another
-    number of classes than --nb_classes.
+    holds out. need_val, need_train: of folders, see `mask_folders`; of a data set, see `load_splits`. trained: see
+    `MaskOptions`. dry_run: nothing is downloaded, and missing images are counted as published. say: told which folders are
+    read, and in an evaluation the notes too. Raises InputError, which says what was found, if there is no such data, or if it
+    has another number of classes than --nb_classes.
     """
     if data.in_chans:
         read_arrays()
@@ -42,7 +42,9 @@ def open_segmentation_data(data, *, crop_size, seed, need_train=True, trained=No
         known, train_split = SEGMENTATION_SETS[data.data_set], data.train_split or "train"
         train, val = open_published(known, data.data_path, train_split, dry_run)
     elif data.data_path:
-        train, val = mask_folders(data.data_path, need_train, val_split=data.val_split, seed=seed, options=options, say=say)
+        train, val = mask_folders(
+            data.data_path, need_train, need_val=need_val, val_split=data.val_split, seed=seed, options=options, say=say
+        )
     elif data.streaming:
         train, val = stream_of_masks(data.dataset, data.image_column, data.mask_column, data.train_images, options)
     elif data.dataset:
@@ -107,6 +109,8 @@ def check_files(source, training=False):
     training: broken images are passed over, since training replaces them, unless all are broken. Raises InputError that
     counts and names the samples which cannot be read, or if no mask holds a class.
     """
+    if not len(source):  # to validate on, with --disable_eval true
+        return 0
     indices = spread(len(source), SAMPLE)
 
     def count_pixels(index):
