@@ -108,6 +108,17 @@ def test_the_weights_classes_count_where_there_is_no_list(tmp_path):
     assert ids(opened(words)[1][1]) == [0, 1, 6]
 
 
+def test_255_is_a_class_of_two_names_only_where_it_was_one_in_training(tmp_path):
+    root = make(tmp_path / "data", (0, 1, 255), (0, 0, 255))
+    write(root / "classes.txt", b"sound\ncrack\n")
+    data = f"--data_path {root} "
+    words = f"{data} --eval true --finetune {trained(tmp_path / 'best', data)}"
+    assert ids(opened(words)[1][1]) == [0, IGNORE]
+    make(tmp_path / "data", (0, 255), (0, 0, 255))
+    trained(tmp_path / "best", data)
+    assert ids(opened(words)[1][1]) == [0, 1]
+
+
 def test_numbers_of_masks_are_not_taken_for_merged_classes(tmp_path):
     root = make(tmp_path / "data", (0, 1, 2), (0, 1, 2))
     write(tmp_path / "some.txt", b"class 2\nclass 0\n")

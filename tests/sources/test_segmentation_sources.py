@@ -116,8 +116,8 @@ def test_masks_to_test_on_are_looked_at_before_training(tmp_path):
 
 def test_masks_of_0_and_255_are_explained(tmp_path):
     make_pairs(tmp_path, values=(0, 255))
-    (tmp_path / "classes.txt").write_text("back\nfront\n")
-    with pytest.raises(InputError, match="only back and pixels that are ignored; .*write masks of 0 and 255 as 0 and 1"):
+    (tmp_path / "classes.txt").write_text("back\nfront\nother\n")
+    with pytest.raises(InputError, match="only back and pixels that are ignored; .* --mask_values 0=back 255=NAME makes"):
         check_files(mask_folders(tmp_path)[0])
     make_pairs(tmp_path, values=(255,))
     with pytest.raises(InputError, match="hold no class at all"):

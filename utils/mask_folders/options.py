@@ -2,6 +2,7 @@
 
 from utils.cli.errors import InputError
 from utils.files import read_text
+from utils.mask_folders.ids import IGNORED_NAME
 from utils.mask_folders.outlines import Outlines
 from utils.mask_folders.pairs import MaskOptions
 
@@ -14,6 +15,9 @@ def mask_options(data, trained=None):
     colours = data.mask_colors or None
     colours = _colours(colours) if isinstance(colours, str) else colours  # else of config.json
     values = dict(data.mask_values) if data.mask_values else None
+    if values and len(names := {*values.values()} - {IGNORED_NAME}) < 2:
+        found = f"found {len(names)} classes; expected two at least, such as 0=background 255=crack"
+        raise InputError(f"--mask_values: {found}")
     return MaskOptions(
         data.mask_suffix or "", values, colours, bool(data.reduce_zero_label), bool(data.check_data), data.group_by,
         None if data.classes else trained,
@@ -48,7 +52,7 @@ def _colours(path):
             found.append((cells[0], *map(int, cells[1:])))
         elif number > 1 or any(cell.isdigit() for cell in cells):
             raise InputError(f"--mask_colors {path}: line {number} is {line.strip()!r}; expected {expected}")
-    if len({name for name, *_ in found} - {"ignore"}) < 2:
+    if len({name for name, *_ in found} - {IGNORED_NAME}) < 2:
         raise InputError(f"--mask_colors {path}: found {len(found)} colours; expected two classes at least, {expected}")
     if len({tuple(colour) for _, *colour in found}) < len(found):
         raise InputError(f"--mask_colors {path}: a colour is in it more than once; expected one class for each colour")

@@ -133,6 +133,6 @@ def check_files(source, training=False):
         found = "no class at all" if first == 0 else f"only {source.classes[0]} and pixels that are ignored"
         raise InputError(
             f"{source.title}: {len(indices)} masks looked at hold {found}; expected the ids 0..{len(source.classes) - 1} "
-            "(write masks of 0 and 255 as 0 and 1)"
+            f"(in masks of 0 and 255, --mask_values 0={source.classes[0]} 255=NAME makes 255 a class)"
         )
     return len(indices)
