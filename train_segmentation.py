@@ -108,7 +108,7 @@ def main(args):
         model = build(input_size=args.crop_size, drop_path=args.drop_path, pretrained=args.pretrained and not args.dry_run)
     args.eval_mode = check_crop(model, options, args.crop_size, args.eval_mode, run.say)
     check_batch_of_one(model, args.crop_size, batch.size * (batch.processes if args.sync_bn else 1))
-    origin = load_start(accelerator, model, args, load_segmentation_weights)
+    origin = load_start(accelerator, model, args, load_segmentation_weights, start, classes)
     run.say(f"network: {options['head']} on {options['backbone']}, {sum(p.numel() for p in model.parameters()):,} parameters")
     run.say(*[f"weights: {line}" for line in origin + told])
     facts = {"image_size": usual_size(val_source), **norm, **license_of(start, args.license)}
