@@ -48,7 +48,9 @@ def test_coco(tmp_path, layout):
         write_json(tmp_path / file.format(split), coco(count, first))
         for number in range(first, first + count):
             write_image(tmp_path / (image.format(split, number) if image.count("{}") == 2 else image.format(number)), number)
+    write_image(tmp_path / "more.jpg")
     train, val, lines = opened(tmp_path)
+    assert train.left_out == {"images that no JSON file names": 1}
     assert names(train) == ["0.jpg", "1.jpg", "2.jpg"] and names(val) == ["10.jpg", "11.jpg"]
     assert train.classes == ["background", "road", "car"] and ids(train) == ids(val) == [1, 0, 2]
     assert lines == ["data: masks are drawn from outlines of COCO: background and 2 classes (road, car)"]

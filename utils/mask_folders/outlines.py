@@ -175,7 +175,9 @@ def _coco(root):
             )
         splits[split] = [(root / paths[0], record) for paths, (_, record) in zip(found, samples, strict=True)]
         names |= dict.fromkeys(known.values())
-    return Found("COCO", [name for name in names if name in used], splits, tuple(notes))
+    others = len(images.paths) - len({path for samples in splits.values() for path, _ in samples})
+    left_out = {"images that no JSON file names": others} if others else {}
+    return Found("COCO", [name for name in names if name in used], splits, tuple(notes), left_out)
 
 
 def _dirs(root):
