@@ -102,7 +102,7 @@ def main(args):
     with torch.device("meta" if args.dry_run else "cpu"):
         model = build(pretrained=args.pretrained and not args.dry_run)
     check_batch_of_one(model, args.input_size, batch.size * (batch.processes if args.sync_bn else 1))
-    origin = load_start(accelerator, model, args, load_weights)
+    origin = load_start(accelerator, model, args, load_weights, start, classes)
     run.say(f"model: {args.model}, {sum(p.numel() for p in model.parameters()):,} parameters, {args.input_size} pixels")
     run.say(*[f"weights: {line}" for line in origin + told])
     norm = {"mean": transforms.mean, "std": transforms.std}

@@ -27,10 +27,12 @@ from utils.data.classes import in_classes
 from utils.data.colours import colours_of
 from utils.data.datasets import SegmentationDataset, SegmentationStream
 from utils.data.loaders import build_loaders
+from utils.data.masks import unknown_line
 from utils.data.sampling import MODEL, image_numbers
 from utils.images.read import Reading
 from utils.losses.class_weights import class_weights, count_pixels
 from utils.losses.segmentation import make_segmentation_loss
+from utils.mask_folders.options import mask_config
 from utils.metrics.published_views import view_options
 from utils.metrics.segmentation import ConfusionMatrix, MaskAnswers, mean_loss, scores
 from utils.metrics.windows import evaluated_region, predict
@@ -77,8 +79,9 @@ def main(args):
     # data
     with accelerator.local_main_process_first():  # which downloads, where there is something to
         train_source, val_source = open_segmentation_data(
-            Data.of(args), crop_size=args.crop_size, seed=args.seed, dry_run=args.dry_run, say=run.say
-        )
+            Data.of(args), crop_size=args.crop_size, seed=args.seed, need_val=not args.disable_eval, dry_run=args.dry_run,
+            say=run.say,
+        )  # fmt: skip
     if report_data(args, run, train_source, val_source, check_sources):
         return
     classes, palette = train_source.classes, train_source.palette
@@ -105,10 +108,11 @@ def main(args):
         model = build(input_size=args.crop_size, drop_path=args.drop_path, pretrained=args.pretrained and not args.dry_run)
     args.eval_mode = check_crop(model, options, args.crop_size, args.eval_mode, run.say)
     check_batch_of_one(model, args.crop_size, batch.size * (batch.processes if args.sync_bn else 1))
-    origin = load_start(accelerator, model, args, load_segmentation_weights)
+    origin = load_start(accelerator, model, args, load_segmentation_weights, start, classes)
     run.say(f"network: {options['head']} on {options['backbone']}, {sum(p.numel() for p in model.parameters()):,} parameters")
     run.say(*[f"weights: {line}" for line in origin + told])
     facts = {"image_size": usual_size(val_source), **norm, **license_of(start, args.license)}
+    facts |= mask_config(Data.of(args), train_source)
     config = network_config(options, classes, palette, settings, View.of(args), **facts)
     model = fit_to_hardware(
         model, channels_last=args.channels_last, grad_checkpointing=args.grad_checkpointing, freeze=args.freeze,
@@ -243,16 +247,14 @@ def evaluate_only(args, accelerator, batch, run, start, told):
     """Evaluate the start weights or those of the state --resume, and its average, if it has one."""
     with accelerator.local_main_process_first():
         need_train = False if start and start.classes else None
+        trained = start.classes if start and start.evaluation.get("mask_numbers") else None
         _, source = open_segmentation_data(
-            Data.of(args),
-            crop_size=args.crop_size,
-            seed=args.seed,
-            need_train=need_train,
-            dry_run=args.dry_run,
-            say=run.say,
-        )
+            Data.of(args), crop_size=args.crop_size, seed=args.seed, need_train=need_train, trained=trained,
+            dry_run=args.dry_run, say=run.say,
+        )  # fmt: skip
         if accelerator.is_main_process and not args.dry_run:
             check_files(source)
+    masks = source
     network = network_of(start, args, {**network_options(args), "classes": len(source.classes)})
     if start and start.network:
         source = in_classes(source, start.classes, start.palette, say=run.say)
@@ -276,6 +278,8 @@ def evaluate_only(args, accelerator, batch, run, start, told):
     begin = time.perf_counter()
     found, answers = evaluate(accelerator, model, loader, view, run)
     seconds = time.perf_counter() - begin
+    if line := unknown_line([masks], learned=False):
+        run.log.warn(line)
     run.say(*result_lines("result", found, source.classes))
     run.say(f"throughput: {loader.order.samples / seconds:.1f} images/s")
     if accelerator.is_main_process:

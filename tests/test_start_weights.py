@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -117,9 +118,26 @@ def test_an_evaluation_maps_classes_by_name_and_needs_no_training_images(trained
         assert "classes: the data has 2 of the weights' 3 (cat, dog): scored on these" in out and "10 images" in out
         (move / "val" / "dog").rename(move / "val" / "horse")
     else:
+        (tmp_path / "flat").mkdir()
+        for kind in ("images", "masks"):  # no splits, and no classes.txt: numbers are the weights' classes
+            (tmp_path / "flat" / kind).symlink_to(data / kind / "val")
+        assert result(script(name, *evaluate, tmp_path / "flat")) == expected
         (move / "classes.txt").write_text("horse\nowl\ncat\n")
     line = refused(name, *evaluate, move)
     assert "1 of" in line and "none of the weights' (horse" in line and "cat, dog, owl" in line
+
+
+def test_a_classifier_of_other_classes_is_named(trained, tmp_path):
+    name, data, run = trained
+    shutil.copytree(data, tmp_path / "data")
+    if name == "train_recognition":
+        for split in ("train", "val"):
+            (tmp_path / "data" / split / "owl").rename(tmp_path / "data" / split / "horse")
+    else:
+        (tmp_path / "data" / "classes.txt").write_text("cat\ndog\nhorse\n")
+    words = (*TINY[name].split(), "--finetune", run / "last", "--dry_run", "--data_path")
+    assert "trained on other classes (cat, dog, owl), and their classifier is kept" in script(name, *words, tmp_path / "data")
+    assert "other classes" not in script(name, *words, data)
 
 
 def test_a_head_that_was_not_trained_is_not_scored(trained, tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -118,8 +119,6 @@ def test_it_learns_and_evaluates_the_same_on_one_and_two_processes(main, data, t
 
 
 def test_a_class_that_does_not_occur_is_null_in_the_log(main, data, tmp_path):
-    import shutil
-
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "data" / "classes.txt").write_text("red\ngreen\nblue\nunseen\n")
     main("--data_path", tmp_path / "data", "--epochs", 1, "--output_dir", tmp_path / "run")
@@ -129,10 +128,23 @@ def test_a_class_that_does_not_occur_is_null_in_the_log(main, data, tmp_path):
     assert (record["test_iou"][3] is None) == (record["test_classes"] == 3)
 
 
+def test_a_value_that_only_a_test_mask_holds_is_named(main, data, tmp_path, monkeypatch):
+    for sample in ("utils.mask_folders.ids.SAMPLE", "utils.sources.segmentation.SAMPLE"):
+        monkeypatch.setattr(sample, 3)  # masks that are looked at before training
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "classes.txt").unlink()
+    for kind in ("images", "masks"):
+        shutil.copytree(data / kind / "val", tmp_path / "data" / kind / "test")
+    path = tmp_path / "data" / "masks" / "test" / "1.png"  # of 0 to 6; 0, 3 and 6 are looked at
+    mask = np.array(Image.open(path))
+    mask[:3] = 77
+    Image.fromarray(mask).save(path)
+    out = main("--data_path", tmp_path / "data", "--epochs", 1, "--output_dir", tmp_path / "run")
+    assert out.index("warning: masks hold 77, which none of those looked at") > out.index("test, by best/: mIoU")
+
+
 @pytest.mark.parametrize("update", [1, 3, 5])
 def test_resume_at_any_update_ends_with_the_same_bits(finished, data, tmp_path, main, update):
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     for name in ("best", "best_ema", "last"):
@@ -176,6 +188,10 @@ def test_two_processes_train_as_one(data, tmp_path):
     ],
 )
 def test_options_train(main, data, tmp_path, words):
+    if "--disable_eval" in words:  # which needs no validation images
+        for kind in ("images", "masks"):
+            shutil.copytree(data / kind / "train", tmp_path / "data" / kind / "train")
+        data = tmp_path / "data"
     out = main("--data_path", data, "--output_dir", tmp_path / "run", *words.split())
     updates = lines(tmp_path / "run" / "updates.txt")
     assert all(np.isfinite(record["loss"]) for record in updates)

@@ -166,8 +166,10 @@ def test_checking_the_data_lists_counts_and_stops(tmp_path):
     train.broken = (5, 6)
     with pytest.raises(InputError, match=r"2 of 12 training images .*more than 10 %"):
         check_data(alone, found, train, whole, log)
-    for source, val in ((train, Source(12, broken=(3,))), (Source(12, broken=(5, 6), bad_masks=(3,)), whole)):
-        with pytest.raises(InputError, match=r"1 samples of the validation set, or masks, cannot be read: .*images/3.jpg"):
+    tested = Source(12)
+    tested.test = Source(4, broken=(3,))
+    for source, val in ((train, Source(12, broken=(3,))), (train, tested), (Source(12, broken=(5, 6), bad_masks=(3,)), whole)):
+        with pytest.raises(InputError, match=r"1 samples to validate or test on, or masks, cannot be read: .*images/3.jpg"):
             check_data(alone, BadSamples(train.name, 12, limit=1), source, val, log)
         assert len(listed.read_text().splitlines()) == 3
     train.name = lambda index: os.fsdecode(b"new\nline \xff.png")

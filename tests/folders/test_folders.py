@@ -1,5 +1,7 @@
 """Own data in folders: classes, splits, masks and their images, and errors that name what is wrong."""
 
+import shutil
+
 import numpy as np
 import pytest
 from conftest import make_folder
@@ -140,6 +142,26 @@ def test_masks_of_0_and_255_are_two_classes_and_of_0_none(tmp_path):
         mask_folders(tmp_path)
 
 
+@pytest.mark.parametrize("listed", [".", "archive"])
+@pytest.mark.parametrize("layout", ["images first", "splits first", "no splits"])
+def test_classes_txt_may_lie_in_the_folder_that_an_archive_makes(tmp_path, layout, listed):
+    make_pairs(tmp_path / "archive", values=(0, 1), val=2)
+    if layout == "no splits":
+        for kind in ("images", "masks"):
+            (tmp_path / "archive" / kind / "train").rename(tmp_path / kind)
+            shutil.rmtree(tmp_path / "archive" / kind)
+            (tmp_path / kind).rename(tmp_path / "archive" / kind)
+    if layout == "splits first":
+        for kind in ("images", "masks"):
+            for split in ("train", "val"):
+                (tmp_path / "archive" / split).mkdir(exist_ok=True)
+                (tmp_path / "archive" / kind / split).rename(tmp_path / "archive" / split / kind)
+            (tmp_path / "archive" / kind).rmdir()
+    (tmp_path / listed / "classes.txt").write_text("sky\nroad\ncar\n")
+    train, _ = mask_folders(tmp_path, val_split=0.5 if layout == "no splits" else None, say=lambda line: None)
+    assert train.classes == ["sky", "road", "car"]
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -149,6 +171,7 @@ def test_masks_of_0_and_255_are_two_classes_and_of_0_none(tmp_path):
         ("no mask", r"no mask for 1 of \d images: .*train/1.jpg"),
         ("no image", r"no image for 1 of \d masks: .*val/0.png"),
         ("twice", r"0.(jpg|png) and .*0.(jpg|png) have the same name"),
+        ("two of a split", r"images: val/ and validation/ are both the same split by their names; keep one"),
     ],
 )
 def test_wrong_mask_folders(tmp_path, wrong, message):
@@ -165,6 +188,9 @@ def test_wrong_mask_folders(tmp_path, wrong, message):
         write_mask(tmp_path / "masks/val/1.png", 0, 1)
     if wrong == "twice":
         write_image(tmp_path / "images/train/0.png")
+    if wrong == "two of a split":  # whose images and masks would be left out
+        write_image(tmp_path / "images/validation/5.jpg")
+        write_mask(tmp_path / "masks/validation/5.png", 0, 1)
     with pytest.raises(InputError, match=message):
         mask_folders(tmp_path)
 

@@ -8,9 +8,11 @@ from PIL import Image
 from small_sources import SIZE, ids, write, write_image, write_mask
 
 from utils.cli.errors import InputError
+from utils.cli.segmentation_flags import Data
 from utils.data.look import see
 from utils.data.masks import read_values, unknown_line, voc_palette
 from utils.images.read import IGNORE
+from utils.mask_folders.options import mask_options
 from utils.mask_folders.pairs import MaskOptions, mask_folders
 
 
@@ -107,6 +109,7 @@ def test_a_palette_in_which_only_unused_colours_differ_is_one(tmp_path):
         ((0, 1, 100), {}, None, [0, 1, 100], "only the values 0, 1, 100 occur, and 98 numbers below 100 do not: --mask_values"),
         ((0, 128, 255), {"values": {0: "sky", 128: "road", 255: "road"}}, ["sky", "road"], [0, 1], None),
         ((0, 128, 255), {"values": {0: "sky", 128: "road"}}, ["sky", "road"], [0, 1, IGNORE], None),
+        ((0, 7, 9), {"values": {7: "ignore", 0: "sky", 9: "road"}}, ["sky", "road"], [0, IGNORE, 1], None),
     ],
 )
 def test_values_and_classes(tmp_path, values, options, classes, found, note):
@@ -116,6 +119,30 @@ def test_values_and_classes(tmp_path, values, options, classes, found, note):
     assert (note in train.notes[0]) if note else train.notes == ()
 
 
+@pytest.mark.parametrize("values", [(0, 255), (0, 1, 255)])
+def test_two_names_are_those_of_0_and_255_where_masks_hold_nothing_else(tmp_path, values):
+    make(tmp_path, lambda path, _: write_mask(path.with_suffix(".png"), *values))
+    write(tmp_path / "classes.txt", b"sound\ncrack\n")
+    train, _ = mask_folders(tmp_path)
+    assert train.classes == ["sound", "crack"] and ids(train) == ([0, 1] if values == (0, 255) else [0, 1, IGNORE])
+    assert train.notes == (("masks: 0 and 255 only in 4 of 4 masks: 0 is sound, 255 is crack",) if values == (0, 255) else ())
+    if values == (0, 255):  # a mask that was not looked at
+        write_mask(tmp_path / "masks/train/0.png", 0, 1)
+        with pytest.raises(InputError, match="the mask holds 1, which is no class; expected 0, 255"):
+            train.read(0)
+    with pytest.raises(InputError, match="no class but 0"):
+        make(tmp_path, lambda path, _: write_mask(path.with_suffix(".png"), 0, 255))
+        mask_folders(tmp_path, options=MaskOptions(reduce_zero=True))
+
+
+def test_values_that_are_not_named_are_refused(tmp_path):
+    make(tmp_path, lambda path, _: write_mask(path.with_suffix(".png"), 0, 128, 7))
+    with pytest.raises(InputError, match="the mask holds 7, which is no class; expected 0, 128, 255"):
+        mask_folders(tmp_path, options=MaskOptions(values={0: "sky", 128: "road"}))[0].read(0)
+    with pytest.raises(InputError, match="--mask_values: found 1 classes; expected two at least"):
+        mask_options(Data(mask_values=[(1, "crack"), (0, "ignore")]))
+
+
 def test_colours(tmp_path):
     colours = np.array([(0, 0, 0), (255, 0, 0), (0, 200, 0), (9, 9, 9)], np.uint8)
     make(tmp_path, lambda path, _: Image.fromarray(colours[columns(0, 1, 2, 3)]).save(f"{path}.png"))
@@ -123,8 +150,6 @@ def test_colours(tmp_path):
         InputError, match="the masks hold the colours .*255 0 0.*name them in a file, .* give it as --mask_colors"
     ):
         mask_folders(tmp_path)
-    from utils.cli.segmentation_flags import Data
-    from utils.mask_folders.options import mask_options
 
     def opened(text):
         (tmp_path / "colours.csv").write_text(text, encoding="utf-8-sig", newline="\r\n")

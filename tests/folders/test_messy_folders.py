@@ -14,6 +14,7 @@ from utils.folders.class_folders import class_folders
 from utils.folders.copies import equal_groups, look_alike
 from utils.mask_folders.pairs import MaskOptions, mask_folders
 from utils.sources.recognition import open_recognition_data
+from utils.sources.segmentation import check_sources
 
 
 @pytest.mark.parametrize(("first", "second"), [("Train", "VAL"), ("training", "valid"), ("TRAINING", "Validation")])
@@ -205,3 +206,17 @@ def test_masks_without_splits_are_parted(tmp_path):
     assert (
         names(mask_folders(tmp_path, val_split=0.2)[1]) == names(val) != names(mask_folders(tmp_path, val_split=0.2, seed=1)[1])
     )
+
+
+@pytest.mark.parametrize("split", ["", "train"])
+def test_masks_without_validation_images_are_trained_on_or_evaluated(tmp_path, split):
+    pairs(tmp_path / "images" / split, tmp_path / "masks" / split, 10)
+    trained, val = mask_folders(tmp_path, need_val=False, say=lambda line: None)  # --disable_eval true
+    assert (len(trained), len(val), val.classes) == (10, 0, trained.classes)
+    check_sources(trained, val)
+    for need_train in (False, None):  # of an evaluation
+        if split == "train":  # which is not what a score is of
+            with pytest.raises(InputError, match="found .*train; expected images/train, images/val"):
+                mask_folders(tmp_path, need_train)
+        else:
+            assert len(mask_folders(tmp_path, need_train)[1]) == 10

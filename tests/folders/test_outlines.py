@@ -48,7 +48,9 @@ def test_coco(tmp_path, layout):
         write_json(tmp_path / file.format(split), coco(count, first))
         for number in range(first, first + count):
             write_image(tmp_path / (image.format(split, number) if image.count("{}") == 2 else image.format(number)), number)
+    write_image(tmp_path / "more.jpg")
     train, val, lines = opened(tmp_path)
+    assert train.left_out == {"images that no JSON file names": 1}
     assert names(train) == ["0.jpg", "1.jpg", "2.jpg"] and names(val) == ["10.jpg", "11.jpg"]
     assert train.classes == ["background", "road", "car"] and ids(train) == ids(val) == [1, 0, 2]
     assert lines == ["data: masks are drawn from outlines of COCO: background and 2 classes (road, car)"]
@@ -69,6 +71,16 @@ def test_coco_that_cannot_be_meant(tmp_path, content, message):
         opened(tmp_path, val_split=0.5)
 
 
+def test_boxes_among_the_outlines_of_coco_are_counted(tmp_path):
+    for split in ("train", "val"):
+        write_image(tmp_path / split / "0.jpg")
+        content = coco(1)
+        content["annotations"] += [{"image_id": 0, "category_id": 3, "segmentation": [], "bbox": [0, 0, 1, 1]}] * 2
+        write_json(tmp_path / split / "coco.json", content if split == "val" else coco(1))
+    (note,) = opened(tmp_path)[0].notes
+    assert note.startswith(f"warning: {tmp_path}/val/coco.json: 2 of 4 objects have a box and no outline: they are background")
+
+
 def test_yolo(tmp_path):
     for split, count in (("train", 3), ("val", 1)):
         for number in range(count):
@@ -85,6 +97,11 @@ def test_yolo(tmp_path):
     assert train.read(1)[1].shape == (12, 32) and len(val) == 1 and "of YOLO" in lines[0]
     write(tmp_path / "data.yaml", b"names: {0: car, 1: road}\n")
     assert opened(tmp_path)[0].classes == ["background", "car", "road"]
+    around = tmp_path.rename(tmp_path.with_name("archive"))  # as an archive makes it
+    tmp_path.mkdir()
+    around.rename(tmp_path / "archive")
+    assert opened(tmp_path)[0].classes == ["background", "car", "road"]
+    tmp_path = tmp_path / "archive"
     for text, message in (
         ("1 0.1 0.1 0.2 0.2", "line 1 is a box"),
         ("1 0 0 x", "line 1 is no outline"),
@@ -111,9 +128,21 @@ def test_labelme(tmp_path):
     train, val, lines = opened(tmp_path, val_split=0.34)
     assert (len(train), len(val)) == (2, 1) and "labelme" in lines[0]
     assert train.classes == ["background", "car", "road"] and ids(train) == [1, 2, IGNORE]
+    assert train.left_out == val.left_out == {"images without a JSON file of labelme's": 1}
     write_json(tmp_path / "0.json", {"shapes": [shape("road", [[0, 0], [3, 3]], "line")], "imageHeight": 12, "imageWidth": 16})
     with pytest.raises(InputError, match="0.json is no file of labelme's .*a shape of the kind line"):
         opened(tmp_path, val_split=0.34)
+
+
+@pytest.mark.parametrize("kind", ["labelme", "coco"])
+def test_two_folders_of_one_split_are_refused(tmp_path, kind):
+    for number, split in enumerate(("train", "val", "validation")):
+        write_image(tmp_path / split / "0.jpg", number)
+        left = {"shapes": [shape("road", [[0, 0], [8, 12]], "rectangle")], "imageHeight": 12, "imageWidth": 16}
+        write_json(tmp_path / split / "0.json", left if kind == "labelme" else coco(1))
+    message = "val/ and validation/ are both the same split" if kind == "labelme" else "are both of the split val; keep one"
+    with pytest.raises(InputError, match=message):
+        opened(tmp_path)
 
 
 def test_masks_beside_other_texts_are_no_outlines(tmp_path):

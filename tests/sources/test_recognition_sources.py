@@ -11,7 +11,7 @@ from utils.folders.class_folders import scan_folder
 from utils.images.read import BadImage
 from utils.sources import RECOGNITION_SETS
 from utils.sources.built_in import digits
-from utils.sources.recognition import check_headers, open_recognition_data
+from utils.sources.recognition import check_headers, check_sources, open_recognition_data
 
 
 def opened(**flags):
@@ -76,6 +76,11 @@ def test_headers_of_broken_files_are_named(tmp_path):
     (tmp_path / "b" / "text.jpg").write_bytes(b"not an image")
     with pytest.raises(BadImage, match="text.jpg is no image"):
         check_headers(scan_folder(tmp_path))
+    val = scan_folder(make_folder(tmp_path / "val", ("a", "b"), 1))
+    check_sources(None, val)
+    val.test = scan_folder(tmp_path)
+    with pytest.raises(BadImage, match="text.jpg is no image"):  # before training, not after it
+        check_sources(None, val)
     (tmp_path / "b" / "text.jpg").unlink()
     (tmp_path / "b" / "gone.jpg").symlink_to(tmp_path / "nowhere")
     with pytest.raises(BadImage, match="gone.jpg cannot be read as an image .No such file"):

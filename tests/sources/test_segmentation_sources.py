@@ -8,7 +8,7 @@ from utils.cli.registry import load
 from utils.cli.segmentation_flags import Data
 from utils.mask_folders.pairs import mask_folders
 from utils.sources import SEGMENTATION_SETS, segmentation
-from utils.sources.segmentation import check_files, open_segmentation_data
+from utils.sources.segmentation import check_files, check_sources, open_segmentation_data
 
 
 def opened(**flags):
@@ -104,10 +104,20 @@ def test_a_sample_is_looked_at(tmp_path, monkeypatch):
         check_files(train)
 
 
+def test_masks_to_test_on_are_looked_at_before_training(tmp_path):
+    make_pairs(tmp_path)
+    make_pairs(tmp_path, train=3, val=0, splits=("test", "val"))
+    sources = opened(data_path=str(tmp_path))
+    check_sources(*sources)
+    write_mask(tmp_path / "masks/test/1.png", 0, 77)
+    with pytest.raises(InputError, match="masks/test/1.png: the mask holds 77"):
+        check_sources(*sources)
+
+
 def test_masks_of_0_and_255_are_explained(tmp_path):
     make_pairs(tmp_path, values=(0, 255))
-    (tmp_path / "classes.txt").write_text("back\nfront\n")
-    with pytest.raises(InputError, match="only back and pixels that are ignored; .*write masks of 0 and 255 as 0 and 1"):
+    (tmp_path / "classes.txt").write_text("back\nfront\nother\n")
+    with pytest.raises(InputError, match="only back and pixels that are ignored; .* --mask_values 0=back 255=NAME makes"):
         check_files(mask_folders(tmp_path)[0])
     make_pairs(tmp_path, values=(255,))
     with pytest.raises(InputError, match="hold no class at all"):

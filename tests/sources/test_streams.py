@@ -11,10 +11,12 @@ from hostile import refusal
 from small_sources import encoded, images, letter, shade, write_images, write_masks, write_tar
 
 from utils.cli.errors import InputError
+from utils.cli.segmentation_flags import Data
 from utils.data.datasets import RecognitionStream, SegmentationStream
 from utils.data.streaming import StreamLoader
 from utils.images.read import IGNORE
 from utils.sources.mask_tables import stream_of_masks
+from utils.sources.segmentation import open_segmentation_data
 from utils.sources.tables import stream_of_images
 
 
@@ -132,6 +134,15 @@ def test_streams_of_masks(tmp_path):
     for workers in (0, 2):
         got = epoch_of(train, SegmentationStream, corner, 3, workers=workers, buffer_size=5)
         assert got == [(i, i % 3 - IGNORE, -1) for i in range(12)]  # packed
+    named = [(0, "ground"), (1, "sky"), (2, "ground")]
+    for flags, classes, of in (
+        ({"reduce_zero_label": True}, ["class 0", "class 1"], (IGNORE, 0, 1)),
+        ({"mask_values": named}, ["ground", "sky"], (0, 1, 0)),
+    ):
+        data = Data(dataset=str(tmp_path), streaming=True, **flags)
+        train, val = open_segmentation_data(data, crop_size=32, seed=0, say=lambda line: None)
+        got = epoch_of(train, SegmentationStream, corner, 3)
+        assert train.classes == val.classes == classes and got == [(i, of[i % 3] - IGNORE, -1) for i in range(12)]
     (tmp_path / "classes.txt").write_text("ground\nsky\n")
     with pytest.raises(InputError, match="row 2 of shard 0, column 'mask': the mask holds 2, which is no class"):
         epoch_of(stream_of_masks(str(tmp_path))[0], SegmentationStream, corner, 6)

@@ -96,7 +96,8 @@ def add_data_flags(parser):
               "chosen by --seed")  # fmt: skip
     topic.add("--mask_suffix", help="what a mask's name has behind that of its image, before the ending: _mask")
     topic.add("--mask_values", nargs="+", type=value_name, metavar="VALUE=NAME", help="which value in a mask is which class, "
-              "such as 0=background 255=crack; several values of one name are one class")  # fmt: skip
+              "such as 0=background 255=crack; several values of one name are one class; the name ignore is no "
+              "class")  # fmt: skip
     topic.add("--mask_colors", metavar="FILE", help="masks are pictures in colours: name,red,green,blue on each line; the name "
               "ignore is no class")  # fmt: skip
     topic.switch("--reduce_zero_label", None, "0 in a mask is no class, and 1 is the first one")

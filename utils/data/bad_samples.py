@@ -132,20 +132,21 @@ def check_data(accelerator, bad_samples, train_source, val_source, log):
     """Read every sample once, each process a part of them. check_data.txt in the run's folder lists what cannot be read.
 
     Broken images of the training set are counted in `bad_samples`, as if training had met them. Raises InputError if there
-    are too many of them, if a mask cannot be used, or if a sample of the validation set cannot be read.
+    are too many of them, if a mask cannot be used, or if a sample of the validation set, or of its `test`, cannot be read.
     """
+    sources = [source for source in (train_source, val_source, getattr(val_source, "test", None)) if source is not None]
     bar = functools.partial(tqdm, desc="check_data", unit="sample", disable=not accelerator.is_main_process)
-    faults = check_all([train_source, val_source], accelerator.process_index, accelerator.num_processes, bar)
+    faults = check_all(sources, accelerator.process_index, accelerator.num_processes, bar)
     faults = sorted(accelerate.utils.gather_object(faults))
     listed = ""
     if log.folder and faults:
         listed = f"; they are listed in {log.folder / 'check_data.txt'}"
         write_text(log.folder / "check_data.txt", "".join(f"{message}\n" for _, _, message, _ in faults))
     log.say(f"check_data: {len(faults)} samples cannot be read{listed}")
-    fatal = [message for place, _, message, replaceable in faults if place == 1 or not replaceable]
+    fatal = [message for place, _, message, replaceable in faults if place > 0 or not replaceable]
     if fatal:
         raise InputError(
-            f"{len(fatal)} samples of the validation set, or masks, cannot be read: {fatal[0]}; see check_data.txt"
+            f"{len(fatal)} samples to validate or test on, or masks, cannot be read: {fatal[0]}; see check_data.txt"
         )
     for line in bad_samples.merge([[index for _, index, _, _ in faults]]):
         log.warn(line)

@@ -27,9 +27,10 @@ def class_table(values, ignored):
     return table
 
 
-def own_tables(classes):
-    """The `class_table` of masks of 8 bits and that of 16 bits that hold class ids, and 255 or 65535 for no class."""
-    return tuple(class_table(range(classes), (ignored,)) for ignored in (255, 65535))
+def own_tables(classes, first=0):
+    """The `class_table` of masks of 8 bits and that of 16 bits that hold class ids from `first` on, and 255 or 65535 for no
+    class, as is what is below `first`."""
+    return tuple(class_table(range(first, first + classes), {ignored, *range(first)}) for ignored in (255, 65535))
 
 
 def to_classes(values, tables, name, unknown=None):
@@ -52,8 +53,10 @@ def to_classes(values, tables, name, unknown=None):
     return mask
 
 
-def unknown_line(sources):
-    """A line about the values that were met in the masks of these sources and are no class of theirs, named once; or ""."""
+def unknown_line(sources, learned=True):
+    """A line about the values that were met in the masks of these sources and are no class of theirs, named once; or "".
+
+    learned: of a training, else of an evaluation."""
     marks = [source.ids.unknown for source in sources if getattr(getattr(source, "ids", None), "unknown", None) is not None]
     found = sorted({value for mark in marks for value in (mark == 1).nonzero().flatten().tolist()})
     for mark in marks:
@@ -61,6 +64,8 @@ def unknown_line(sources):
     if not found:
         return ""
     names = ", ".join(map(str, found[:10])) + ", …" * (len(found) > 10)
+    if not learned:
+        return f"masks hold {names}, which is none of the classes: these pixels are not scored; --mask_values names classes"
     return (
         f"masks hold {names}, which none of those looked at before did: these pixels are not learned and not scored; name all "
         "classes in classes.txt, or start anew with --check_data true, which counts in all masks"

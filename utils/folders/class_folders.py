@@ -10,7 +10,17 @@ from utils.cli.errors import InputError
 from utils.data.string_list import StringList
 from utils.folders.hold_out import hold_out
 from utils.folders.index import index_folder
-from utils.folders.names import few, left_out_line, missing, split_folders, split_of, tables_in, test_note, why_left_out
+from utils.folders.names import (
+    few,
+    left_out_line,
+    missing,
+    refuse_twice,
+    split_folders,
+    split_of,
+    tables_in,
+    test_note,
+    why_left_out,
+)
 from utils.images.formats import is_image
 from utils.images.read import AS_STORED, read_bytes, read_image
 
@@ -113,8 +123,7 @@ def find_splits(root, say=print):
     others = [name for name in names if split_of(name) is None]
     if others and len(splits) == 1 and not _folders(root / next(iter(splits.values()))):
         return root, {}
-    if twice:
-        raise InputError(f"{root}: {twice[0][0]}/ and {twice[0][1]}/ are both the same split by their names; keep one of them")
+    refuse_twice(root, twice)
     if splits and "train" not in splits and others:
         raise InputError(
             f"{root}: found {few([f'{name}/' for name in splits.values()])} beside the folders {few(others)}; expected class "

@@ -4,7 +4,7 @@ import json
 import os
 import re
 
-from utils.cli.errors import did_you_mean
+from utils.cli.errors import InputError, did_you_mean
 
 # How people call a split, whatever the capitals.
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -28,6 +28,13 @@ def split_folders(names):
                 twice.append((found[split], name))
             found.setdefault(split, name)
     return found, twice
+
+
+def refuse_twice(folder, twice):
+    """InputError where two folders in `folder` are of one split. twice: as of `split_folders`."""
+    if twice:
+        first, second = twice[0]
+        raise InputError(f"{folder}: {first}/ and {second}/ are both the same split by their names; keep one of them")
 
 
 def why_left_out(name):

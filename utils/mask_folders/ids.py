@@ -13,7 +13,9 @@ from utils.data.sampling import spread
 from utils.folders.class_names import SAMPLE
 from utils.folders.names import few
 from utils.images.formats import open_image
+from utils.images.read import IGNORE
 
+IGNORED_NAME = "ignore"  # the name of values and colours that are no class
 MOST_LISTED = 20  # values or colours that a line lists
 BLENDED = 20  # so many rare values in a mask are made by a lossy file or by a resize
 
@@ -30,36 +32,37 @@ class MaskIds(NamedTuple):
     unknown: torch.Tensor | None = None
 
 
-def find_ids(read, masks, where, *, listed=None, named=None, reduce_zero=False, everything=False, of=None):
+def find_ids(read, masks, where, *, listed=None, trained=None, named=None, reduce_zero=False, everything=False, of=None):
     """`MaskIds` of masks that hold class ids, by a sample of them.
 
-    read: one of `masks` -> (H, W) uint8 or uint16. listed: names in classes.txt; named: {value: name} of --mask_values;
-    reduce_zero: 0 is no class, and 1 the first. everything: all `masks` are read; of: of so many that there
-    are. Raises InputError, which begins with `where`, where no class is found, and for values that a lossy file has blended.
+    read: one of `masks` -> (H, W) uint8 or uint16. listed: names in classes.txt; trained: of an evaluation, the weights' names;
+    named: {value: name} of --mask_values; reduce_zero: 0 is no class, and 1 the first. everything: all `masks` are read; of:
+    of so many that there are. Raises InputError, which begins with `where`, where no class is found, and for values that a
+    lossy file has blended.
     """
     if named:
-        values, names = list(named), list(dict.fromkeys(named.values()))
-        table = class_table((), {255, 65535} - set(values))
-        table[values] = [names.index(named[value]) for value in values]
+        names = [name for name in dict.fromkeys(named.values()) if name != IGNORED_NAME]
+        table = class_table((), {255, 65535})
+        table[list(named)] = [names.index(name) if name in names else IGNORE for name in named.values()]
         return MaskIds(names, voc_palette(len(names)), (table, table))
-    if listed and not reduce_zero:
-        return MaskIds(listed, voc_palette(len(listed)), own_tables(len(listed)))
+    first = int(reduce_zero)
+    if trained and not listed:
+        note = f"masks: there is no classes.txt; numbers from {first} on are taken for the weights' classes ({few(trained)})"
+        return MaskIds(trained, voc_palette(len(trained)), own_tables(len(trained), first), (note,), _no_marks())
     looked_at = masks if everything else [masks[index] for index in spread(len(masks), SAMPLE)]
     of = of or len(masks)
-    counts = np.zeros(65536, np.int64)
-    several, deep = [], False
-    for mask in in_threads(lambda mask: _count(read(mask)), looked_at):
-        values, numbers, wide = mask
-        counts[values] += numbers
-        several.append(len(values))
-        deep |= wide
+    sampled = f"{len(looked_at):,} of {of:,} masks"
+    if listed and not reduce_zero:
+        plain = MaskIds(listed, voc_palette(len(listed)), own_tables(len(listed)))
+        if trained or len(listed) != 2:
+            return plain
+        counts, _, deep = _look(read, looked_at, pass_over=InputError)  # who reads a broken mask says so
+        return _black_and_white(counts, deep, listed, sampled) or plain
+    counts, several, deep = _look(read, looked_at)
     values = np.flatnonzero(counts)
     _refuse_blended(counts, several, where)
-    sampled = f"{len(looked_at):,} of {of:,} masks"
-    if not deep and values.tolist() == [0, 255]:
-        table = class_table((0, 255), ())
-        note = f"masks: 0 and 255 only in {sampled}: 0 is background, 255 is foreground"
-        return MaskIds(["background", "foreground"], voc_palette(2), (table, table), (note,))
+    if not reduce_zero and (found := _black_and_white(counts, deep, ["background", "foreground"], sampled)):
+        return found
     ids = values[(values != 65535) & ((values != 255) | deep)]
     ids = ids[ids > 0] if reduce_zero else ids
     if not len(ids) or ids[-1] == 0:
@@ -67,17 +70,47 @@ def find_ids(read, masks, where, *, listed=None, named=None, reduce_zero=False, 
         raise InputError(
             f"{where}: the masks hold {found} (and 255, which is ignored); write classes as 0, 1, 2, …: 0 and 1 for two"
         )
-    first = int(reduce_zero)
     names = listed or [f"class {number}" for number in range(ids[-1] + 1 - first)]
-    tables = tuple(class_table(range(first, first + len(names)), {ignored} | set(range(first))) for ignored in (255, 65535))
-    notes = _gaps(ids, first)
+    tables, notes = own_tables(len(names), first), _gaps(ids, first)
     if listed or len(looked_at) == of:
         return MaskIds(names, voc_palette(len(names)), tables, notes)
     notes += (
         f"masks: {len(names)} classes, counted in {sampled}; pixels of a class that only others hold are not learned: name all "
         "classes in classes.txt, or --check_data true counts in all masks",
     )
-    return MaskIds(names, voc_palette(len(names)), tables, notes, torch.zeros(65536, dtype=torch.uint8).share_memory_())
+    return MaskIds(names, voc_palette(len(names)), tables, notes, _no_marks())
+
+
+def _no_marks():
+    return torch.zeros(65536, dtype=torch.uint8).share_memory_()
+
+
+def _look(read, masks, pass_over=()):
+    """(pixels of each value (65536,), how many values each mask holds, whether one has 16 bits) of these `masks`.
+
+    pass_over: the exceptions of masks that do not count."""
+
+    def count(mask):
+        try:
+            return _count(read(mask))
+        except pass_over:
+            return [], 0, False
+
+    counts, several, deep = np.zeros(65536, np.int64), [], False
+    for values, numbers, wide in in_threads(count, masks):
+        counts[values] += numbers
+        several.append(len(values))
+        deep |= wide
+    return counts, several, deep
+
+
+def _black_and_white(counts, deep, names, sampled):
+    """`MaskIds` of two names where masks hold 0 and 255 only; None for others."""
+    if deep or np.flatnonzero(counts).tolist() != [0, 255]:
+        return None
+    table = class_table((0, 255), ())
+    note = f"masks: 0 and 255 only in {sampled}: 0 is {names[0]}, 255 is {names[1]}"
+    return MaskIds(names, voc_palette(2), (table, table), (note,))
 
 
 def _count(values):
@@ -138,8 +171,8 @@ def _words(code):
 def colour_reader(colours):
     """(function of a mask's path -> class ids, names, palette (classes, 3) uint8) of [(name, red, green, blue), …]; several
     colours of one name are one class, and `ignore` is none."""
-    names = list(dict.fromkeys(name for name, *_ in colours if name != "ignore"))
-    ids = np.array([names.index(name) if name != "ignore" else 255 for name, *_ in colours])
+    names = list(dict.fromkeys(name for name, *_ in colours if name != IGNORED_NAME))
+    ids = np.array([names.index(name) if name != IGNORED_NAME else 255 for name, *_ in colours])
     codes = np.array([red << 16 | green << 8 | blue for _, red, green, blue in colours])
     order = np.argsort(codes)
     palette = np.array([next(colour for name, *colour in colours if name == one) for one in names], np.uint8)

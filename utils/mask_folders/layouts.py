@@ -5,7 +5,7 @@ import pathlib
 
 from utils.cli.errors import InputError
 from utils.folders.files import there
-from utils.folders.names import split_folders, split_of, why_left_out
+from utils.folders.names import refuse_twice, split_folders, split_of, why_left_out
 
 IMAGES = ("images", "imgs", "image", "img", "jpegimages", "photos")
 MASKS = ("masks", "mask", "labels", "annotations", "annotation", "segmentationclass", "segmentation", "ann_dir")
@@ -16,7 +16,7 @@ def find_layout(root, needed=("train", "val")):
     """{split: (folder of images, folder of masks)} below `root`, or {"": (images, masks)} where there are no splits.
 
     Names are those of IMAGES, MASKS and names.SPLITS, in any capitals. One folder on the way, which archives make, is passed.
-    needed: splits that an error names. Raises InputError where no such folders are there.
+    needed: splits that an error names. Raises InputError where no such folders are there, and for two of one split.
     """
     root = pathlib.Path(root)
     for base in (root, *_only_folder(root)):
@@ -24,6 +24,12 @@ def find_layout(root, needed=("train", "val")):
             return layout
     usual = ", ".join(f"{kind}/{split}" for kind in ("images", "masks") for split in dict.fromkeys(needed))
     raise InputError(f"--data_path {root}: {there(root)}; expected {usual}; one mask for each image")
+
+
+def base_of(layout):
+    """The folder that images and masks of a `find_layout` lie in, where lists of their classes lie too."""
+    split, (images, _) = next(iter(layout.items()))
+    return images.parent.parent if split else images.parent
 
 
 def _only_folder(root):
@@ -35,7 +41,7 @@ def _layout(base):
     names = _folders(base)
     images, masks = _named(names, IMAGES), _named(names, MASKS)
     if images and masks:
-        inside = [split_folders(_folders(base / name))[0] for name in (images, masks)]
+        inside = [_splits(base / name) for name in (images, masks)]
         shared = [split for split in inside[0] if split in inside[1]]
         if shared:
             return {split: (base / images / inside[0][split], base / masks / inside[1][split]) for split in shared}
@@ -50,6 +56,13 @@ def _layout(base):
                     raise InputError(f"{base}: two folders of the split {split}; keep one of them")
                 layout[split] = (base / name / images, base / name / masks)
     return layout
+
+
+def _splits(folder):
+    """{split: name of its folder} in `folder`."""
+    splits, twice = split_folders(_folders(folder))
+    refuse_twice(folder, twice)
+    return splits
 
 
 def _named(names, known):

@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,10 +18,10 @@ from utils.data.string_list import StringList
 from utils.files import read_text
 from utils.folders.files import scan_files
 from utils.folders.label_table import Files
-from utils.folders.names import few, split_folders, split_of
+from utils.folders.names import few, refuse_twice, split_folders, split_of
 from utils.images.read import AS_STORED, read_image
 from utils.mask_folders.ids import MaskIds
-from utils.mask_folders.layouts import find_layout
+from utils.mask_folders.layouts import base_of, find_layout
 
 BACKGROUND = ("background", "_background_")  # names of what no outline covers, which is class 0
 IGNORED = ("__ignore__", "ignore")
@@ -71,6 +72,17 @@ class Outlines:
         return part
 
 
+class Found(NamedTuple):
+    """Outlines below a folder. kind: COCO, YOLO or labelme; names: of the classes; splits: {split: [(path, [height, width,
+    [(name, segmentation), …]]), …]}; notes: lines to say; left_out: {kind: number} of what is not read."""
+
+    kind: str
+    names: list
+    splits: dict
+    notes: tuple = ()
+    left_out: dict = {}
+
+
 def _scaled(polygon, width, height):
     return [value * (height if place % 2 else width) for place, value in enumerate(polygon)]
 
@@ -83,13 +95,13 @@ def find_outlines(root, say=print):
     root = pathlib.Path(root)
     for find in (_coco, _yolo, _labelme):
         if root.is_dir() and (found := find(root)):
-            kind, names, splits = found
+            kind, names, splits, notes, left_out = found
             wrong = sorted({name for name in names if name not in (*BACKGROUND, *IGNORED)}, key=names.index)
             classes = ["background", *wrong]
             if not 2 <= len(classes) <= 254:
                 raise InputError(f"{root}: outlines of {len(wrong)} classes ({few(wrong)}); expected 1 to 253")
             number = {name: classes.index(name) if name in classes else 0 if name in BACKGROUND else 255 for name in names}
-            ids = MaskIds(classes, voc_palette(len(classes)), own_tables(len(classes)))
+            ids = MaskIds(classes, voc_palette(len(classes)), own_tables(len(classes)), notes)
             say(f"data: masks are drawn from outlines of {kind}: background and {len(wrong)} classes ({few(wrong)})")
             sources = {}
             for split, samples in splits.items():
@@ -97,6 +109,7 @@ def find_outlines(root, say=print):
                     json.dumps([h, w, [[number[name], shape] for name, shape in shapes]]) for _, (h, w, shapes) in samples
                 ]
                 sources[split] = Outlines(str(root), [str(path) for path, _ in samples], records, ids)
+                sources[split].left_out = left_out
             return sources
     return {}
 
@@ -114,9 +127,9 @@ def _read_json(path):
 
 
 def _coco(root):
-    """("COCO", names, {split: [(path, [height, width, [(name, segmentation), …]]), …]}) or None."""
+    """`Found`, or None."""
     files = {}
-    inner = [root / name for name in split_folders(_dirs(root))[0].values()]
+    inner = [root / name for name in _dirs(root) if split_of(name)]
     for folder in (root, *(root / name for name in _dirs(root) if name.lower() == "annotations"), *inner):
         for path in sorted(folder.glob("*.json")):
             with open(path, "rb") as file:
@@ -134,7 +147,7 @@ def _coco(root):
                 files[split] = (path, content)
     if not files:
         return None
-    images, splits, names, used = Files(root), {}, {}, set()
+    images, splits, names, used, notes = Files(root), {}, {}, set(), []
     for split, (path, content) in files.items():
         try:
             known = {entry["id"]: str(entry["name"]) for entry in sorted(content["categories"], key=lambda entry: entry["id"])}
@@ -146,6 +159,9 @@ def _coco(root):
                     used.add(known[entry["category_id"]])
             if boxes == len(content["annotations"]):
                 raise InputError(f"{path}: found {boxes} boxes and no outlines; expected a segmentation of each annotation")
+            if boxes:
+                some = f"{boxes:,} of {len(content['annotations']):,} objects have a box and no outline"
+                notes.append(f"warning: {path}: {some}: they are background; draw them, or leave their images out")
             entries = [(str(entry["file_name"]), entry) for entry in content["images"]]
             samples = [(name, [int(e["height"]), int(e["width"]), shapes[e["id"]]]) for name, e in entries]
         except InputError:
@@ -159,7 +175,9 @@ def _coco(root):
             )
         splits[split] = [(root / paths[0], record) for paths, (_, record) in zip(found, samples, strict=True)]
         names |= dict.fromkeys(known.values())
-    return "COCO", [name for name in names if name in used], splits
+    others = len(images.paths) - len({path for samples in splits.values() for path, _ in samples})
+    left_out = {"images that no JSON file names": others} if others else {}
+    return Found("COCO", [name for name in names if name in used], splits, tuple(notes), left_out)
 
 
 def _dirs(root):
@@ -186,14 +204,14 @@ def _yolo(root):
             shapes = _yolo_shapes(texts[name]) if name in texts else []
             numbers |= {number for number, _ in shapes}
             splits[split].append((path, [None, None, shapes]))
-    names = _yolo_names(root)
+    names = _yolo_names(base_of(layout)) or _yolo_names(root)
     if numbers and max(numbers) >= len(names):
         names = [*names, *(f"class {number}" for number in range(len(names), max(numbers) + 1))]
     splits = {
         split: [(path, [h, w, [(names[number], shape) for number, shape in shapes]]) for path, (h, w, shapes) in samples]
         for split, samples in splits.items()
     }
-    return "YOLO", names, splits
+    return Found("YOLO", names, splits)
 
 
 def _yolo_shapes(path):
@@ -213,11 +231,11 @@ def _yolo_shapes(path):
     return shapes
 
 
-def _yolo_names(root):
-    """The names in data.yaml beside the folders, a list or {number: name}; [] without it."""
+def _yolo_names(folder):
+    """The names in data.yaml in a folder, a list or {number: name}; [] without it."""
     import yaml
 
-    for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
+    for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
         try:
             names = (yaml.safe_load(read_text(path, "YAML")) or {}).get("names")
         except (yaml.YAMLError, AttributeError):
@@ -236,8 +254,9 @@ def _labelme(root):
     with contextlib.suppress(InputError):
         if find_layout(root):
             return None  # masks; the whole tree need not be looked through
-    splits = split_folders(_dirs(root))[0]
-    names, found = {}, {}
+    splits, twice = split_folders(_dirs(root))
+    refuse_twice(root, twice)
+    names, found, left_out = {}, {}, collections.Counter()
     for split, folder in (splits or {"": "."}).items():
         records = scan_files(root / folder, ".json", may_be_empty=True)
         images = scan_files(root / folder, may_be_empty=True, by_ending=True).values()
@@ -249,7 +268,8 @@ def _labelme(root):
                 names |= dict.fromkeys(label for label, _ in samples[-1][1][2])
         if samples:
             found[split] = samples
-    return ("labelme", sorted(names), found) if found else None
+            left_out["images without a JSON file of labelme's"] += len(images) - len(samples)
+    return Found("labelme", sorted(names), found, left_out=dict(+left_out)) if found else None
 
 
 def _labelme_record(path, content):

@@ -16,7 +16,7 @@ from utils.folders.hold_out import hold_out
 from utils.folders.names import HEIF, few, left_out_line, test_note
 from utils.images.read import AS_STORED, read_image
 from utils.mask_folders.ids import MaskIds, colour_reader, colours_of, find_ids, refuse_other_palettes
-from utils.mask_folders.layouts import find_layout
+from utils.mask_folders.layouts import base_of, find_layout
 from utils.mask_folders.outlines import find_outlines
 
 
@@ -68,7 +68,8 @@ class Pairs:
 
 class MaskOptions(NamedTuple):
     """How masks are to be read. suffix: the end of their names; values: {value: name}; colours: [(name, red, green, blue)];
-    reduce_zero: 0 is no class; everything: all masks are looked at to count the classes; group_by: see `hold_out`."""
+    reduce_zero: 0 is no class; everything: all masks are looked at to count the classes; group_by: see `hold_out`; trained: of
+    an evaluation, names of the weights' classes, which the numbers in masks count where there is no classes.txt."""
 
     suffix: str = ""
     values: dict | None = None
@@ -76,36 +77,39 @@ class MaskOptions(NamedTuple):
     reduce_zero: bool = False
     everything: bool = False
     group_by: str | None = None
+    trained: list | None = None
 
 
 DEFAULTS = MaskOptions()
 
 
-def mask_folders(root, need_train=True, *, val_split=None, seed=0, options=DEFAULTS, say=print):
+def mask_folders(root, need_train=True, *, need_val=True, val_split=None, seed=0, options=DEFAULTS, say=print):
     """(training, validation) from images and masks of the same names, in a layout of layouts.py.
 
-    need_train: True; None: without a training split the validation images stand for both; False: they always do. val_split:
-    the fraction of the images that is held out, keyed by `seed`, where there is no validation split. A mask holds class ids;
-    255, or 65535 in masks of 16 bits, is no class. classes.txt in `root` names the classes, one a line; without it they are
-    counted in a sample. Raises InputError for folders that are missing and files without a counterpart.
+    need_train: True; None: without a training split the validation images, or those without a split, stand for both; False:
+    they always do. need_val: else validation images may be missing; the source then has none. val_split: the fraction of the
+    images that is held out, keyed by `seed`, where there is no validation split. A mask holds class ids; 255, or 65535 in masks
+    of 16 bits, is no class. classes.txt beside the folders names the classes, one a line; else they are counted in a sample.
+    Raises InputError for folders that are missing and files without a counterpart.
     """
     drawn = {} if options.values or options.colours else find_outlines(root, say)
     layout = drawn or find_layout(root)
-    alone = need_train is False or (need_train is None and "train" not in layout and "" not in layout)
-    held_out = next((split for split in ("val", "test") if split in layout), None)
+    alone = need_train is False or (need_train is None and "train" not in layout)
+    held_out = next((split for split in ("val", "test", *[""] * alone) if split in layout), None)
     if val_split is not None and "val" in layout:
         raise InputError(f"--val_split {val_split}: there is a validation set already; leave one of the two out")
     train = "train" if "train" in layout else ""
-    if val_split is None and (held_out is None or not (alone or train in layout)):
+    without_val = not need_val and val_split is None and held_out is None and train in layout
+    if val_split is None and not without_val and (held_out is None or not (alone or train in layout)):
         how = "; or give --val_split 0.1 to hold out a part of them" if train in layout else ""
         found = few(sorted(split or "images without a split" for split in layout)) if drawn else ", ".join(
             f"{images} and {masks}" for images, masks in layout.values())  # fmt: skip
         raise InputError(f"--data_path {root}: found {found}; expected images/train, images/val, masks/train, masks/val{how}")
-    splits = (train,) if val_split is not None else (held_out,) if alone else (train, held_out)
+    splits = (train,) if val_split is not None or without_val else (held_out,) if alone else (train, held_out)
     if drawn:
         sources = [drawn[split] for split in splits]
     else:
-        sources = _mask_files(root, [layout[split] for split in splits], options)
+        sources = _mask_files(root, base_of(layout), [layout[split] for split in splits], options)
         first = layout[splits[0]]
         if [str(path) for path in first] != [os.path.join(root, kind, splits[0]) for kind in ("images", "masks")]:
             say(f"data: images from {first[0]}, masks from {first[1]}")
@@ -113,14 +117,14 @@ def mask_folders(root, need_train=True, *, val_split=None, seed=0, options=DEFAU
         sources[0].notes += (test_note("test"),)
     if val_split is not None:
         return hold_out(sources[0], val_split, seed, options.group_by, say)
-    return sources[0], sources[-1]
+    return sources[0], sources[0].part([]) if without_val else sources[-1]
 
 
-def _mask_files(root, folders, options):
+def _mask_files(root, base, folders, options):
     """`Pairs` of each of these (folder of images, folder of masks), all with the same classes."""
     left_out = collections.Counter()
     parts = [_pairs(*pair, options.suffix, left_out) for pair in folders]
-    values, ids = read_ids([mask for part in parts for mask in part[1]], root, options)
+    values, ids = read_ids([mask for part in parts for mask in part[1]], root, base, options)
     sources = [Pairs(str(root), *part, ids, values) for part in parts]
     for source in sources:
         source.left_out = dict(left_out)
@@ -141,8 +145,9 @@ def pairs_of(images, masks, title, train, suffix):
     return Pairs(str(title), *_pairs(images, masks, suffix, collections.Counter()), train.ids, train.values)
 
 
-def read_ids(masks, root, options):
-    """(function of a mask's path -> its values, `MaskIds`) of mask files, by `MaskOptions` and classes.txt in `root`."""
+def read_ids(masks, root, base, options):
+    """(function of a mask's path -> its values, `MaskIds`) of mask files, by `MaskOptions` and classes.txt in `base`, where the
+    masks lie, or in `root`, a folder around it."""
     if options.colours:
         values, names, palette = colour_reader(options.colours)
         table = np.where(np.arange(65536) < len(names), np.arange(65536), -2)
@@ -150,10 +155,11 @@ def read_ids(masks, root, options):
         return values, MaskIds(names, palette, (table, table))
     if not options.values:
         refuse_other_palettes(masks)
+    listed = listed_classes(base, MOST_CLASSES) or listed_classes(root, MOST_CLASSES)
     try:
         ids = find_ids(
-            read_values, masks, root, listed=listed_classes(root, MOST_CLASSES), named=options.values,
-            reduce_zero=options.reduce_zero, everything=options.everything,
+            read_values, masks, root, listed=listed, named=options.values,
+            reduce_zero=options.reduce_zero, everything=options.everything, trained=options.trained,
         )  # fmt: skip
     except InputError as error:
         if "is a picture of mode RGB" not in str(error):

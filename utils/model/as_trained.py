@@ -22,6 +22,8 @@ NAMES = {"ImageNet": "IMAGENET_DEFAULT", "Inception": "IMAGENET_INCEPTION", "CLI
 VIEW_OF_RECOGNITION = ("transforms", "tta_flip", "value_range", "background", "in_chans", "show_bands", "task")
 VIEW_OF_SEGMENTATION = ("transforms", "crop_size", "base_size", "eval_mode", "eval_scales", "eval_flip", "value_range",
                         "background", "in_chans", "show_bands")  # fmt: skip
+# And how train_segmentation.py read masks; see utils/mask_folders/options.py.
+OF_MASKS = ("mask_suffix", "mask_values", "mask_colors", "reduce_zero_label", "mask_numbers")
 
 
 class AsTrained(NamedTuple):
@@ -75,7 +77,8 @@ def as_trained(source, name=None):
 def _of_folder(folder):
     if (config := read_config(folder)) is not None:
         images = {name: config[name] for name in ("mean", "std") if name in config}
-        evaluation = _view(config, VIEW_OF_SEGMENTATION)
+        _check_masks(config)
+        evaluation = _view(config, VIEW_OF_SEGMENTATION + OF_MASKS)
         license, classes = config.get("license") or _license_of_card(folder), config["classes"]
         return AsTrained(images, evaluation, license, classes, len(classes), config["network"], config["palette"])
     path = folder / "config.json"
@@ -113,6 +116,22 @@ def _view(config, names):
     if not numbers or not 0 <= min(shown) <= max(shown) < bands:
         raise InputError(f"config.json: show_bands {shown}: expected one or three of {bands} bands")
     return {name: config[name] for name in names if name in config}
+
+
+def _check_masks(config):
+    """InputError for flags of masks that no training writes."""
+    values, colours = config.get("mask_values", []), config.get("mask_colors", [])
+    if not _rows(values, (int, str)) or not all(0 <= value <= 65_535 for value, _ in values):
+        raise InputError("config.json: mask_values: expected a value of 0 to 65535 and a name in each")
+    if not _rows(colours, (str, int, int, int)) or not all(0 <= min(colour) <= max(colour) <= 255 for _, *colour in colours):
+        raise InputError("config.json: mask_colors: expected a name and three numbers of 0 to 255 in each")
+    if not isinstance(config.get("mask_suffix", ""), str):
+        raise InputError("config.json: mask_suffix: expected the end of the masks' names")
+
+
+def _rows(rows, kinds):
+    """Whether `rows` is a list of lists of these kinds."""
+    return isinstance(rows, list) and all(isinstance(row, list) and tuple(map(type, row)) == kinds for row in rows)
 
 
 def _check(architecture, found):

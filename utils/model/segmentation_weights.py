@@ -66,7 +66,8 @@ def read_config(folder):
 
     "network": arguments of build_network by name, which checks their values. "classes": names. "palette": a colour
     [red, green, blue] for each, 0 to 255. "crop_size" and "base_size": pixels. "transforms": encoding, mmseg or none.
-    "image_size": [width, height] of a usual validation image, where it is known.
+    "image_size": [width, height] of a usual validation image, where it is known. "mask_values" and the like: see `mask_config`
+    of utils/mask_folders/options.py.
     Raises InputError for what training does not write, and for a backbone that timm would look for on the network or on the
     disk.
     """

@@ -294,6 +294,8 @@ class Run:
             results.publish()
         self.signals.stop_if_asked()
         test()
+        if line := unknown_line(self.sources):  # the test images' masks mark their values there too
+            self.log.warn(line)
         folder.mark_finished(self.accelerator, self.log, self.folder, counters.best, fault)
         results.gallery.end()
         self.say(*results.lines(self.script, clock(time.perf_counter() - self.start)))

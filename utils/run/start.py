@@ -6,7 +6,7 @@ import os
 import re
 
 from utils.cli.errors import InputError
-from utils.model.as_trained import as_trained
+from utils.model.as_trained import OF_MASKS, as_trained
 from utils.model.download import check_reachable
 
 OF_NETWORK = {  # flag of train_segmentation.py -> argument of build_network
@@ -57,6 +57,8 @@ def take_start(args, name, data_defaults):
         stays |= {"crop_pct", "crop_mode"}  # such images are not cropped
     if "model" in stays and args.model != wanted.get("model"):
         stays |= {"model_kwargs"}
+    if stays & {"mask_values", "mask_colors", "reduce_zero_label"} or getattr(args, "data_set", None):
+        stays |= {*OF_MASKS} - {"mask_suffix"}  # one way to read masks takes the place of another
     notes = []
     for flag, value in wanted.items():
         found = getattr(args, flag, None)
@@ -68,6 +70,9 @@ def take_start(args, name, data_defaults):
             notes.append(f"--{flag} {_text(found)} wins over {_text(value)}, as the weights were trained")
     if args.std == "model":  # beside another --mean
         args.std = start.images.get("std")
+    read = [f"--{flag}" for flag in OF_MASKS if flag in wanted and flag not in stays and hasattr(args, flag)]
+    if args.eval and read:
+        notes.append(f"masks are read as in training: {' '.join(read)}")
     return start, [str(start), *notes]
 
 
@@ -109,11 +114,12 @@ def license_of(start, stated):
     return {name: value for name, value in found.items() if value}
 
 
-def load_start(accelerator, model, args, load):
+def load_start(accelerator, model, args, load, start=None, classes=()):
     """Put the weights of --finetune into `model`; returns lines that say what the run starts from.
 
-    load: `load_weights` of the model's kind. A dry run loads only what lies on the disk. Raises InputError where they do not
-    fit, and in an evaluation where they leave the classifier as it was made.
+    load: `load_weights` of the model's kind. start, classes: of a training, for `kept_classifier`. A dry run loads only what
+    lies on the disk. Raises InputError where they do not fit, and in an evaluation where they leave the classifier as it was
+    made.
     """
     if not args.finetune or (args.dry_run and not os.path.exists(args.finetune)):
         return [args.resume or args.finetune or ("timm's pretrained weights" if args.pretrained else "from scratch")]
@@ -121,12 +127,28 @@ def load_start(accelerator, model, args, load):
         lines = load(model, args.finetune, model_key=args.model_key, model_prefix=args.model_prefix)
     if args.eval:
         refuse_new_head(args.finetune, lines)
-    return lines
+    return lines + kept_classifier(start, list(map(str, classes)), lines)
+
+
+def kept_classifier(start, classes, origin):
+    """[A line about a classifier that loading, of which `origin` tells, kept though it is of other classes]; [] for none.
+
+    start: `AsTrained`, or None; classes: names of the data."""
+    own = start.classes if start and classes else None
+    if not own or own == classes or len(own) != len(classes) or _has_new_head(origin):
+        return []
+    others = "these classes in another order" if set(own) == set(classes) else "other classes"
+    names = ", ".join(own[:5]) + ", …" * (len(own) > 5)
+    return [f"warning: trained on {others} ({names}), and their classifier is kept: it starts with what it learned of those"]
+
+
+def _has_new_head(origin):
+    return re.search(r"\bhead new\b|\bnew: [^;]*decode_head", origin[1])
 
 
 def refuse_new_head(source, origin):
     """Raise InputError if loading, of which `origin` tells, left a classifier as it was made: noise would be scored."""
-    if re.search(r"\bhead new\b|\bnew: [^;]*decode_head", origin[1]):
+    if _has_new_head(origin):
         raise InputError(
             f"--eval with {source}: its classifier is missing, or of another number of classes than the data ({origin[1]}); a "
             "new one would be scored: train it first, or give the data the classes of the weights"

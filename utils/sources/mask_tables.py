@@ -89,17 +89,18 @@ def _table_of_masks(name, split, table, columns):
     return TableOfMasks(table, columns, name, root_of(name))
 
 
-def stream_of_masks(name, image_column=None, mask_column=None, train_images=None):
+def stream_of_masks(name, image_column=None, mask_column=None, train_images=None, options=None):
     """(StreamOfMasks to train on, TableOfMasks to validate on) of the data set `name`; training data is not prepared.
 
-    train_images: their number, if the data does not tell. Without classes.txt the classes are those of validation masks.
+    train_images: their number, if the data does not tell. options: MaskOptions, or None. Without classes.txt the classes are
+    those of validation masks.
     """
     stream = open_stream(name, train_images)
     columns = _columns_of_masks(stream.table, image_column, mask_column)
     check_columns(name, stream.val_table, stream.held_out, columns)
     train = StreamOfMasks(stream.table, stream.samples, columns, f"{name}, streamed", root_of(name))
     val = TableOfMasks(stream.val_table, columns, name, root_of(name))
-    return _with_classes(name, (train, val), [val])
+    return _with_classes(name, (train, val), [val], options)
 
 
 def _columns_of_masks(table, image_column, mask_column):
@@ -117,7 +118,7 @@ def _with_classes(name, sources, readable, options=None):
     ids = find_ids(
         lambda mask: mask[0].mask(mask[1]), masks, f"--dataset {name}", listed=listed_classes(name, MOST_CLASSES),
         named=options and options.values, reduce_zero=bool(options and options.reduce_zero), everything=True,
-        of=sum(map(len, readable)),
+        of=sum(map(len, readable)), trained=options and options.trained,
     )  # fmt: skip
     for source in sources:
         source.set_ids(ids)

@@ -102,8 +102,9 @@ def _imagenet(data_path, nb_classes):
 
 
 def check_sources(_, val):
-    """`check_headers` of the validation images; training replaces broken ones."""
-    check_headers(val)
+    """`check_headers` of the validation and the test images; training replaces broken ones."""
+    for source in (val, getattr(val, "test", None)):
+        check_headers(source)
 
 
 def check_headers(source, most=2000):

@@ -26,28 +26,30 @@ from utils.sources.mask_tables import stream_of_masks, tables_of_masks
 from utils.sources.published import open_published
 
 
-def open_segmentation_data(data, *, crop_size, seed, need_train=True, dry_run=False, say=print):
+def open_segmentation_data(data, *, crop_size, seed, need_val=True, need_train=True, trained=None, dry_run=False, say=print):
     """(training source, validation source); the training source is a stream if `data.streaming`.
 
     data: utils.cli.segmentation_flags.Data. crop_size: side of the built-in scenes in pixels. seed: decides what --val_split
-    holds out. need_train: of folders, see `mask_folders`; of a data set, see `load_splits`. dry_run: nothing is downloaded,
-    and missing images are counted as published. say: told which folders are read. Raises InputError, which says what was found,
-    if there is no such data, or if it has another number of classes than --nb_classes.
+    holds out. need_val, need_train: of folders, see `mask_folders`; of a data set, see `load_splits`. trained: see
+    `MaskOptions`. dry_run: nothing is downloaded, and missing images are counted as published. say: told which folders are
+    read, and in an evaluation the notes too. Raises InputError, which says what was found, if there is no such data, or if it
+    has another number of classes than --nb_classes.
     """
     if data.in_chans:
         read_arrays()
+    options = mask_options(data, trained)
     if data.data_set:
         known, train_split = SEGMENTATION_SETS[data.data_set], data.train_split or "train"
         train, val = open_published(known, data.data_path, train_split, dry_run)
     elif data.data_path:
         train, val = mask_folders(
-            data.data_path, need_train, val_split=data.val_split, seed=seed, options=mask_options(data), say=say
+            data.data_path, need_train, need_val=need_val, val_split=data.val_split, seed=seed, options=options, say=say
         )
     elif data.streaming:
-        train, val = stream_of_masks(data.dataset, data.image_column, data.mask_column, data.train_images)
+        train, val = stream_of_masks(data.dataset, data.image_column, data.mask_column, data.train_images, options)
     elif data.dataset:
         train, val = tables_of_masks(
-            data.dataset, data.image_column, data.mask_column, data.val_split, seed, need_train is True, mask_options(data), say
+            data.dataset, data.image_column, data.mask_column, data.val_split, seed, need_train is True, options, say
         )
     else:
         train, val = scenes(crop_size)
@@ -60,8 +62,9 @@ def open_segmentation_data(data, *, crop_size, seed, need_train=True, dry_run=Fa
         val.test = test
     lines = []
     see(train, val, Reading.of(data), lines.append)
+    lines = [*getattr(train, "notes", ()), *lines]
     if need_train is True and lines:
-        train.notes = (*train.notes, *lines)  # which the report on the data says
+        train.notes = tuple(lines)  # which the report on the data says
     else:
         for line in lines:
             say(line)
@@ -92,10 +95,12 @@ def _test_masks(data, train, say):
 
 
 def check_sources(train, val):
-    """`check_files` of both sources; a stream to train on cannot be looked at beforehand."""
+    """`check_files` of both sources and the test images; a stream to train on cannot be looked at beforehand."""
     if not hasattr(train, "samples"):
         check_files(train, training=True)
-    check_files(val)
+    for source in (val, getattr(val, "test", None)):
+        if source is not None:
+            check_files(source)
 
 
 def check_files(source, training=False):
@@ -104,6 +109,8 @@ def check_files(source, training=False):
     training: broken images are passed over, since training replaces them, unless all are broken. Raises InputError that
     counts and names the samples which cannot be read, or if no mask holds a class.
     """
+    if not len(source):  # to validate on, with --disable_eval true
+        return 0
     indices = spread(len(source), SAMPLE)
 
     def count_pixels(index):
@@ -126,6 +133,6 @@ def check_files(source, training=False):
         found = "no class at all" if first == 0 else f"only {source.classes[0]} and pixels that are ignored"
         raise InputError(
             f"{source.title}: {len(indices)} masks looked at hold {found}; expected the ids 0..{len(source.classes) - 1} "
-            "(write masks of 0 and 255 as 0 and 1)"
+            f"(in masks of 0 and 255, --mask_values 0={source.classes[0]} 255=NAME makes 255 a class)"
         )
     return len(indices)
