@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.cli.arguments import split_flag
 from utils.cli.errors import InputError, choose_one
 from utils.data.masks import fit_image, read_values, to_classes
 from utils.data.string_list import StringList
@@ -97,7 +98,7 @@ def mask_folders(root, need_train=True, *, need_val=True, val_split=None, seed=0
     alone = need_train is False or (need_train is None and "train" not in layout)
     held_out = next((split for split in ("val", "test", *[""] * alone) if split in layout), None)
     if val_split is not None and "val" in layout:
-        raise InputError(f"--val_split {val_split}: there is a validation set already; leave one of the two out")
+        raise InputError(f"{split_flag(val_split)}: there is a validation set already; leave one of the two out")
     train = "train" if "train" in layout else ""
     without_val = not need_val and val_split is None and held_out is None and train in layout
     if val_split is None and not without_val and (held_out is None or not (alone or train in layout)):

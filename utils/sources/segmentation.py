@@ -90,7 +90,7 @@ def _test_masks(data, train, say):
             raise InputError(f"{root}: the test images have other classes ({few(test.classes)}) than {few(train.classes)}")
     else:
         test = pairs_of(*layout[split], root, train, data.mask_suffix or "")
-    say(f"data: {len(test):,} images of {root}/{split} are scored once, after training, by best/")
+    say(f"data: {len(test):,} images of {root}/{split} are scored once, after training, by the best weights")
     return test
 
 
