@@ -278,7 +278,7 @@ def evaluate_only(args, accelerator, batch, run, start, told):
     begin = time.perf_counter()
     found, answers = evaluate(accelerator, model, loader, view, run)
     seconds = time.perf_counter() - begin
-    if line := unknown_line([masks], learned=False):
+    if line := unknown_line([masks], accelerate.utils.gather_object, learned=False):
         run.log.warn(line)
     run.say(*result_lines("result", found, source.classes))
     run.say(f"throughput: {loader.order.samples / seconds:.1f} images/s")

@@ -53,14 +53,16 @@ def to_classes(values, tables, name, unknown=None):
     return mask
 
 
-def unknown_line(sources, learned=True):
+def unknown_line(sources, gather=list, learned=True):
     """A line about the values that were met in the masks of these sources and are no class of theirs, named once; or "".
 
-    learned: of a training, else of an evaluation."""
+    gather: a list of each process to one of all; all processes call it together. learned: of a training, else of an
+    evaluation.
+    """
     marks = [source.ids.unknown for source in sources if getattr(getattr(source, "ids", None), "unknown", None) is not None]
-    found = sorted({value for mark in marks for value in (mark == 1).nonzero().flatten().tolist()})
+    found = sorted({*gather([value for mark in marks for value in (mark == 1).nonzero().flatten().tolist()])})
     for mark in marks:
-        mark[mark == 1] = 2
+        mark[found] = 2
     if not found:
         return ""
     names = ", ".join(map(str, found[:10])) + ", …" * (len(found) > 10)

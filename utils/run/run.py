@@ -8,6 +8,8 @@ import math
 import sys
 import time
 
+import accelerate
+
 from utils.cli.errors import InputError, Stopped
 from utils.data.bad_samples import BadSamples, check_data
 from utils.data.fingerprint import fingerprint
@@ -252,7 +254,7 @@ class Run:
             f"{line}, {speed:.{0 if speed >= 100 else 1}f} images/s, {memory}, {clock(passed)} since the start"
             + f", about {clock(left)} left" * (left > 0)
         )
-        if line := unknown_line(self.sources):
+        if line := unknown_line(self.sources, accelerate.utils.gather_object):
             self.log.warn(line)
         self.results.gallery.refresh()
         self.remarks.after_epoch()
@@ -294,7 +296,9 @@ class Run:
             results.publish()
         self.signals.stop_if_asked()
         test()
-        if line := unknown_line(self.sources):  # the test images' masks mark their values there too
+        if line := unknown_line(
+            self.sources, accelerate.utils.gather_object
+        ):  # the test images' masks mark their values there too
             self.log.warn(line)
         folder.mark_finished(self.accelerator, self.log, self.folder, counters.best, fault)
         results.gallery.end()
