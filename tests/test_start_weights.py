@@ -1,5 +1,7 @@
 """Weights are used as they were trained, by both scripts: the score of a run is that of its evaluation without a flag."""
 
+import argparse
+import contextlib
 import json
 import re
 import shutil
@@ -11,8 +13,13 @@ import torch
 from conftest import ROOT, forked, lines, make_folder
 from made_result import write_result
 from PIL import Image
+from safetensors.torch import save_file
 
+from segmentation_networks.network import build_network
 from utils.images.read import read_image
+from utils.model.segmentation_weights import load_segmentation_weights
+from utils.model.weights import load_weights
+from utils.run.start import load_start
 
 TINY = {
     "train_recognition": "--model resnet10t --input_size 40 --batch_size 6 --lr 0.003 --warmup_epochs 0 --aa none --reprob 0",
@@ -127,17 +134,43 @@ def test_an_evaluation_maps_classes_by_name_and_needs_no_training_images(trained
     assert "1 of" in line and "none of the weights' (horse" in line and "cat, dog, owl" in line
 
 
-def test_a_classifier_of_other_classes_is_named(trained, tmp_path):
+def test_a_classifier_has_the_rows_of_its_classes_by_name(trained, tmp_path):
     name, data, run = trained
     shutil.copytree(data, tmp_path / "data")
     if name == "train_recognition":
         for split in ("train", "val"):
-            (tmp_path / "data" / split / "owl").rename(tmp_path / "data" / split / "horse")
+            (tmp_path / "data" / split / "owl").rename(tmp_path / "data" / split / "bear")
     else:
-        (tmp_path / "data" / "classes.txt").write_text("cat\ndog\nhorse\n")
+        (tmp_path / "data" / "classes.txt").write_text("bear\ncat\ndog\n")
     words = (*TINY[name].split(), "--finetune", run / "last", "--dry_run", "--data_path")
-    assert "trained on other classes (cat, dog, owl), and their classifier is kept" in script(name, *words, tmp_path / "data")
-    assert "other classes" not in script(name, *words, data)
+    assert "classifier: 2 of 3 classes by name, 1 new; trained on cat, dog, owl" in script(name, *words, tmp_path / "data")
+    assert "classifier: " not in script(name, *words, data)
+
+
+@pytest.mark.parametrize("task", ["recognition", "segmentation"])
+def test_rows_of_a_classifier_are_put_into_another_order(tmp_path, task):
+    if task == "recognition":
+        options = {"num_classes": 3, "layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}
+        trained, model = (timm.create_model("resnet10t", **options).eval() for _ in range(2))
+        load, logits = load_weights, lambda model, images: model(images)
+    else:
+        options = {"head": "fcn", "classes": 3, "backbone_kwargs": {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}}
+        trained, model = (build_network(backbone="resnet10t", **options, input_size=64).eval() for _ in range(2))
+        load, logits = load_segmentation_weights, lambda model, images: model(images)["logits"]
+    save_file(trained.state_dict(), tmp_path / "model.safetensors")
+    images = torch.rand(2, 3, 64, 64)
+    fresh, found = logits(model, images), logits(trained, images)
+    start = argparse.Namespace(classes=["cat", "dog", "owl"])
+    args = argparse.Namespace(finetune=str(tmp_path / "model.safetensors"), dry_run=False, eval=False, model_key="model",
+                              model_prefix="")  # fmt: skip
+    accelerator = argparse.Namespace(local_main_process_first=contextlib.nullcontext)
+    lines = load_start(accelerator, model, args, load, start, ["owl", "bear", "cat"])
+    assert lines[-1] == "classifier: 2 of 3 classes by name, 1 new; trained on cat, dog, owl"
+    mapped = logits(model, images)
+    torch.testing.assert_close(mapped[:, [0, 2]], found[:, [2, 0]])
+    assert not torch.allclose(mapped[:, 1], found[:, 1]) and not torch.allclose(mapped, fresh)
+    load_start(accelerator, model, args, load, start, ["cat", "dog", "owl"])
+    torch.testing.assert_close(logits(model, images), found)
 
 
 def test_a_head_that_was_not_trained_is_not_scored(trained, tmp_path):

@@ -8,7 +8,7 @@ from utils.cli.errors import InputError
 from utils.cli.first import parse
 from utils.cli.recognition_flags import DIGITS
 from utils.model.as_trained import as_trained
-from utils.run.start import kept_classifier, license_of, network_of, refuse_new_head, take_start
+from utils.run.start import license_of, network_of, refuse_new_head, take_start
 
 DATA = "--data_path images "
 CLIP = "--model vit_base_patch32_clip_256.datacompxl --pretrained true "
@@ -142,17 +142,6 @@ def test_a_new_head_is_no_result():
         with pytest.raises(InputError, match="a new one would be scored"):
             refuse_new_head("weights.pth", ["weights.pth", layout, ""])
     refuse_new_head("weights.pth", ["weights.pth", "segmentation checkpoint of this project; new: auxiliary_head", ""])
-
-
-def test_a_classifier_of_other_classes_is_named(tmp_path):
-    start, loaded = as_trained(folder(tmp_path)), ["best", "timm names", ""]  # of cat and dog
-    (line,) = kept_classifier(start, ["owl", "fox"], loaded)
-    assert line.startswith("warning: trained on other classes (cat, dog), and their classifier is kept")
-    assert "on these classes in another order (cat, dog), and" in kept_classifier(start, ["dog", "cat"], loaded)[0]
-    new = ["best", "timm names; head new", ""]
-    for classes, origin in ((["cat", "dog"], loaded), (["a", "b", "c"], loaded), (["owl", "fox"], new), ([], loaded)):
-        assert kept_classifier(start, classes, origin) == []
-    assert kept_classifier(None, ["owl", "fox"], loaded) == []
 
 
 def test_colours_are_three_numbers_or_a_word(capsys):

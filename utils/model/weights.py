@@ -15,6 +15,7 @@ import zipfile
 import torch
 from safetensors.torch import load_file
 
+from segmentation_networks.network import classifier_prefixes
 from utils.cli.errors import InputError, first_line
 from utils.model.download import fetch
 from utils.model.layouts import is_pretraining, shape_but_for_ones, to_timm
@@ -177,6 +178,25 @@ def why(error):
 def _classifiers(model):
     classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head.fc"
     return (classifier,) if isinstance(classifier, str) else tuple(classifier)
+
+
+def rows_of_classes(model, number):
+    """{name: tensor} of the classifiers of a timm model or a SegmentationNetwork, where a row is one of so many classes."""
+    is_network = hasattr(model, "decode_head")
+    parts = classifier_prefixes(model) if is_network else tuple(f"{name}." for name in _classifiers(model))
+    return {n: t for n, t in model.state_dict().items() if n.startswith(parts) and t.shape[:1] == (number,)}
+
+
+def sort_rows(model, before, own, classes):
+    """Put the rows of the classifiers, which are of the classes `own`, into the order of `classes`; rows of others start anew.
+
+    before: `rows_of_classes` of the model before loading, copied. Returns how many classes keep their rows.
+    """
+    place = {name: number for number, name in enumerate(own)}
+    for name, rows in rows_of_classes(model, len(classes)).items():
+        with torch.no_grad():  # in place: they are the model's own
+            rows.copy_(torch.stack([rows[place[c]] if c in place else before[name][i] for i, c in enumerate(classes)]))
+    return sum(name in place for name in classes)
 
 
 def check_fit(what, missing, unexpected, misshapen, hint=""):

@@ -30,13 +30,14 @@ def make_teacher(args, classes, norm, accelerator, say):
     known, channels = facts["classes"], len(facts["mean"])
     if channels != len(norm["mean"]):
         raise InputError(f"--teacher {args.teacher}: it takes images of {channels} channels; expected {len(norm['mean'])}")
-    if known != classes and known == [str(number) for number in range(len(classes))]:
-        columns, order = list(range(len(classes))), "; its classes have no names: taken in the order of the data"
-    elif missing := sorted(set(classes) - set(known)):
-        raise InputError(f"--teacher {args.teacher}: it knows no class {missing[0]!r}; expected a model of the classes of the "
-                         f"data, such as RUN/best of a run on it; it has {len(known)}")  # fmt: skip
-    else:
+    if set(classes) <= set(known):
         columns, order = [known.index(name) for name in classes], ""
+    elif known == [str(number) for number in range(len(classes))]:
+        columns, order = list(range(len(classes))), "; its classes have no names: taken in the order of the data"
+    else:
+        missing = next(name for name in classes if name not in known)
+        raise InputError(f"--teacher {args.teacher}: it knows no class {missing!r}; expected a model of the classes of the "
+                         f"data, such as RUN/best of a run on it; it has {len(known)}")  # fmt: skip
     size = f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, {facts['input_size']} pixels"
     say(f"teacher: {args.teacher}, {size}{order}")
     layout = torch.channels_last if args.channels_last else torch.preserve_format

@@ -8,6 +8,7 @@ import re
 from utils.cli.errors import InputError
 from utils.model.as_trained import OF_MASKS, as_trained
 from utils.model.download import check_reachable
+from utils.model.weights import rows_of_classes, sort_rows
 
 OF_NETWORK = {  # flag of train_segmentation.py -> argument of build_network
     "model": "head", "backbone": "backbone", "output_stride": "output_stride", "backbone_kwargs": "backbone_kwargs",
@@ -117,29 +118,25 @@ def license_of(start, stated):
 def load_start(accelerator, model, args, load, start=None, classes=()):
     """Put the weights of --finetune into `model`; returns lines that say what the run starts from.
 
-    load: `load_weights` of the model's kind. start, classes: of a training, for `kept_classifier`. A dry run loads only what
-    lies on the disk. Raises InputError where they do not fit, and in an evaluation where they leave the classifier as it was
-    made.
+    load: `load_weights` of the model's kind. start: `AsTrained` or None, and classes: names, of a training: where the weights
+    tell theirs, the rows of the classifier are those of the same names, and others start anew. A dry run loads only what lies
+    on the disk. Raises InputError where they do not fit, and in an evaluation where they leave the classifier as it was made.
     """
     if not args.finetune or (args.dry_run and not os.path.exists(args.finetune)):
         return [args.resume or args.finetune or ("timm's pretrained weights" if args.pretrained else "from scratch")]
+    classes, own = list(map(str, classes)), start.classes if start and classes else None
+    before = {name: rows.clone() for name, rows in rows_of_classes(model, len(classes)).items()}
     with accelerator.local_main_process_first():  # one process of a machine downloads, the others find it in the cache
         lines = load(model, args.finetune, model_key=args.model_key, model_prefix=args.model_prefix)
     if args.eval:
         refuse_new_head(args.finetune, lines)
-    return lines + kept_classifier(start, list(map(str, classes)), lines)
-
-
-def kept_classifier(start, classes, origin):
-    """[A line about a classifier that loading, of which `origin` tells, kept though it is of other classes]; [] for none.
-
-    start: `AsTrained`, or None; classes: names of the data."""
-    own = start.classes if start and classes else None
-    if not own or own == classes or len(own) != len(classes) or _has_new_head(origin):
-        return []
-    others = "these classes in another order" if set(own) == set(classes) else "other classes"
-    names = ", ".join(own[:5]) + ", …" * (len(own) > 5)
-    return [f"warning: trained on {others} ({names}), and their classifier is kept: it starts with what it learned of those"]
+    if own and own != classes and len(own) == len(classes) and not _has_new_head(lines):
+        names = ", ".join(own[:5]) + ", …" * (len(own) > 5)
+        if not before:
+            return [*lines, f"warning: trained on other classes ({names}), and their classifier is kept: it starts with those"]
+        kept = sort_rows(model, before, own, classes)
+        lines.append(f"classifier: {kept} of {len(classes)} classes by name, {len(classes) - kept} new; trained on {names}")
+    return lines
 
 
 def _has_new_head(origin):
