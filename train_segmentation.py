@@ -86,7 +86,7 @@ def main(args):
         return
     classes, palette = train_source.classes, train_source.palette
     options = network_of(start, args, {**network_options(args), "classes": len(classes)})
-    build = functools.partial(build_network, **options, input_size=args.crop_size)
+    build = lambda **more: build_network(**options, input_size=args.crop_size, drop_path=args.drop_path, **more)  # noqa: E731
     batch = run.batch = take_plan(args, batch, train_source, val_source, build, run.say)
     args.mean, args.std = colours_of(train_source, args.mean, args.std, seed=args.seed)
     settings = Augmentation.of(args)
@@ -105,7 +105,7 @@ def main(args):
 
     # network; which weights win: 1. --resume (below)  2. --finetune  3. --pretrained  4. from scratch
     with torch.device("meta" if args.dry_run else "cpu"):
-        model = build(input_size=args.crop_size, drop_path=args.drop_path, pretrained=args.pretrained and not args.dry_run)
+        model = build(pretrained=args.pretrained and not args.dry_run)
     args.eval_mode = check_crop(model, options, args.crop_size, args.eval_mode, run.say)
     check_batch_of_one(model, args.crop_size, batch.size * (batch.processes if args.sync_bn else 1))
     origin = load_start(accelerator, model, args, load_segmentation_weights, start, classes)

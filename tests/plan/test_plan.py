@@ -14,10 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_train_segmentation import data  # noqa: F401, a fixture
 
-from utils.cli.arguments import flags_text
+from utils.cli.arguments import Batch, flags_text
+from utils.cli.errors import InputError
+from utils.cli.first import parse
 from utils.images.read import BadImage
 from utils.plan.rules import Facts, images_per_update, plan
-from utils.plan.take import SAMPLED, _usual_side, plan_of_the_run
+from utils.plan.take import SAMPLED, _usual_side, plan_of_the_run, take_plan
 
 NO_FLAGS = [*TINY[: TINY.index("--epochs")], "--report_to", "none", "--num_workers", "0"]  # the model and its size only
 
@@ -229,6 +231,19 @@ def test_a_plan_that_no_run_wrote_is_not_followed(own, tmp_path, planned):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "args.json").write_text(json.dumps({"args": {"planned": planned}}))
     assert "--lr 0.0003 --" in start(own, tmp_path / "run", "--dry_run")
+
+
+@pytest.mark.parametrize("takes_it", [True, False])
+def test_a_large_network_without_blocks_to_leave_out_is_planned_without_drop_path(takes_it):
+    args, said = parse("train_recognition.py", "", ["--data_path", "x", "--finetune", "w"]), []
+
+    def build():
+        if args.drop_path and not takes_it:
+            raise InputError("no such option")
+        return torch.nn.Linear(5000, 5000)
+
+    take_plan(args, Batch(64), range(300), range(60), build, said.append)
+    assert args.drop_path == (0.1 if takes_it else 0.0) and ("--drop_path 0.1" in said[0]) == takes_it
 
 
 def test_every_second_epoch_is_evaluated_and_the_last(own, tmp_path):

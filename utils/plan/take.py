@@ -23,7 +23,7 @@ def take_plan(args, batch, train_source, val_source, build, say):
     """The Batch of the run. Sets the flags in `args` that the plan names and the user left open, and says them; and --lr by
     --blr, as published, where neither names a rate.
 
-    build: makes the network. A run that goes on takes the plan of its args.json, whatever the data is by now. Raises
+    build: makes the network of the flags in `args`. A run that goes on takes the plan of its args.json, whatever the data is by now. Raises
     InputError for --plan auto where nothing is planned.
     """
     if (reason := _reason_for_none(args, train_source)) and args.plan == "auto":
@@ -55,13 +55,9 @@ def _reason_for_none(args, train_source):
 def _set_plan(args, batch, train_source, val_source, build):
     """The Batch, after the plan has set the flags that the user left open."""
     chosen, before = chosen_flags(args), plan_of_the_run(args)
-    try:
-        with torch.device("meta"):
-            network = build()
-        parameters = sum(parameter.numel() for parameter in network.parameters())
-        batch_norm = args.freeze != "bn" and any("BatchNorm" in type(module).__name__ for module in network.modules())
-    except InputError:  # which is said when it is built in earnest; some models cannot be on the meta device
-        parameters, batch_norm = 0, False
+    network = _try(build) or torch.nn.Identity()
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    batch_norm = args.freeze != "bn" and any("BatchNorm" in type(module).__name__ for module in network.modules())
     total, processes = batch.total, batch.processes
     if "total_batch_size" not in chosen:
         least = LEAST_FOR_BATCH_NORM if hasattr(args, "input_size") else 8  # of masks each pixel counts for the statistics
@@ -85,9 +81,19 @@ def _set_plan(args, batch, train_source, val_source, build):
     args.planned = {flag: value for flag, value in planned.items() if flag not in chosen | idle}
     for flag, value in args.planned.items():
         setattr(args, flag, value)
+    if args.planned.get("drop_path") and _try(build) is None:  # it has no blocks that could be left out
+        del args.planned["drop_path"]
+        args.drop_path = 0.0
     if "total_batch_size" in chosen:
         return batch
     return derive_batch(None, 1, total, processes, default_batch_size=total, process=batch.process)
+
+
+def _try(build):
+    """The network that `build` makes of the flags, on the meta device; None where it makes none: what is wrong is said when it
+    is built in earnest, and some models cannot be on that device."""
+    with contextlib.suppress(InputError), torch.device("meta"):
+        return build()
 
 
 def _chosen_epochs(args, updates):
