@@ -23,8 +23,8 @@ def take_plan(args, batch, train_source, val_source, build, say):
     """The Batch of the run. Sets the flags in `args` that the plan names and the user left open, and says them; and --lr by
     --blr, as published, where neither names a rate.
 
-    build: makes the network of the flags in `args`. A run that goes on takes the plan of its args.json, whatever the data is by now. Raises
-    InputError for --plan auto where nothing is planned.
+    build: makes the network of the flags in `args`. A run that goes on takes the plan of its args.json, whatever the data is by
+    now. Raises InputError for --plan auto where nothing is planned.
     """
     if (reason := _reason_for_none(args, train_source)) and args.plan == "auto":
         raise InputError(f"--plan auto: nothing is planned {reason}; leave it out")
