@@ -82,7 +82,7 @@ def test_it_looks_at_the_pixels_of_the_model_in_its_own_way():
 
 
 def args(teacher, **others):
-    flags = {"teacher": str(teacher), "teacher_share": 0.5, "smoothing": 0.0, "channels_last": False}
+    flags = {"teacher": str(teacher), "teacher_share": 0.5, "smoothing": 0.0, "channels_last": False, "in_chans": None}
     return argparse.Namespace(**flags | others)
 
 
@@ -121,7 +121,7 @@ def test_its_classes_are_those_of_the_data_by_name(saved):
     ("classes", "norm", "more", "message"),
     [
         (["cat", "dog", "fox"], NORM, {}, "it knows no class 'fox'; expected a model of the classes of the data"),
-        (["cat", "dog"], {"mean": (0.5,), "std": (0.5,)}, {}, "it takes images of 3 channels; expected 1"),
+        (["cat", "dog"], {"mean": (0.5,), "std": (0.5,)}, {"in_chans": 3}, "trained on images of 3 bands; expected one of three colours"),
         (["cat", "dog"], NORM, {"task": "multilabel"}, "expected the folder of a model that gives an image one class"),
     ],
 )

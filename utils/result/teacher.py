@@ -17,7 +17,7 @@ def make_teacher(args, classes, norm, accelerator, say):
     --teacher it gives back what it got.
 
     norm: {"mean": …, "std": …}, as the images of the model are normalised. Raises InputError where the teacher lacks one of the
-    classes, gives an image several, or takes images of another number of channels.
+    classes, gives an image several, or takes images of other bands.
     """
     if not args.teacher:
         return lambda mixup: mixup
@@ -26,10 +26,11 @@ def make_teacher(args, classes, norm, accelerator, say):
     trained = as_trained(str(folder))
     if trained is None or trained.network or trained.evaluation.get("task"):
         raise InputError(f"--teacher {args.teacher}: expected the folder of a model that gives an image one class, as RUN/best")
+    if (bands := trained.evaluation.get("in_chans")) != args.in_chans:
+        found, expected = (f"{number} bands" if number else "three colours" for number in (bands, args.in_chans))
+        raise InputError(f"--teacher {args.teacher}: trained on images of {found}; expected one of {expected}")
     model, facts = open_result(folder)
-    known, channels = facts["classes"], len(facts["mean"])
-    if channels != len(norm["mean"]):
-        raise InputError(f"--teacher {args.teacher}: it takes images of {channels} channels; expected {len(norm['mean'])}")
+    known = facts["classes"]
     if set(classes) <= set(known):
         columns, order = [known.index(name) for name in classes], ""
     elif known == [str(number) for number in range(len(classes))]:
