@@ -84,6 +84,7 @@ def labelled_images(tables, root, *, image_column=None, label_column=None, val_s
         if "val" not in places:
             train.notes, test = (test_note("test"),), None
     elif not need_train:
+        whole.whole = True
         return whole, whole
     elif need_val:
         raise InputError(f"--labels {tables[0]}: found one table; give a second one to validate on, or --val_split 0.1")
