@@ -50,7 +50,7 @@ from utils.result.predict_recognition import predict
 from utils.result.publish import check_result_flags
 from utils.result.teacher import make_teacher
 from utils.run.run import Run
-from utils.run.start import license_of, load_start, take_start
+from utils.run.start import license_of, load_start, open_held_out, take_start
 from utils.run.state import load_weights_of
 from utils.sources.recognition import check_headers, check_sources, open_recognition_data
 
@@ -236,9 +236,10 @@ def evaluate_only(args, accelerator, batch, run, start, told):
     check_task(args, fail)  # which the weights tell
     with accelerator.local_main_process_first():
         need_train = False if start and start.classes else None
-        _, source = open_recognition_data(
+        open_data = lambda: open_recognition_data(  # noqa: E731
             Data.of(args), seed=args.seed, need_train=need_train, dry_run=args.dry_run, say=run.say
         )
+        source = open_held_out(args, open_data, run.say)
         if accelerator.is_main_process:
             check_headers(source)
     classes = classes_of(start, source)

@@ -51,7 +51,7 @@ from utils.result.evaluation import keep_evaluation
 from utils.result.predict_segmentation import Segmenter, predict_folder, usual_size
 from utils.result.publish import check_result_flags
 from utils.run.run import Run
-from utils.run.start import license_of, load_start, network_of, take_start
+from utils.run.start import license_of, load_start, network_of, open_held_out, take_start
 from utils.run.state import load_weights_of
 from utils.sources.segmentation import check_files, check_sources, open_segmentation_data
 
@@ -248,10 +248,11 @@ def evaluate_only(args, accelerator, batch, run, start, told):
     with accelerator.local_main_process_first():
         need_train = False if start and start.classes else None
         trained = start.classes if start and start.evaluation.get("mask_numbers") else None
-        _, source = open_segmentation_data(
+        open_data = lambda: open_segmentation_data(  # noqa: E731
             Data.of(args), crop_size=args.crop_size, seed=args.seed, need_train=need_train, trained=trained,
             dry_run=args.dry_run, say=run.say,
         )  # fmt: skip
+        source = open_held_out(args, open_data, run.say)
         if accelerator.is_main_process and not args.dry_run:
             check_files(source)
     masks = source

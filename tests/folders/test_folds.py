@@ -2,6 +2,7 @@
 
 import pytest
 from conftest import make_folder
+from small_sources import write_image
 
 from utils.cli.arguments import Fold
 from utils.cli.errors import InputError
@@ -37,3 +38,17 @@ def test_wrong_folds_are_said_in_a_line(capsys, words, message):
     with pytest.raises(SystemExit):
         parse("train_recognition.py", "", ["--data_path", "x", *words.split()])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("held_out", [0.5, Fold(1, 2)])
+def test_copies_stay_with_their_groups(tmp_path, held_out):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for number in range(12):  # of four groups of three; the first image of each is the same
+            shade = number + 100 * (name == "dog") if number % 3 else 200
+            write_image(tmp_path / name / f"{number // 3}{name}_{number % 3}.png", shade=shade)
+    said = []
+    train, val = class_folders(tmp_path, None, held_out, 0, say=said.append, group_by="^[^_]+")
+    groups = [{name.rpartition("_")[0] for name in names(source)} for source in (train, val)]
+    assert not groups[0] & groups[1] and len(train) + len(val) == 24 and len(val) == 3 * len(groups[1])
+    assert said[-1].startswith("warning: ") and "they stay with their groups, so that the score flatters" in said[-1]

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from small_sources import names
+from small_sources import names, write_parquet
 from test_label_table import heap, opened, table
 
 from utils.cli.errors import InputError
@@ -49,6 +49,30 @@ def test_columns_of_0_and_1_and_a_second_table(tmp_path):
     assert {name: set(found.split("|")) for name, found in labels_of(train, val).items()} == wanted
     with pytest.raises(InputError, match=r"b.csv: lacks columns of the first table \(bird\)"):
         opened(tmp_path, first, table(tmp_path / "b.csv", "image,cat,dog", "9,1,0"), several=True)
+
+
+def test_lists_as_pandas_writes_them(tmp_path):
+    cells = [str(cell.split("|") if cell else []) for cell in WISHES]
+    file = table(heap(tmp_path) / "t.csv", "image,labels", *rows_of(cells))
+    whole, _ = opened(tmp_path, file, several=True, need_val=False)
+    assert whole.classes == ["bird", "cat", "dog"] and labels_of(whole) == {f"{i}.png": cell for i, cell in enumerate(WISHES)}
+    with pytest.raises(InputError, match=r"seems to list labels, such as \['cat', 'dog'\]: --task multilabel reads them"):
+        opened(tmp_path, file, need_val=False)
+    for cell in ("['cat' 'dog']", "[0 1]", "[cat, dog]", "[" * 5000):
+        file = table(tmp_path / "t.csv", "image,labels", *rows_of([*cells[:-1], cell]))
+        with pytest.raises(InputError, match="the column labels: found .*; expected a list such as .'cat', 'dog'., or cat"):
+            opened(tmp_path, file, several=True, need_val=False)
+
+
+def test_rows_of_0_and_1_are_no_lists_of_labels(tmp_path):
+    bits = [[0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1]]
+    write_parquet(heap(tmp_path) / "t.parquet", image=["0", "1", "2", "3"], labels=bits)
+    texts = table(tmp_path / "t.csv", "image,labels", *rows_of("|".join(map(str, row)) for row in bits))
+    for file in (str(tmp_path / "t.parquet"), texts):
+        with pytest.raises(InputError, match="the column labels holds 3 of 0 and 1 in each row, one for each label; expected"):
+            opened(tmp_path, file, several=True, need_val=False)
+    file = table(tmp_path / "t.csv", "image,labels", "0,0|1", "1,1", "2,0", "3,1|0")  # two classes, called 0 and 1
+    assert opened(tmp_path, file, several=True, need_val=False)[0].classes == ["0", "1"]
 
 
 @pytest.mark.parametrize("cell, found", [("2", "2"), ("x", "x"), ("", "nothing"), ("-1", "-1")])

@@ -7,7 +7,7 @@ from small_sources import names, write_image, write_parquet
 from utils.cli.arguments import Fold
 from utils.cli.errors import InputError
 from utils.cli.recognition_flags import Data
-from utils.folders.label_table import labelled_images
+from utils.folders.label_table import Files, labelled_images, read_table
 from utils.sources.recognition import open_recognition_data
 
 
@@ -54,6 +54,40 @@ def test_two_tables_and_folders_of_their_names(tmp_path):
         opened(tmp_path, *tables, label_column="breed", val_split=0.5)
 
 
+@pytest.mark.parametrize("head, row", [("id,photo,label", "{0},{1}.png,{2}"), (",photo,label", "{0},photos/{1}.png,{2}")])
+def test_a_column_of_file_names_wins_over_row_numbers_and_both_columns_are_said(tmp_path, head, row):
+    rows = [row.format(i, 9 - i, "cat" if i < 5 else "dog") for i in range(1, 9)]
+    file, said = table(tmp_path / "t.csv", head, *rows), []
+    whole, _ = labelled_images([file], str(heap(tmp_path, 8, "photos", 1)), need_train=False, say=said.append)
+    assert labels_of(whole) == {9 - i: "cat" if i < 5 else "dog" for i in range(1, 9)}
+    assert said == ["labels: images by the column photo, labels by the column label"]
+
+
+def test_a_row_finds_no_image_of_another_folder(tmp_path):
+    heap(heap(tmp_path, 2, "train"), 2, "cats")
+    for missing in ("val/1.png", "dogs/1.png", "dogs/1"):
+        with pytest.raises(InputError, match=f"no image for 1 of 2 rows .{missing}.$"):
+            opened(tmp_path, table(tmp_path / "t.csv", "image,label", "train/1.png,a", f"{missing},b"), need_val=False)
+    files = Files(tmp_path)  # which lie deeper, or less deep, than the table says
+    for value in ("train/1.png", "train/1", "./train/1.png", "/home/me/train/1.png", "\\home\\train\\1"):
+        assert files.find(value, None) == ["train/1.png"]
+    assert Files(tmp_path / "train").find("set/train/1", None) == ["1.png"]
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "train").rename(tmp_path / "deep" / "train")
+    assert Files(tmp_path).find("train/1", None) == Files(tmp_path).find("train/1.png", None) == ["deep/train/1.png"]
+
+
+def test_names_that_look_like_numbers_keep_what_they_are_written_with(tmp_path):
+    for name in ("001", "1", "1_1", "11"):
+        write_image(tmp_path / f"{name}.png")
+    file = table(tmp_path / "t.csv", "id,label", "001,01", "1,1", "1_1,1_0", "11,10")
+    whole, _ = opened(tmp_path, file, need_val=False)
+    found = {names(whole)[i]: whole.classes[whole.labels[i]] for i in range(4)}
+    assert found == {"001.png": "01", "1.png": "1", "1_1.png": "1_0", "11.png": "10"}
+    numbers = read_table(table(tmp_path / "t.csv", "a,b,c", "0,-1,7", "10,,x"))
+    assert numbers == {"a": [0, 10], "b": [-1, None], "c": ["7", "x"]}
+
+
 def test_parquet_numbers_and_classes_txt(tmp_path):
     write_parquet(heap(tmp_path) / "t.parquet", image_id=[str(i) for i in range(10)], target=[3, 5] * 5)
     train, _ = opened(tmp_path, str(tmp_path / "t.parquet"), val_split=0.2)
@@ -92,6 +126,25 @@ def test_rows_of_a_test_split_choose_nothing(tmp_path):
     table(tmp_path / "t.csv", "id,class,split", *[row.replace("0,a,train", "0,a,extra") for row in rows])
     with pytest.raises(InputError, match="1 of 10 rows are of no known split, .*; expected train, val or test in each row"):
         opened(tmp_path, file)
+
+
+def test_of_two_tables_a_column_of_splits_is_heeded(tmp_path):
+    splits, said = ["train", "train", "val", "test", "train", "test"], []
+    first = table(heap(tmp_path) / "a.csv", "id,label,split", *[f"{i},{'ab'[i % 2]},{split}" for i, split in enumerate(splits)])
+    second = table(tmp_path / "b.csv", "id,label", "6,a", "7,b")
+    train, val = labelled_images([first, second], str(tmp_path), say=said.append)
+    assert sorted(labels_of(train)) == [0, 1, 4] and sorted(labels_of(val)) == [6, 7] and sorted(labels_of(val.test)) == [3, 5]
+    assert f"data: 1 rows of {first} are left out, since its column of splits does not call them train" in said
+    _, val = opened(tmp_path, second, first)
+    assert labels_of(val) == {2: "a"} and sorted(labels_of(val.test)) == [3, 5]
+    with pytest.raises(InputError, match="b.csv: found only test in its column of splits; expected rows of train; call"):
+        opened(tmp_path, table(tmp_path / "b.csv", "id,label,split", "6,a,test", "7,b,test"), first)
+
+
+def test_a_column_of_splits_that_names_none_is_said(tmp_path):
+    file, said = table(heap(tmp_path) / "t.csv", "id,label,split", *[f"{i},{'ab'[i % 2]},part{i % 2}" for i in range(10)]), []
+    labelled_images([file], str(tmp_path), val_split=0.2, say=said.append)
+    assert f"note: the column split of {file} parts nothing: found part0, part1; expected train, val or test" in said
 
 
 @pytest.mark.parametrize(

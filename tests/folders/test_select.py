@@ -62,6 +62,12 @@ def test_a_part_of_the_images_has_all_classes_in_proportion(tree):
         open_recognition_data(recognition_flags.Data(max_train_images=5), seed=0)
 
 
+def test_of_one_source_for_both_the_flag_of_validation_images_holds(tree):
+    data = recognition_flags.Data(data_path=str(tree), max_train_images=4, max_val_images=8)
+    train, val = open_recognition_data(data, seed=0, need_train=False, say=lambda line: None)
+    assert train is val and np.bincount(val.labels).tolist() == [2, 2, 2, 2]
+
+
 def test_classes_of_masks(tmp_path):
     for split in ("train", "val", "test"):
         for number in range(3):

@@ -3,12 +3,17 @@
 import json
 
 import pytest
+from conftest import make_folder
+from small_sources import names, write_image, write_mask
 
+from utils.cli import segmentation_flags
 from utils.cli.errors import InputError
 from utils.cli.first import parse
-from utils.cli.recognition_flags import DIGITS
+from utils.cli.recognition_flags import DIGITS, Data
 from utils.model.as_trained import as_trained
-from utils.run.start import license_of, network_of, refuse_new_head, take_start
+from utils.run.start import license_of, network_of, open_held_out, refuse_new_head, take_start
+from utils.sources.recognition import open_recognition_data
+from utils.sources.segmentation import open_segmentation_data
 
 DATA = "--data_path images "
 CLIP = "--model vit_base_patch32_clip_256.datacompxl --pretrained true "
@@ -152,3 +157,52 @@ def test_colours_are_three_numbers_or_a_word(capsys):
         with pytest.raises(SystemExit):
             parse("train_recognition.py", "", (DATA + words).split())
         assert line in capsys.readouterr().err
+
+
+def evaluated(root, words):
+    """(the names of the images that an evaluation of RUN/best scores, what it says of them)"""
+    args, said = parse("train_recognition.py", "", f"--eval true --data_path {root / 'data'} {words}".split()), []
+
+    def open_data():
+        return open_recognition_data(Data.of(args), seed=args.seed, need_train=False, say=lambda line: None)
+
+    return names(open_held_out(args, open_data, said.append)), said
+
+
+@pytest.mark.parametrize("held_out", ["--val_split 0.25 --seed 3", "--folds 4 --fold 2 --seed 3"])
+def test_an_evaluation_scores_what_the_run_held_out_of_the_same_tree(tmp_path, held_out):
+    for number, name in enumerate(("cat", "dog")):
+        make_folder(tmp_path / "data", (name,), 12, seed=number)
+    trained = parse("train_recognition.py", "", f"--data_path {tmp_path / 'data'} {held_out}".split())
+    (tmp_path / "args.json").write_text(json.dumps({"args": vars(trained)}))
+    _, val = open_recognition_data(Data.of(trained), seed=3)
+    (tmp_path / "checkpoints/update_1").mkdir(parents=True)
+    (tmp_path / "checkpoints/update_1/manifest.json").touch()
+    weights, whole = f"--finetune {tmp_path / 'best'}", [f"data: the images that the run held out are scored: {held_out}"]
+    for words in (weights, f"{weights} {held_out.removesuffix(' --seed 3')}", f"--resume {tmp_path}/checkpoints/update_1"):
+        assert evaluated(tmp_path, words) == (names(val), whole)
+    _, (line,) = evaluated(tmp_path, f"{weights} --val_split 0.5")
+    assert line.startswith(f"warning: the run held out {held_out}: with --val_split 0.5 --seed 3 images are scored that were")
+    make_folder(tmp_path / "other", ("cat", "dog"), 3)
+    assert evaluated(tmp_path, f"{weights} --data_path {tmp_path / 'other'}") == (["0.png", "1.png", "2.png"] * 2, [])
+    (tmp_path / "args.json").write_text(json.dumps({"args": vars(trained) | {"val_split": None, "folds": None}}))
+    found, said = evaluated(tmp_path, weights)
+    assert len(found) == 24 and said == ["warning: the whole tree is scored, images that these weights were trained on too"]
+    make_folder(tmp_path / "data" / "val", ("cat", "dog"), 2)  # of its own, which hides the classes beside it
+    (tmp_path / "data" / "cat").rename(tmp_path / "cat")
+    (tmp_path / "data" / "dog").rename(tmp_path / "dog")
+    assert evaluated(tmp_path, weights) == (["0.png", "1.png"] * 2, [])
+
+
+def test_masks_and_tables_without_splits_are_whole(tmp_path):
+    for number in range(4):
+        write_image(tmp_path / "images" / f"{number}.png", shade=number)
+        write_mask(tmp_path / "masks" / f"{number}.png", 0, 1)
+    (tmp_path / "t.csv").write_text("image,label\n" + "".join(f"images/{i}.png,{'ab'[i % 2]}\n" for i in range(4)))
+    masks = segmentation_flags.Data(data_path=str(tmp_path), max_val_images=2)
+    table = Data(data_path=str(tmp_path), labels=[str(tmp_path / "t.csv")], max_val_images=2)
+    quiet = {"seed": 0, "need_train": False, "say": lambda line: None}
+    assert all(source.whole and len(source) == 2 for source in open_segmentation_data(masks, crop_size=16, **quiet))
+    assert all(source.whole and len(source) == 2 for source in open_recognition_data(table, **quiet))
+    (tmp_path / "t.csv").write_text("image,label,split\nimages/0.png,a,train\nimages/1.png,b,train\nimages/2.png,a,test\n")
+    assert not open_recognition_data(table, **quiet)[1].whole

@@ -48,6 +48,15 @@ def test_a_column_of_lists(tmp_path, kind):
             opened(tmp_path)
 
 
+def test_rows_of_0_and_1_are_refused(tmp_path):
+    for split in ("train", "validation"):
+        write_parquet(tmp_path / f"{split}.parquet", image=images(3), labels=[[0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
+    with pytest.raises(
+        InputError, match="column 'labels' holds 4 of 0 and 1 in each row, one for each label; expected the names"
+    ):
+        opened(tmp_path, task="multilabel")
+
+
 def test_a_part_is_held_out_and_wrong_labels_are_refused(tmp_path):
     write_parquet(tmp_path / "train.parquet", image=images(12), labels=[[1], [0, 1], [1], [], [0], [1]] * 2)
     train, val, _ = opened(tmp_path, task="multilabel", val_split=0.25)

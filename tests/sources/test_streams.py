@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_folder
 from hostile import refusal
-from small_sources import encoded, images, letter, shade, write_images, write_masks, write_tar
+from small_sources import encoded, images, letter, shade, write_images, write_masks, write_parquet, write_tar
 
 from utils.cli.errors import InputError
 from utils.cli.segmentation_flags import Data
@@ -165,6 +165,33 @@ def write_arrow(root, splits):
         table = pa.table({"image": images(6), "label": [i % 2 for i in range(6)]})
         with pa.OSFile(str(root / f"{split}.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
             writer.write_table(table)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved", "tar"])
+def test_what_a_stream_leaves_out_is_said(tmp_path, kind):
+    def said(train_images=None):
+        lines = []
+        stream_of_images(str(tmp_path / kind), train_images=train_images, say=lines.append)
+        return lines
+
+    splits = {"train": 6, "validation": 3, "test": 2}
+    for split, count in splits.items():
+        rows = {"image": images(count), "label": [i % 2 for i in range(count)]}
+        write_parquet(tmp_path / "parquet" / f"{split}.parquet", **rows)
+        members = [x for i in range(count) for x in ((f"{i}.png", encoded(i)), (f"{i}.cls", b"ab"[i % 2 : i % 2 + 1]))]
+        write_tar(tmp_path / "tar" / f"{split}.tar", members)
+    if kind == "saved":
+        datasets.load_dataset(str(tmp_path / "parquet")).save_to_disk(tmp_path / kind)
+    unread = "note: the split test is not read: --streaming trains on train and scores the validation split"
+    assert said() == said(6) == [unread]
+    if kind != "tar":  # whose rows are not counted then
+        few, *rest = said(4)
+        assert few.startswith("warning: --train_images 4: the data has 6 training images;") and rest == [unread]
+    if kind != "saved":
+        (validation,) = (tmp_path / kind).glob("validation.*")
+        validation.unlink()
+        (line,) = said()
+        assert line.startswith("note: the split test is validated on, so that its score is no test")
 
 
 def test_what_a_stream_needs_to_know(tmp_path):

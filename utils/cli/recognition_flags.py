@@ -34,7 +34,7 @@ def add_flags(parser):
     topic = flags.add_evaluation_flags(parser, metrics)
     topic.add("--label_sets", metavar="FILE", help="--eval true also scores by sets of labels, where an image may have "
               "several: JSON, a list for each image in the order of file names, as ImageNet's real.json, or {file name: "
-              "labels}")  # fmt: skip
+              "labels}, or {path: labels}")  # fmt: skip
     topic.switch("--tta_flip", False, "average the logits of each image and its mirror image")
     topic.add("--predict", metavar="DIR_OR_FILE", help="classify these images with --finetune RUN/best into predictions.csv, "
               "and stop")  # fmt: skip

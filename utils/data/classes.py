@@ -15,7 +15,7 @@ class InClasses:
         number_of = {name: number for number, name in enumerate(classes)}
         self.number = np.array([number_of[name] for name in source.classes] + [IGNORE])  # the last is that of IGNORE, -1
         self.source, self.classes, self.title = source, classes, source.title
-        self.reading = getattr(source, "reading", AS_STORED)
+        self.reading, self.paths = getattr(source, "reading", AS_STORED), getattr(source, "paths", None)
         if palette is None:
             self.encoded = source.encoded
             if source.labels.ndim == 1:

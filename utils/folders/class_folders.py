@@ -29,10 +29,11 @@ class Folder:
     """A source of recognition: image files below the folder `root`, `paths` from there on, labels (N,) int64, or
     (N, C) bool where an image may have several.
 
-    reading: images.Reading. left_out: {kind: number}, as of index.Index.
+    reading: images.Reading. left_out: {kind: number}, as of index.Index. whole: it is all that there is, without splits, and is
+    to be evaluated: some of it may have been trained on.
     """
 
-    reading, notes = AS_STORED, ()
+    reading, notes, whole = AS_STORED, (), False
 
     def __init__(self, root, paths, labels, classes, left_out=()):
         self.root, self.title, self.left_out = root, root, dict(left_out)
@@ -57,7 +58,7 @@ class Folder:
     def part(self, indices):
         """The `Folder` of these images only."""
         part = Folder(self.root, [self.paths[i] for i in indices], self.labels[indices], self.classes, self.left_out)
-        part.notes = self.notes
+        part.notes, part.whole = self.notes, self.whole
         return part
 
 
@@ -87,6 +88,7 @@ def class_folders(
     alone = need_train is False or (need_train is None and "train" not in splits)
     if alone and (val_root.is_dir() or not (eval_data_path or "train" in splits)):
         val = scan_folder(val_root if val_root.is_dir() else root)
+        val.whole = not val_root.is_dir()
         return val, val
     if not val_root.is_dir():
         if eval_data_path:

@@ -22,8 +22,8 @@ def hold_out(source, val_split, seed, group_by=None, say=print):
     val_split may be a Fold: then that part of the images, the folds being about equal, each class in each.
 
     group_by: a regular expression: images whose names, or first groups of it, match alike are kept on one side. Held-out images
-    that are equal to training images byte by byte are trained on instead, which `say` says, unless all of them are. Raises
-    InputError for groups that cannot be parted.
+    that are equal to training images byte by byte are trained on instead, which `say` says, unless all of them are, or they
+    would leave their group. Raises InputError for groups that cannot be parted.
     """
     labels = strata(source.labels) if hasattr(source, "labels") else np.zeros(len(source), np.int64)
     if isinstance(val_split, Fold):
@@ -41,10 +41,11 @@ def hold_out(source, val_split, seed, group_by=None, say=print):
             say("warning: all held-out images are copies of training images, byte by byte: the score will say nothing")
             return source.part(train), source.part(val)
         pairs = [f"{_short(source, copy)} = {_short(source, first)}" for copy, first in copies.items()]
-        say(
-            f"copies: {len(copies)} of {len(val)} held-out images are training images too, byte by byte ({few(pairs, 3)}): "
-            "they are trained on, and not validated on"
-        )
+        found = f"{len(copies)} of {len(val)} held-out images are training images too, byte by byte ({few(pairs, 3)})"
+        if group_by:
+            say(f"warning: {found}: they stay with their groups, so that the score flatters; join these groups")
+            return source.part(train), source.part(val)
+        say(f"copies: {found}: they are trained on, and not validated on")
         val = np.setdiff1d(val, list(copies))
         train = np.setdiff1d(np.arange(len(source)), val)
     return source.part(train), source.part(val)

@@ -1,6 +1,8 @@
 """Several labels an image, as tables hold them: a column of 0 and 1 for each label, or one column that lists labels."""
 
+import ast
 import collections
+import re
 
 import numpy as np
 
@@ -56,8 +58,11 @@ def delimiter_of(values):
 
 
 def looks_like_lists(values):
-    """The delimiter if a column of single labels is more likely one of lists: some of their parts come in several; else ""."""
+    """The delimiter if a column of single labels is more likely one of lists: some of their parts come in several; else "".
+    Of lists as Python writes them it is [."""
     names = {value for value in values if isinstance(value, str)}
+    if names and all(name.startswith("[") and name.endswith("]") for name in names):
+        return "["
     mark = delimiter_of(names)
     if not mark:
         return ""
@@ -77,17 +82,39 @@ def split(cell, mark):
 def lists_of(where, values, say, alone=False):
     """[names of the labels of each row] of a column that lists them; its delimiter is said.
 
-    Raises InputError where each cell holds one label, unless it may stand `alone`: such data needs no --task.
+    Raises InputError where each cell holds one label, unless it may stand `alone`: such data needs no --task; and as
+    `refuse_bits`.
     """
+    values = [_python_list(where, value) if isinstance(value, str) and value.startswith("[") else value for value in values]
     listed = any(isinstance(value, list | tuple) for value in values)
     mark = "" if listed else delimiter_of(values)
     lists = [split(value, mark) for value in values]
+    refuse_bits(where, lists)
     if not alone and all(len(names) == 1 for names in lists):
         raise InputError(f"--task multilabel: {where} has one label in each row; leave --task out, or part several by |, as in "
                          "cat|dog")  # fmt: skip
     if mark:
         say(f"labels: {where} lists them, parted by {mark}")
     return lists
+
+
+def _python_list(where, cell):
+    """The list in a cell that is written as Python and pandas do, such as ['cat', 'dog']."""
+    try:
+        if re.search(r"""['"]\s+['"]""", cell):  # NumPy's, in which Python reads 'cat' 'dog' as one word
+            raise ValueError
+        return list(ast.literal_eval(cell))
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        raise InputError(f"{where}: found {cell[:60]}; expected a list such as ['cat', 'dog'], or cat|dog") from None
+
+
+def refuse_bits(where, lists):
+    """InputError where all rows say 0 or 1 of as many labels, instead of naming those that they have."""
+    rows = [row for row in lists if row]
+    alike = len({len(row) for row in rows}) == 1 and all(_bit(value) is not None for row in rows for value in row)
+    if alike and any(len(set(row)) < len(row) for row in rows):
+        raise InputError(f"{where} holds {len(rows[0])} of 0 and 1 in each row, one for each label; expected the names or "
+                         "numbers of the labels that an image has, or a column of 0 and 1 for each label")  # fmt: skip
 
 
 def lists_of_columns(where, columns, labels):

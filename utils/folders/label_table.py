@@ -4,6 +4,7 @@ import collections
 import csv
 import io
 import os
+import re
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from utils.folders.files import scan_paths
 from utils.folders.hold_out import hold_out
 from utils.folders.label_lists import as_matrix, binary_columns, find_labels, lists_of, lists_of_columns, looks_like_lists
 from utils.folders.names import few, split_of, test_note
+from utils.images.formats import is_image
 
 IMAGE = "image image_path path file file_name filename filepath img image_id id name".split()
 LABEL = "label labels class target category fine_label cls".split()
@@ -26,12 +28,13 @@ def labelled_images(tables, root, *, image_column=None, label_column=None, val_s
                     need_train=True, several=False, say=print):  # fmt: skip
     """(training, validation) `Folder` of the images below `root` by one table of labels, or one for each split.
 
-    A row names an image by its path from `root`, its name, or its name without the ending, whatever folder it lies in. The
-    columns are found by their names and values if they are not given. One table is parted by a column split, whose values are
-    those of names.SPLITS, or by `val_split`, see `hold_out`; without `need_train` it may be validated on as a whole. Rows of
-    the split test choose nothing: they are the validation source's `test`. Raises InputError for rows without a file or a
-    label, and where two columns may hold the labels. several: an image may have any number of labels,
-    see label_lists.py; the labels of the `Folder` are (N, C) bool then.
+    A row names an image by its path, of which that from `root` may be a part, or by its name, with the ending or without,
+    whatever folder it lies in. The columns are found by their names and values if they are not given, and said. One table is
+    parted by a column split, whose values are those of names.SPLITS, or by `val_split`, see `hold_out`; without `need_train`
+    it may be validated on as a whole. Of two tables with such a column the first gives its rows of train, the second those of
+    val. Rows of the split test choose nothing: they are the validation source's `test`. Raises InputError for rows without a
+    file or a label, and where two columns may hold the labels. several: an image may have any number of labels, see
+    label_lists.py; the labels of the `Folder` are (N, C) bool then.
     """
     if len(tables) > 2:
         raise InputError(f"--labels: found {len(tables)} tables; expected one, or one to train on and one to validate on")
@@ -46,7 +49,9 @@ def labelled_images(tables, root, *, image_column=None, label_column=None, val_s
         else:
             label = _label_column(path, columns, image, label_column)
             labels = _single_labels(path, label, columns[label], say)
-        parts.append(_rows(path, columns, image, label, labels, files))
+        named = f"columns {few(label)}" if isinstance(label, list) else f"column {label}"
+        say(f"labels: images by the column {image or 'without a name'}, labels by the {named}")
+        parts.append(_rows(path, columns, image, label, labels, files, say))
     listed = listed_classes(root) or listed_classes(os.path.dirname(os.path.abspath(tables[0])))
     if several:
         classes = listed or parts[0].names or sorted({name for names in parts[0].labels for name in names})
@@ -61,9 +66,10 @@ def labelled_images(tables, root, *, image_column=None, label_column=None, val_s
     whole = sources[0]
     if unnamed := len(files.paths) - len({path for rows in parts for path in rows.paths}):
         whole.left_out[f"images that {'no table names' if len(tables) == 2 else 'the table does not name'}"] = unnamed
+    places = [_places_of_splits(path, rows.splits) for path, rows in zip(tables, parts, strict=True)]
     if len(tables) == 2:
-        return sources[0], sources[1]
-    places = _places_of_splits(tables[0], parts[0].splits)
+        return _of_two(tables, sources, places, need_train, say)
+    places = places[0]
     if "val" in places and val_split is not None:
         raise InputError(
             f"{split_flag(val_split)}: {tables[0]} says what is validated on, in its column of splits; leave it out"
@@ -78,19 +84,44 @@ def labelled_images(tables, root, *, image_column=None, label_column=None, val_s
         if "val" not in places:
             train.notes, test = (test_note("test"),), None
     elif not need_train:
+        whole.whole = True
         return whole, whole
     elif need_val:
         raise InputError(f"--labels {tables[0]}: found one table; give a second one to validate on, or --val_split 0.1")
     else:
         return whole, whole.part(np.array([], np.int64))
     if test is not None and need_train:
-        say(f"data: {len(test):,} images of the split test are scored once, after training, by the best weights")
-        val.test = test
+        val.test = _said(test, say)
     return train, val
 
 
+def _of_two(tables, sources, places, need_train, say):
+    """(training, validation) sources of two tables. places: of the rows of each split, {} where a table says none: else the
+    first is trained on those of train, and the second validated on those of val or test. What is left out is said.
+    """
+    parts, test = [], None
+    for path, source, splits, wanted in zip(tables, sources, places, (("train",), ("val", "test")), strict=True):
+        taken = next((split for split in wanted if split in splits), None)
+        if splits and taken is None:
+            raise InputError(f"--labels {path}: found only {few(sorted(splits))} in its column of splits; expected rows of "
+                             f"{wanted[0]}; call the column otherwise to take all rows")  # fmt: skip
+        if test is None and taken != "test" and "test" in splits and need_train:
+            test = _said(source.part(splits.pop("test")), say)
+        parts.append(source.part(splits[taken]) if splits else source)
+        if rest := sum(len(rows) for split, rows in splits.items() if split != taken):
+            say(f"data: {rest:,} rows of {path} are left out, since its column of splits does not call them {taken}")
+    if test is not None:
+        parts[1].test = test
+    return tuple(parts)
+
+
+def _said(test, say):
+    say(f"data: {len(test):,} images of the split test are scored once, after training, by the best weights")
+    return test
+
+
 def read_table(path):
-    """{column: list of its values} of a CSV, TSV or Parquet file; whole numbers in text are numbers, empty cells None.
+    """{column: list of its values} of a CSV, TSV or Parquet file; columns of whole numbers are numbers, empty cells None.
 
     Raises InputError for a file that is none, and for one without rows.
     """
@@ -128,11 +159,9 @@ def _read_text(path):
 
 
 def _numbers(cells):
-    """Whole numbers where all cells are, None where one is empty."""
-    try:
-        return [int(cell) if cell else None for cell in cells]
-    except ValueError:
-        return [cell or None for cell in cells]
+    """Whole numbers where each says all of its cell: 001 and 1_1 are names. None where a cell is empty."""
+    whole = all(re.fullmatch(r"0|-?[1-9][0-9]{0,17}", cell) for cell in cells if cell)
+    return [(int(cell) if whole else cell) if cell else None for cell in cells]
 
 
 def _plain(value):
@@ -154,26 +183,34 @@ class Files:
             self.stems[os.path.splitext(name)[0]].append(path)
 
     def find(self, value, split):
-        """The paths that `value` of a table may mean, of a split where folders are called like that."""
+        """The paths that `value` of a table may mean, of a split where folders are called like that. Where it has folders, one
+        of the two paths ends with the other: data may lie deeper or less deep than the table says, but in no other folder."""
         text = os.path.normpath(str(value)).replace("\\", "/")
         if text in self.known:
             return [text]
         name = os.path.basename(text)
         found = self.named.get(name) or self.stems.get(name) or []
+        if name != text:
+            bare = name not in self.named  # without the ending
+            ends = {path: f"/{os.path.splitext(path)[0] if bare else path}" for path in found}
+            found = [path for path, end in ends.items() if end.endswith(f"/{text}") or f"/{text}".endswith(end)]
         of_split = [path for path in found if split and any(split_of(part) == split for part in path.split("/")[:-1])]
-        ends = [path for path in found if f"/{path}".endswith(f"/{text}")]
-        return next((some for some in (ends, of_split) if len(some) == 1), found)
+        return of_split if len(of_split) == 1 else found
 
 
 def _image_column(path, columns, files, wanted):
     if wanted:
         return _given(path, columns, wanted, "image")
     lower = {name.lower(): name for name in reversed(columns)}
-    usual = [lower[name] for name in IMAGE if name in lower]
+    usual, fitting = [lower[name] for name in IMAGE if name in lower], []
     for name in [*usual, *(name for name in columns if name not in usual)]:
         some = [value for value in columns[name][:50] if value is not None]
         if some and sum(bool(files.find(value, None)) for value in some) * 2 >= len(some):
-            return name
+            if 2 * sum(is_image(str(value)) for value in some) >= len(some):
+                return name
+            fitting.append(name)  # by names without the ending, as a number of the row may be by chance
+    if fitting:
+        return fitting[0]
     some = {name: values[0] for name, values in columns.items()}
     raise InputError(
         f"--labels {path}: no column names images that lie there; found {few([f'{k} ({v})' for k, v in some.items()])}; "
@@ -240,7 +277,7 @@ def _several_labels(path, columns, image, wanted, parts, need_train, say):
 Rows = collections.namedtuple("Rows", "paths labels splits names")
 
 
-def _rows(path, columns, image, label, labels, files):
+def _rows(path, columns, image, label, labels, files, say):
     """The `Rows` of a table: paths of images, their labels, the splits that a column says, or None, and where each label has a
     column, `label`, the names of these, else None."""
     split = split_of(os.path.splitext(os.path.basename(path))[0])
@@ -259,8 +296,11 @@ def _rows(path, columns, image, label, labels, files):
     if len(label_of) < len(paths):
         raise InputError(f"--labels {path}: {len(paths) - len(label_of):,} images are in it more than once; leave them out")
     names = {name.lower(): name for name in columns}
-    said = next((columns[names[name]] for name in SPLIT if name in names and names[name] != label), None)
-    splits = [split_of(str(value)) for value in said] if said else None
+    said = [names[name] for name in SPLIT if name in names and names[name] != label]
+    splits = next((found for name in said if any(found := [split_of(str(value)) for value in columns[name]])), None)
+    if said and not splits:
+        words = few(sorted({str(value) for value in columns[said[0]]}), 3)
+        say(f"note: the column {said[0]} of {path} parts nothing: found {words}; expected train, val or test")
     return Rows(paths, labels, splits, label if isinstance(label, list) else None)
 
 
@@ -273,7 +313,7 @@ def _classes(labels, listed):
 
 def _places_of_splits(path, splits):
     """{split: (N,) places of its rows}, {} where no column names splits. Raises InputError for a row of another split."""
-    if not splits or not any(splits):
+    if not splits:
         return {}
     if odd := splits.count(None):
         raise InputError(

@@ -12,7 +12,8 @@ def select(train, val, *, classes=None, max_train_images=None, max_val_images=No
     """(training, validation) sources with what the flags ask for; the test images of the latter keep their number.
 
     classes: the path of --classes. max_train_images, max_val_images: so many images at most, of each class in proportion and
-    one at least, keyed by `seed`. Raises InputError for sources that cannot be parted.
+    one at least, keyed by `seed`; max_val_images holds for one source that stands for both. Raises InputError for sources
+    that cannot be parted.
     """
     wanted = {"classes": classes, "max_train_images": max_train_images, "max_val_images": max_val_images}
     if not (asked := [flag for flag, value in wanted.items() if value is not None]):
@@ -24,8 +25,8 @@ def select(train, val, *, classes=None, max_train_images=None, max_val_images=No
         groups = read_groups(classes, train.classes)
         test = test and in_groups(test, groups, say, "test")
         train, val = in_groups(train, groups, say), val if alone else in_groups(val, groups, say, "validation")
-    train, val = _at_most(train, max_train_images, seed), val if alone else _at_most(val, max_val_images, seed)
-    val = train if alone else val
+    train = _at_most(train, max_val_images if alone else max_train_images, seed)
+    val = train if alone else _at_most(val, max_val_images, seed)
     if test:
         val.test = test
     return train, val

@@ -35,7 +35,7 @@ class Outlines:
     the corners are shares of the image's sides. The class 255 is none.
     """
 
-    reading, left_out = AS_STORED, {}
+    reading, left_out, whole = AS_STORED, {}, False
 
     def __init__(self, title, images, records, ids):
         self.title, self.images, self.records = title, StringList(images), StringList(records)
@@ -68,7 +68,7 @@ class Outlines:
     def part(self, indices):
         """The source of these images only."""
         part = Outlines(self.title, *[[strings[i] for i in indices] for strings in (self.images, self.records)], self.ids)
-        part.left_out = self.left_out
+        part.left_out, part.whole = self.left_out, self.whole
         return part
 
 

@@ -25,10 +25,11 @@ class Pairs:
     """A source of segmentation: image files and mask files, the mask at each place that of the image there.
 
     ids: MaskIds, by whose tables the values in mask files become classes. values: path -> those values. upright: whether masks
-    are those of images that EXIF turned; reading: images.Reading; left_out: {kind: number} of other files.
+    are those of images that EXIF turned; reading: images.Reading; left_out: {kind: number} of other files; whole: as of a
+    class_folders.Folder.
     """
 
-    reading, upright, left_out = AS_STORED, True, {}
+    reading, upright, left_out, whole = AS_STORED, True, {}, False
 
     def __init__(self, title, images, masks, ids, values=read_values):
         self.title, self.values = title, values
@@ -63,7 +64,7 @@ class Pairs:
     def part(self, indices):
         """The `Pairs` of these images only."""
         part = Pairs(self.title, *[[paths[i] for i in indices] for paths in (self.images, self.masks)], self.ids, self.values)
-        part.left_out = self.left_out
+        part.left_out, part.whole = self.left_out, self.whole
         return part
 
 
@@ -118,6 +119,7 @@ def mask_folders(root, need_train=True, *, need_val=True, val_split=None, seed=0
         sources[0].notes += (test_note("test"),)
     if val_split is not None:
         return hold_out(sources[0], val_split, seed, options.group_by, say)
+    sources[-1].whole = alone and held_out == ""
     return sources[0], sources[0].part([]) if without_val else sources[-1]
 
 

@@ -1,5 +1,6 @@
 """Accuracy where an image may have several right labels, such as ImageNet's reassessed ones (Beyer et al. 2020, ReaL)."""
 
+import collections
 import json
 import pathlib
 
@@ -12,15 +13,25 @@ def label_set_scores(path, answers, source):
     """{"sets_acc1": share in per cent of the images whose answer is among their labels, "sets_images": how many have labels}.
 
     path: a JSON file, a list with one list of labels for each image in the order of their file names, as the published
-    real.json, or {file name: labels}. A label is the name of a class, or its number. Images without labels do not count.
-    answers: Answers; source: of the images, with name(index) and `classes`. Raises InputError for a file that does not fit.
+    real.json, or of the rows of a source without file names; or {file name: labels}, or {path: labels}, from the source's
+    folder on. A label is the name of a class, or its number. Images without labels do not count. answers: Answers; source: of
+    the images, with `classes` and, of files, `paths`. Raises InputError for a file that does not fit, and for a file name that
+    several images have.
     """
-    sets, names = _read(path), [pathlib.PurePath(str(source.name(int(index)))).name for index in answers.index]
+    sets, files = _read(path), getattr(source, "paths", None)
+    paths = [source.name(int(index)) if files is None else files[int(index)] for index in answers.index]
+    names = paths if files is None else [pathlib.PurePath(name).name for name in paths]
+    by_path = isinstance(sets, dict) and all(name in sets for name in paths)
+    if not by_path and (twice := [name for name, count in collections.Counter(names).items() if count > 1]):
+        raise InputError(f"--label_sets {path}: {len(twice):,} file names are of several images ({twice[0]}); expected "
+                         f"{{path: labels}} of all images, such as {paths[names.index(twice[0])]}")  # fmt: skip
+    names = paths if by_path else names
     if isinstance(sets, list):
         if len(sets) != len(names):
             raise InputError(f"--label_sets {path}: found {len(sets):,} sets of labels for {len(names):,} images; expected "
                              "one each")  # fmt: skip
-        found = dict(zip(np.argsort(np.array(names), kind="stable").tolist(), sets, strict=True))
+        order = range(len(names)) if files is None else np.argsort(np.array(names), kind="stable").tolist()
+        found = dict(zip(order, sets, strict=True))
     else:
         if missing := [name for name in names if name not in sets]:
             raise InputError(f"--label_sets {path}: found no labels for {missing[0]} and {len(missing) - 1} more images; an "

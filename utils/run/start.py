@@ -3,18 +3,22 @@ decides a score. A flag that stands on the line wins.
 """
 
 import os
+import pathlib
 import re
 
+from utils.cli.arguments import Fold, split_flag
 from utils.cli.errors import InputError
 from utils.model.as_trained import OF_MASKS, as_trained
 from utils.model.download import check_reachable
 from utils.model.weights import rows_of_classes, sort_rows
+from utils.report.run_files import is_count, read_json
 
 OF_NETWORK = {  # flag of train_segmentation.py -> argument of build_network
     "model": "head", "backbone": "backbone", "output_stride": "output_stride", "backbone_kwargs": "backbone_kwargs",
     "head_kwargs": "head_kwargs", "channels": "head_kwargs", "dropout": "head_kwargs", "se_loss": "head_kwargs",
     "aux": "aux_kwargs", "aux_channels": "aux_kwargs",
 }  # fmt: skip
+OF_DATA = ("data_path", "labels", "dataset", "eval_data_path")  # flags that say where the data is
 SMALL = 32  # pixels; see utils/cli/recognition_flags.py
 
 
@@ -75,6 +79,69 @@ def take_start(args, name, data_defaults):
     if args.eval and read:
         notes.append(f"masks are read as in training: {' '.join(read)}")
     return start, [str(start), *notes]
+
+
+def open_held_out(args, open_data, say):
+    """The source that an evaluation scores. open_data: () -> (training source, that one).
+
+    Where the run of the weights held out a part of the same data, that part is scored: --val_split or --folds, --seed and
+    --group_by that the line does not name are the run's, set in `args`, which is said. So is that a run was trained on what is
+    scored.
+    """
+    known = _args_of_run(args)
+    split = _split_of(known)
+    if split and args.val_split is not None:
+        say(_take_split(args, split))
+    _, source = open_data()
+    if known and getattr(source, "whole", False):
+        if split is None:
+            say("warning: the whole tree is scored, images that these weights were trained on too")
+            return source
+        args.val_split = split["val_split"]
+        say(_take_split(args, split))
+        _, source = open_data()
+    return source
+
+
+def _args_of_run(args):
+    """The flags in args.json of the run whose weights or state are evaluated, {} where it is not of the same data."""
+    if not (args.resume or args.finetune):
+        return {}
+    inside = pathlib.Path(os.path.dirname(args.resume) if args.resume else args.finetune).absolute()  # checkpoints/, or best/
+    known = read_json(inside.parent / "args.json", dict).get("args")
+    where = [known.get(name) if isinstance(known, dict) else None for name in OF_DATA]
+    return known if any(where) and all(map(_same_place, where, [getattr(args, name, None) for name in OF_DATA])) else {}
+
+
+def _same_place(*values):
+    one, other = (value if isinstance(value, list | tuple) else [value or ""] for value in values)
+    return [os.path.realpath(str(path)) for path in one] == [os.path.realpath(str(path)) for path in other]
+
+
+def _split_of(known):
+    """{flag: value} of how the run with these flags held out a part of its data; None where it did not."""
+    share, folds, fold, seed, group = (known.get(name) for name in ("val_split", "folds", "fold", "seed", "group_by"))
+    if is_count(folds) and is_count(fold) and 1 <= fold <= folds >= 2:
+        share = Fold(fold, folds)
+    if not isinstance(share, float) or not 0 < share < 1 or not is_count(seed) or not isinstance(group, str | None):
+        return None
+    return {"val_split": share, "seed": seed, "group_by": group}
+
+
+def _take_split(args, split):
+    """Set what the line leaves open of how a run held out a part of its data; the line that says it, or what differs."""
+    for flag in ("seed", "group_by"):
+        if flag not in args.typed:
+            setattr(args, flag, split[flag])
+    said, own = _in_flags(**{flag: getattr(args, flag) for flag in split}), _in_flags(**split)
+    if said != own:
+        return f"warning: the run held out {own}: with {said} images are scored that were trained on, too"
+    return f"data: the images that the run held out are scored: {own}"
+
+
+def _in_flags(val_split, seed, group_by):
+    fold = f" --fold {val_split.fold}" if isinstance(val_split, Fold) else ""
+    return f"{split_flag(val_split)}{fold} --seed {seed}" + (f" --group_by {group_by}" if group_by else "")
 
 
 def _refuse_other_model(args, start):

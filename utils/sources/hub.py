@@ -122,13 +122,15 @@ class Stream(NamedTuple):
     samples: int  # number of training samples
     val_table: Any  # datasets.Dataset
     held_out: str  # name of the validation split
+    splits: Any  # names of all splits
     labels: Any  # column -> datasets.Dataset of this column of the training data; None if that needs all of the data
 
 
-def open_stream(name, train_images=None):
+def open_stream(name, train_images=None, say=print):
     """The `Stream` of the data set `name`. Only its validation split is downloaded and prepared as a whole.
 
-    train_images: number of training samples, for data that does not tell. Raises InputError as `load_splits` does, and if
+    train_images: number of training samples, for data that does not tell. say: told what becomes of a split test, and of images
+    that this number leaves out. Raises InputError as `load_splits` does, and if
     there is no validation split, or the number or the columns are not known.
     """
     with _loading(name):
@@ -141,6 +143,13 @@ def open_stream(name, train_images=None):
     samples = train_images or stream.samples
     if not samples:
         raise InputError(f"--dataset {name} --streaming: it does not tell its number of training images; give --train_images N")
+    if samples < (stream.samples or 0):
+        say(f"warning: --train_images {samples}: the data has {stream.samples:,} training images; an epoch reads the first of "
+            "them only, and without many shards the same ones each time; leave the flag out")  # fmt: skip
+    if stream.held_out == "test":
+        say("note: the split test is validated on, so that its score is no test; --streaming holds nothing out of train")
+    elif "test" in stream.splits:
+        say("note: the split test is not read: --streaming trains on train and scores the validation split")
     if stream.table.features is None:
         raise InputError(f"--dataset {name} --streaming: its columns are not known beforehand; leave out --streaming")
     return stream._replace(table=stream.table.with_format(None), val_table=stream.val_table.with_format(None), samples=samples)
@@ -157,14 +166,14 @@ def _saved_stream(name):
     held_out = _need_validation_split(name, splits)
     train = splits["train"]
     table = train.to_iterable_dataset(num_shards=max(1, min(64, len(train))))
-    return Stream(table, len(train), splits[held_out], held_out, lambda column: train.select_columns([column]))
+    return Stream(table, len(train), splits[held_out], held_out, list(splits), lambda column: train.select_columns([column]))
 
 
 def _tar_stream(name, shards, train_images):
     held_out = _need_validation_split(name, shards)
     scan = functools.cache(lambda: tar.scan(shards, "train"))  # reads all headers, so only if it is needed
     tables = tar.stream(shards, "train"), tar.table(shards, held_out)
-    return Stream(tables[0], train_images or scan()[0], tables[1], held_out, lambda _: scan()[1])
+    return Stream(tables[0], train_images or scan()[0], tables[1], held_out, list(shards), lambda _: scan()[1])
 
 
 def _built_stream(name, builder, train_images):
@@ -172,14 +181,15 @@ def _built_stream(name, builder, train_images):
 
     streams = builder.as_streaming_dataset()
     held_out, files = _need_validation_split(name, streams), builder.config.data_files
-    samples, labels = train_images, lambda column: None
+    samples, labels = None, lambda column: None
     if builder.name == "parquet":
-        samples = samples or _parquet_rows(files["train"])
+        if os.path.isdir(name) or not train_images:  # far away they take time to be counted
+            samples = _parquet_rows(files["train"])
         if os.path.isdir(name):
             labels = functools.partial(_parquet_column, files["train"])
-    elif not samples and builder.info.splits:
+    elif builder.info.splits:
         samples = builder.info.splits["train"].num_examples
-    elif not samples and builder.name == "imagefolder" and all(map(is_image, files["train"])):
+    elif builder.name == "imagefolder" and all(map(is_image, files["train"])):
         samples = len(files["train"])
     features, options = streams["train"].features or {}, {}
     if builder.name == "parquet":
@@ -188,7 +198,7 @@ def _built_stream(name, builder, train_images):
         options["drop_labels"] = False  # also if the split has one class only
     held = datasets.load_dataset_builder(builder.name, data_files={held_out: list(files[held_out])}, **options)
     held.download_and_prepare()
-    return Stream(streams["train"], samples, held.as_dataset(held_out), held_out, labels)
+    return Stream(streams["train"], samples, held.as_dataset(held_out), held_out, list(streams), labels)
 
 
 def _parquet_rows(files):

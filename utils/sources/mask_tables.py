@@ -89,13 +89,13 @@ def _table_of_masks(name, split, table, columns):
     return TableOfMasks(table, columns, name, root_of(name))
 
 
-def stream_of_masks(name, image_column=None, mask_column=None, train_images=None, options=None):
+def stream_of_masks(name, image_column=None, mask_column=None, train_images=None, options=None, say=print):
     """(StreamOfMasks to train on, TableOfMasks to validate on) of the data set `name`; training data is not prepared.
 
-    train_images: their number, if the data does not tell. options: MaskOptions, or None. Without classes.txt the classes are
+    train_images, say: as of `open_stream`. options: MaskOptions, or None. Without classes.txt the classes are
     those of validation masks.
     """
-    stream = open_stream(name, train_images)
+    stream = open_stream(name, train_images, say)
     columns = _columns_of_masks(stream.table, image_column, mask_column)
     check_columns(name, stream.val_table, stream.held_out, columns)
     train = StreamOfMasks(stream.table, stream.samples, columns, f"{name}, streamed", root_of(name))

@@ -57,7 +57,7 @@ def open_recognition_data(data, *, seed, need_val=True, need_train=True, dry_run
             data.data_path, data.eval_data_path, data.val_split, seed, need_val, need_train, say, data.group_by
         )
     elif data.streaming:
-        train, val = stream_of_images(data.dataset, data.image_column, data.label_column, data.train_images)
+        train, val = stream_of_images(data.dataset, data.image_column, data.label_column, data.train_images, say)
     elif data.dataset:
         train, val = tables_of_images(
             data.dataset, data.image_column, data.label_column, data.val_split, seed, need_train is True, say, bool(data.task)

@@ -46,7 +46,7 @@ def open_segmentation_data(data, *, crop_size, seed, need_val=True, need_train=T
             data.data_path, need_train, need_val=need_val, val_split=data.val_split, seed=seed, options=options, say=say
         )
     elif data.streaming:
-        train, val = stream_of_masks(data.dataset, data.image_column, data.mask_column, data.train_images, options)
+        train, val = stream_of_masks(data.dataset, data.image_column, data.mask_column, data.train_images, options, say)
     elif data.dataset:
         train, val = tables_of_masks(
             data.dataset, data.image_column, data.mask_column, data.val_split, seed, need_train is True, options, say

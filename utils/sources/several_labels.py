@@ -3,7 +3,7 @@
 import numpy as np
 
 from utils.cli.errors import InputError
-from utils.folders.label_lists import as_matrix, lists_of
+from utils.folders.label_lists import as_matrix, lists_of, refuse_bits
 from utils.folders.names import few
 from utils.sources.hub import find_column, holds_images, holds_labels
 
@@ -30,13 +30,15 @@ def columns_of(table, image_column, label_column):
 
 
 def labels_of(table, column, classes=None, listed=None, say=print):
-    """((N, C) bool, class names) of a column of lists; None and [] are images without a label.
+    """((N, C) bool, class names) of a column of lists; None and [] are images without a label. Raises InputError
+    for other labels than these, and as `refuse_bits`.
 
     classes: those of the training set, by which labels are taken then. listed: the names in classes.txt.
     """
     feature, values = table.features[column], table.with_format("arrow")[:][column].to_pylist()
     where = f"column '{column}'"
     if holds_lists(feature):
+        refuse_bits(where, values)
         inner = getattr(feature, "feature", None) or feature[0]
         names = getattr(inner, "names", None) or (listed if inner.dtype.startswith(("int", "uint")) else None)
         lists = [[_name(label, names, f"{where}, row {row}") for label in labels or ()] for row, labels in enumerate(values)]

@@ -186,13 +186,13 @@ def test_of(splits, held_out, read, say):
     return test
 
 
-def stream_of_images(name, image_column=None, label_column=None, train_images=None):
+def stream_of_images(name, image_column=None, label_column=None, train_images=None, say=print):
     """(StreamOfImages to train on, TableOfImages to validate on) of the data set `name`; training data is not prepared.
 
-    train_images: their number, if the data does not tell. The classes are those of a ClassLabel column, or of classes.txt in
+    train_images, say: as of `open_stream`. The classes are those of a ClassLabel column, or of classes.txt in
     the folder, or of all labels if these can be read by themselves, as in Parquet and WebDataset on the disk.
     """
-    stream = open_stream(name, train_images)
+    stream = open_stream(name, train_images, say)
     columns = _columns_of_images(stream.table, image_column, label_column)
     listed = listed_classes(name)
     if classes := getattr(stream.table.features[columns[1]], "names", None) or listed:
