@@ -1,6 +1,7 @@
 """Which weights are kept in best/, which ones the page is about, and when nothing better is to be expected."""
 
 import json
+import shlex
 
 import accelerate
 import numpy as np
@@ -69,6 +70,39 @@ def test_what_is_exported_and_uploaded_is_what_the_last_lines_name(tmp_path, mon
     assert published == [str(tmp_path / "run" / named)]
     assert any(line.endswith(f"weights in {published[0]}") for line in run.results.lines("train_recognition", "1 s"))
     assert run.results.load_named() == named and model.weight.item() == max(ema, 60.0)  # the test images', too
+
+
+def test_a_failed_export_is_warned_of_and_the_run_is_tested_and_finished(tmp_path, monkeypatch):
+    run, _ = begin(tmp_path / "run", "--export", "torchscript", "torch_export")
+    run.results.cards.folder, tested = None, []
+    with run:
+        run.score({"acc1": 60.0, "loss": 1.0, "images": 1}, ANSWERS)  # best/ of no architecture: nothing can open it
+        run.finish(lambda: tested.append(run.results.named))
+    assert tested == ["best"] and (tmp_path / "run" / "finished.json").is_file()
+    best = tmp_path / "run" / "best"
+    told = (tmp_path / "run" / "warnings.txt").read_text().splitlines()
+    again = [shlex.split(line.rpartition("To do it again: ")[2]) for line in told if "To do it again" in line]
+    called = []
+    monkeypatch.setattr("utils.result.export.export_run", lambda *words: called.append(words))
+    for python, c, code in again:
+        assert (python, c) == ("python", "-c")
+        exec(code, {})
+    assert called == [(str(best), "torchscript"), (str(best), "torch_export")]
+
+
+def test_a_state_that_another_metric_chose_the_best_of_finds_a_best_anew(tmp_path):
+    """acc1 fell, so that `best/` of the first start is its first epoch; by F1 the later ones are better."""
+    epochs_of(tmp_path / "run", [70.0, 60.0], "--patience", 5, stop=2)
+    state = states(tmp_path / "run" / "checkpoints")[-1]
+    for folder in (tmp_path / "run", tmp_path / "other"):
+        run, model = begin(folder, "--resume", state, "--best_metric", "f1")
+        assert (run.counters.best, run.counters.best_loss, run.counters.waited) == ({}, {}, 0)
+        for f1 in (20.0, 30.0, 25.0):
+            torch.nn.init.constant_(model.weight, f1)
+            run.score({"acc1": 50.0, "f1": f1, "loss": 1.0, "images": 1}, ANSWERS)
+        assert load_file(folder / "best/model.safetensors")["weight"].item() == 30.0
+        assert json.loads((folder / "evaluation.json").read_text())["scores"]["f1"] == 30.0
+        assert run.counters.best == {"test_f1": 30.0}
 
 
 def test_a_stop_while_the_test_images_are_scored_leaves_the_last_state_and_the_same_command_goes_on(tmp_path):

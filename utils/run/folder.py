@@ -172,7 +172,7 @@ def take_best(accelerator, state, folder, best):
     if accelerator.is_main_process:
         run, folder = pathlib.Path(state).resolve().parent.parent, pathlib.Path(folder)
         newest = [path.resolve() for path in checkpoint.states(run / "checkpoints")[-1:]] == [pathlib.Path(state).resolve()]
-        for name in ("best", "best_ema"):
+        for name in sorted({_kept_in(score) for score in best}):
             if newest and not (folder / name / "model.safetensors").is_file() and (run / name / "model.safetensors").is_file():
                 with contextlib.suppress(OSError):
                     shutil.copytree(run / name, folder / name, dirs_exist_ok=True)
@@ -185,7 +185,11 @@ def take_best(accelerator, state, folder, best):
 
 
 def _has_weights(folder, score):
-    return (folder / ("best_ema" if score.endswith("_ema") else "best") / "model.safetensors").is_file()
+    return (folder / _kept_in(score) / "model.safetensors").is_file()
+
+
+def _kept_in(score):
+    return "best_ema" if score.endswith("_ema") else "best"
 
 
 def mark_finished(accelerator, log, folder, best, fault):

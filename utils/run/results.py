@@ -118,8 +118,8 @@ class Results:
     def publish(self):
         """Export and upload the weights that are named, where --export and --push_to_hub ask for it."""
         if self.accelerator.is_main_process:
-            args = self.args
-            publish(os.path.join(self.folder, self.named), args.export, args.push_to_hub, args.hub_private, self.log.say)
+            args, path = self.args, os.path.join(self.folder, self.named)
+            publish(path, args.export, args.push_to_hub, args.hub_private, self.log.say, self.log.warn)
 
     def lines(self, script, seconds):
         """What was reached, how sure that is, which classes are worst, and what to do next. seconds: in words."""

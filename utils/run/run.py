@@ -99,6 +99,7 @@ class Run:
         if self.state:
             self.counters = state.load(self.state, accelerator, model, optimizer, ema, self.settings, batch, per_epoch, say)
             train_loader.load_state_dict(self.counters.stream)
+            self.counters.decide_by(self.metric)
             self.counters.best = folder.take_best(accelerator, self.state, self.folder, self.counters.best)
         self.results.begin(model, self.counters, resumed=bool(self.state))
         self.log.cut(self.counters.epoch, self.counters.update)
@@ -292,14 +293,14 @@ class Run:
         self.signals.stop_if_asked()
         self.trackers.pictures(results.gallery.files(), counters.update - 1)
         self.trackers.finish()
-        if not fault:
-            results.publish()
-        self.signals.stop_if_asked()
         test()
         if line := unknown_line(
             self.sources, accelerate.utils.gather_object
         ):  # the test images' masks mark their values there too
             self.log.warn(line)
+        self.signals.stop_if_asked()
+        if not fault:
+            results.publish()
         folder.mark_finished(self.accelerator, self.log, self.folder, counters.best, fault)
         results.gallery.end()
         self.say(*results.lines(self.script, clock(time.perf_counter() - self.start)))

@@ -36,6 +36,13 @@ class Counters:
     updates_per_epoch: int = 0
     batch_total: int = 0  # images per update
 
+    def decide_by(self, metric):
+        """Forget the best of other scores than `metric`, by which the state was saved, and how long they did not rise."""
+        keys = (f"test_{metric}", f"test_{metric}_ema")
+        if not {*self.best} <= {*keys}:
+            self.waited = 0
+        self.best, self.best_loss = ({k: v for k, v in found.items() if k in keys} for found in (self.best, self.best_loss))
+
     def move_to(self, updates_per_epoch, batch_total):
         """Count in updates of another size: the position is the epoch and the images seen in it.
 
