@@ -105,6 +105,24 @@ def test_a_state_that_another_metric_chose_the_best_of_finds_a_best_anew(tmp_pat
         assert run.counters.best == {"test_f1": 30.0}
 
 
+@pytest.mark.parametrize("later, kept", [(70.0, False), (50.0, True)])
+def test_who_goes_back_to_an_earlier_state_leaves_a_best_of_later_epochs_behind(tmp_path, capsys, later, kept):
+    folder = tmp_path / "run"
+    epochs_of(folder, [60.0, 55.0, later], stop=3)
+    state = states(folder / "checkpoints")[1]
+    for _ in range(2):  # killed before the first evaluation, and started again: the log knows nothing more of epoch 3
+        run, model = begin(folder, "--resume", state, "--lr", "1e-4")
+        assert run.counters.best == ({"test_acc1": 60.0} if kept else {})
+    assert (folder / "best").is_dir() == (folder / "evaluation.json").is_file() == kept
+    assert (folder / "old-best/best/model.safetensors").is_file() == (folder / "old-best/evaluation.json").is_file() != kept
+    assert ("they are in" in capsys.readouterr().out) != kept
+    torch.nn.init.constant_(model.weight, 5.0)
+    run.score({"acc1": 58.0, "loss": 1.0, "images": 1}, ANSWERS)
+    shown = 60.0 if kept else 58.0
+    assert json.loads((folder / "evaluation.json").read_text())["scores"]["acc1"] == shown
+    assert run.counters.best == {"test_acc1": shown}
+
+
 def test_a_stop_while_the_test_images_are_scored_leaves_the_last_state_and_the_same_command_goes_on(tmp_path):
     run, model = begin(tmp_path / "run")
     run.results.cards.folder = None  # there is no architecture to write about
@@ -165,6 +183,7 @@ def test_a_state_of_another_run_brings_its_best_or_finds_one_anew(tmp_path, caps
     first = tmp_path / "first"
     epochs_of(first, [50.0, 70.0, 60.0], stop=3)
     states = sorted((first / "checkpoints").iterdir())
+    assert json.loads((states[-1] / "config.json").read_text()) == json.loads((first / "best/config.json").read_text())
     run, _ = begin(tmp_path / "more", "--resume", states[-1])
     assert (
         run.counters.best == {"test_acc1": 70.0}

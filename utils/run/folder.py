@@ -3,7 +3,9 @@
 import contextlib
 import datetime
 import errno
+import itertools
 import json
+import math
 import os
 import pathlib
 import platform
@@ -16,6 +18,8 @@ import accelerate
 from utils import files, versions
 from utils.cli.errors import InputError, one_line
 from utils.report.evaluation import FILES
+from utils.report.run_files import number, of_type, read_json, read_records
+from utils.report.scores import is_better
 from utils.run import checkpoint
 
 FINISHED = "finished.json"
@@ -69,7 +73,8 @@ def _open(folder, settings, args, resume, auto_resume, say):
         if own is not None and resume and own.resolve() != state.resolve():
             say(f"note: {own} was saved after {resume} by this same command, and wins; --output_dir elsewhere goes back")
         state = own or state
-    checkpoint.set_aside_newer(states_folder, state)
+    if checkpoint.set_aside_newer(states_folder, state) and _best_is_later(folder, state):
+        _set_aside_best(folder, say)
     record_of_this_start = {
         "settings": settings, "args": args, "command": sys.argv, "launcher": _launcher(),
         "commit": versions.commit(), "versions": versions.versions(),
@@ -182,6 +187,32 @@ def take_best(accelerator, state, folder, best):
         kept = [{key: value for key, value in best.items() if _has_weights(folder, key)}]
     accelerate.utils.broadcast_object_list(kept)
     return kept[0]
+
+
+def _best_is_later(folder, state):
+    """Whether, by log.txt, the best weights of `folder` may be of a later epoch than the `state` that the run goes back to."""
+    is_own = (folder / "checkpoints").resolve() in state.resolve().parents
+    known = read_json(state / "state.json", dict) if is_own else {}  # that of another run knows none of these weights
+    best, losses = of_type(known.get("best"), dict), of_type(known.get("best_loss"), dict)
+    metric = of_type(known.get("settings"), dict).get("best_metric")
+    left = [record for record in read_records(folder / "log.txt", "epoch") if record["epoch"] >= known.get("epoch", 0)]
+    for record, suffix in itertools.product(left, ("", "_ema")):
+        key = f"test_{metric}{suffix}"
+        value, loss = number(record.get(key)), number(record.get(f"test_loss{suffix}"))
+        both = math.nan if loss is None else loss, losses.get(key, math.nan)
+        if value is not None and is_better(metric, value, best.get(key), *both):
+            return True
+    return not is_own
+
+
+def _set_aside_best(folder, say):
+    """Move the best weights, and what is known of their evaluation, to old-best/: they are of a branch that is left."""
+    aside = checkpoint.free_name(folder / "old-best")
+    aside.mkdir()
+    for name in ("best", "best_ema", *OF_THE_BEST):
+        if (folder / name).exists():
+            (folder / name).rename(aside / name)
+    say(f"note: the best weights were of a later epoch: they are in {aside} now, and the next evaluation finds a best anew")
 
 
 def _has_weights(folder, score):

@@ -274,7 +274,7 @@ class Run:
         self.counters.stream = self.loader.state
         self.fault = state.save(
             self.accelerator, self.log, self.folder, self.model, self.optimizer, self.ema, self.counters, self.settings,
-            self.args.save_ckpt_num,
+            self.args.save_ckpt_num, self.results.config,
         )  # fmt: skip
         self.signals.saved(self.fault)
 

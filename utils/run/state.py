@@ -77,12 +77,12 @@ class NonFiniteLoss(InputError):
         super().__init__(f"{what}; the last good checkpoint is {last}; try a smaller --lr or --clip_grad 1")
 
 
-def save(accelerator, log, run_folder, model, optimizer, ema, counters, settings, keep):
+def save(accelerator, log, run_folder, model, optimizer, ema, counters, settings, keep, config=None):
     """Save a state below `run_folder`/checkpoints. All processes call it together and learn what went wrong, or None.
 
     model: as it was before `prepare`; optimizer: as `prepare` returned it; ema may be None; settings: what decides the
-    result; keep: number of states. A full disk is warned of; older states are whole then. Raises NonFiniteLoss, and saves
-    nothing, where a weight is not finite.
+    result; keep: number of states; config: for config.json of the state. A full disk is warned of; older states are whole
+    then. Raises NonFiniteLoss, and saves nothing, where a weight is not finite.
     """
     weights, averaged = sharding.gather(model.state_dict()), ema and sharding.gather(ema.state_dict())
     optimizer_state = sharding.optimizer_state(optimizer.optimizer)
@@ -97,7 +97,7 @@ def save(accelerator, log, run_folder, model, optimizer, ema, counters, settings
             if folder.put_back(run_folder):
                 log.warn(f"{run_folder} was removed: it is made again, without what it held; training goes on")
             log.flush()
-            checkpoint.save_state(path, counters.update, weights, optimizer_state, averaged, content, keep)
+            checkpoint.save_state(path, counters.update, weights, optimizer_state, averaged, content, keep, config)
         except OSError as error:
             fault = [str(error)]
             log.warn(f"the state after update {counters.update} could NOT be saved: {error}; older ones are whole; training "
