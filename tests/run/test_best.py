@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from utils.cli.errors import Stopped
 from utils.metrics.recognition import Answers
+from utils.model.ema import EMA
 from utils.run.checkpoint import states
 
 EPOCHS = [{"acc1": 60.0, "loss": 0.9}, {"acc1": 50.0, "loss": 0.3}, {"acc1": 55.0, "loss": 0.4}]
@@ -121,6 +122,21 @@ def test_who_goes_back_to_an_earlier_state_leaves_a_best_of_later_epochs_behind(
     shown = 60.0 if kept else 58.0
     assert json.loads((folder / "evaluation.json").read_text())["scores"]["acc1"] == shown
     assert run.counters.best == {"test_acc1": shown}
+
+
+def test_the_average_at_the_end_is_kept_where_nothing_is_evaluated(tmp_path):
+    accelerator, model = accelerate.Accelerator(cpu=True), torch.nn.Linear(1, 1)
+    optimizer = accelerator.prepare_optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    torch.nn.init.constant_(model.weight, 2.0)
+    ema, words = EMA(model, decay=0.5), ("--model_ema", "true", "--disable_eval", "true", "--save_ckpt", "false")
+    run = begin_run(accelerator, tmp_path / "run", model, optimizer, Batches([], 1), *words, ema=ema)
+    run.results.cards.folder = None
+    torch.nn.init.constant_(model.weight, 4.0)
+    ema.update(0)
+    with run:
+        run.finish(lambda: None)
+    kept = [load_file(tmp_path / f"run/{name}/model.safetensors")["weight"].item() for name in ("last", "last_ema")]
+    assert kept == [4.0, 3.0] and model.weight.item() == 4.0
 
 
 def test_a_stop_while_the_test_images_are_scored_leaves_the_last_state_and_the_same_command_goes_on(tmp_path):

@@ -287,7 +287,7 @@ class Run:
         A run that is stopped or killed in between is not finished, and the same command makes up for it.
         """
         results, counters, self.trained = self.results, self.counters, True
-        fault = results.keep_last() or self.fault
+        fault = results.keep_last(self.ema) or self.fault
         self.signals.stop_if_asked()
         results.draw()
         self.signals.stop_if_asked()
