@@ -10,10 +10,12 @@ import torch
 from conftest import Batches, begin_run
 from safetensors.torch import load_file
 
-from utils.cli.errors import Stopped
+from utils.cli.errors import InputError, Stopped
 from utils.metrics.recognition import Answers
 from utils.model.ema import EMA
 from utils.run.checkpoint import states
+from utils.run.folder import differences
+from utils.run.state import Counters
 
 EPOCHS = [{"acc1": 60.0, "loss": 0.9}, {"acc1": 50.0, "loss": 0.3}, {"acc1": 55.0, "loss": 0.4}]
 ANSWERS = Answers(np.array([0]), np.array([3]), np.array([3]), np.array([0.5]), np.int64(10))
@@ -137,6 +139,38 @@ def test_the_average_at_the_end_is_kept_where_nothing_is_evaluated(tmp_path):
         run.finish(lambda: None)
     kept = [load_file(tmp_path / f"run/{name}/model.safetensors")["weight"].item() for name in ("last", "last_ema")]
     assert kept == [4.0, 3.0] and model.weight.item() == 4.0
+
+
+def test_other_validation_images_are_other_settings_by_which_a_best_is_found_anew(tmp_path, monkeypatch):
+    def images(val):
+        found = iter(["train", val])
+        monkeypatch.setattr("utils.run.run.fingerprint", lambda source: next(found))
+
+    images("a")
+    epochs_of(tmp_path / "run", [90.0], stop=1)
+    images("b")
+    with pytest.raises(InputError, match="holds a run with other settings .val_data was a and is b now"):
+        begin(tmp_path / "run")
+    state = states(tmp_path / "run" / "checkpoints")[-1]
+    for val, best in (("a", {"test_acc1": 90.0}), ("b", {})):
+        images(val)
+        run, _ = begin(tmp_path / val, "--resume", state)
+        assert run.counters.best == best and (tmp_path / val / "best").is_dir() == bool(best)
+    new = {"lr": 0.1, "val_data": "b", "values_read": [0, 4095]}
+    assert differences({"lr": 0.1}, new) == ""  # an older run does not tell
+    assert differences(new, new | {"values_read": [0, 255]}) == "values_read was [0, 4095] and is [0, 255] now"
+
+
+def test_what_holds_of_other_images_is_forgotten():
+    def after(saved, settings):
+        counters = Counters(best={"test_acc1": 1.0}, best_loss={"test_acc1": 2.0}, waited=3, bad_samples=[4])
+        counters.forget_others(saved, settings)
+        return len(counters.best), len(counters.best_loss), counters.waited, counters.bad_samples
+
+    settings = {"data": "a", "val_data": "b", "best_metric": "acc1"}
+    assert after(settings, settings) == after({}, settings) == (1, 1, 3, [4])
+    assert after(settings, settings | {"data": "x"}) == (1, 1, 3, [])
+    assert after(settings, settings | {"val_data": "x"}) == after(settings, settings | {"best_metric": "f1"}) == (0, 0, 0, [4])
 
 
 def test_a_stop_while_the_test_images_are_scored_leaves_the_last_state_and_the_same_command_goes_on(tmp_path):

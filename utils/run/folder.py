@@ -24,6 +24,7 @@ from utils.run import checkpoint
 
 FINISHED = "finished.json"
 OF_THE_BEST = (*FILES, "answers.npz")  # what is kept of its evaluation
+LATER = ("val_data", "values_read")  # settings that runs of before do not tell, which may go on
 _records = {}  # of the runs of this process, by folder
 _locks = []  # descriptors of open files, held until this process ends
 
@@ -239,8 +240,9 @@ def mark_finished(accelerator, log, folder, best, fault):
 
 
 def differences(old, new):
-    """The settings that differ, in words; "" if none does."""
+    """The settings that differ, in words; "" if none does. Those that came LATER than `old` was written do not."""
     old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
+    old = {key: new[key] for key in LATER if key in new} | old
     differ = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return one_line(", ".join(f"{key} was {old.get(key)} and is {new.get(key)} now" for key in differ))
 

@@ -68,9 +68,11 @@ class Run:
         batch (mean, std, and palette where it has masks). groups: rows of the parameter groups.
         """
         args, classes = self.args, train_source.classes
-        config = config | getattr(train_source, "reading", AS_STORED).as_config()
+        reading = getattr(train_source, "reading", AS_STORED)
+        config = config | reading.as_config()
         facts = {"train_images": len(train_source), "val_images": len(val_source), "classes": classes}
         facts |= {"data": fingerprint(train_source), "precision": self.accelerator.mixed_precision}
+        facts |= {"val_data": None if args.disable_eval else fingerprint(val_source), "values_read": reading.value_range}
         self.settings = args.decisive() | {"total_batch": self.batch.total} | facts
         self.sources, self.shown = (train_source, val_source), {"classes": classes, "bands": bands_of(train_source), **shown}
         self.folder, self.state = folder.open_together(
@@ -99,7 +101,6 @@ class Run:
         if self.state:
             self.counters = state.load(self.state, accelerator, model, optimizer, ema, self.settings, batch, per_epoch, say)
             train_loader.load_state_dict(self.counters.stream)
-            self.counters.decide_by(self.metric)
             self.counters.best = folder.take_best(accelerator, self.state, self.folder, self.counters.best)
         self.results.begin(model, self.counters, resumed=bool(self.state))
         self.log.cut(self.counters.epoch, self.counters.update)

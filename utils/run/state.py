@@ -36,12 +36,13 @@ class Counters:
     updates_per_epoch: int = 0
     batch_total: int = 0  # images per update
 
-    def decide_by(self, metric):
-        """Forget the best of other scores than `metric`, by which the state was saved, and how long they did not rise."""
-        keys = (f"test_{metric}", f"test_{metric}_ema")
-        if not {*self.best} <= {*keys}:
-            self.waited = 0
-        self.best, self.best_loss = ({k: v for k, v in found.items() if k in keys} for found in (self.best, self.best_loss))
+    def forget_others(self, saved, settings):
+        """Leave out what holds by the settings that the state was `saved` with, and not by those that it goes on with."""
+        other = {key for key in ("best_metric", "val_data", "data") if key in saved and saved[key] != settings.get(key)}
+        if other & {"best_metric", "val_data"}:  # a score by another measure, or of other images
+            self.best, self.best_loss, self.waited = {}, {}, 0
+        if "data" in other:
+            self.bad_samples = []  # numbers of other images
 
     def move_to(self, updates_per_epoch, batch_total):
         """Count in updates of another size: the position is the epoch and the images seen in it.
@@ -131,6 +132,7 @@ def load(path, accelerator, model, optimizer, ema, settings, batch, updates_per_
                          "were, or start from these weights with --finetune")  # fmt: skip
     if differ := folder.differences(saved, settings):
         say(f"note: this state was saved with other settings: {differ}")
+    counters.forget_others(saved, settings)
     try:
         counters.move_to(updates_per_epoch, batch.total)
     except ValueError as error:
