@@ -84,7 +84,7 @@ def test_a_failed_export_is_warned_of_and_the_run_is_tested_and_finished(tmp_pat
     assert tested == ["best"] and (tmp_path / "run" / "finished.json").is_file()
     best = tmp_path / "run" / "best"
     told = (tmp_path / "run" / "warnings.txt").read_text().splitlines()
-    again = [shlex.split(line.rpartition("To do it again: ")[2]) for line in told if "To do it again" in line]
+    again = [shlex.split(line.rpartition("this does it again: ")[2]) for line in told if "does it again" in line]
     called = []
     monkeypatch.setattr("utils.result.export.export_run", lambda *words: called.append(words))
     for python, c, code in again:

@@ -97,7 +97,7 @@ def test_after_a_kill_the_same_command_goes_on_to_the_same_end(undisturbed, tmp_
         ("scores are known", ["the weights for best/ could NOT be written", "the weights for best_ema/ could NOT be written"]),
         ("best has its weights and no card", ["the model card of best/ could not", "the model card of last/ could not"]),
         ("the last pictures are drawn", ["curves could not", "report could not"]),
-        ("weights are exported", ["To do it again: python -c "]),
+        ("weights are exported", ["this does it again: python -c "]),
     ],
 )
 def test_what_a_full_disk_did_not_take_is_named_and_the_rest_is_whole(undisturbed, tmp_path, place, missing):

@@ -1,5 +1,6 @@
 """What is done with the weights of a run after training: exported files, and a repository of the Hub."""
 
+import os
 import shlex
 
 from utils.cli.errors import InputError, first_line
@@ -24,6 +25,7 @@ def publish(folder, formats, repo_id, private=False, say=print, warn=print):
 
     What fails is warned of, with the command that does it again: the training is over, and the weights stay as they are.
     """
+    folder = os.path.abspath(folder)
     steps = [("export", "export_run", (folder, kind)) for kind in formats]
     steps += [("hub", "push", (folder, repo_id, private))] * bool(repo_id)
     for module, step, words in steps:
@@ -31,4 +33,5 @@ def publish(folder, formats, repo_id, private=False, say=print, warn=print):
             getattr({"export": export, "hub": hub}[module], step)(*words, say)
         except (InputError, OSError) as error:
             again = f"from utils.result.{module} import {step}; {step}{words}"
-            warn(f"{first_line(error)}; the run is finished all the same. To do it again: python -c {shlex.quote(again)}")
+            warn(f"{first_line(error)}; the run is finished all the same. Beside the scripts, this does it again: python -c "
+                 f"{shlex.quote(again)}")  # fmt: skip

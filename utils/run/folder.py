@@ -195,13 +195,13 @@ def _best_is_later(folder, state):
     is_own = (folder / "checkpoints").resolve() in state.resolve().parents
     known = read_json(state / "state.json", dict) if is_own else {}  # that of another run knows none of these weights
     best, losses = of_type(known.get("best"), dict), of_type(known.get("best_loss"), dict)
-    metric = of_type(known.get("settings"), dict).get("best_metric")
-    left = [record for record in read_records(folder / "log.txt", "epoch") if record["epoch"] >= known.get("epoch", 0)]
+    metric, epoch = of_type(known.get("settings"), dict).get("best_metric"), of_type(known.get("epoch"), int)
+    left = [record for record in read_records(folder / "log.txt", "epoch") if record["epoch"] >= epoch]
     for record, suffix in itertools.product(left, ("", "_ema")):
         key = f"test_{metric}{suffix}"
-        value, loss = number(record.get(key)), number(record.get(f"test_loss{suffix}"))
-        both = math.nan if loss is None else loss, losses.get(key, math.nan)
-        if value is not None and is_better(metric, value, best.get(key), *both):
+        value, loss, best_loss = number(record.get(key)), number(record.get(f"test_loss{suffix}")), number(losses.get(key))
+        both = (math.nan if loss is None else loss for loss in (loss, best_loss))
+        if value is not None and is_better(metric, value, number(best.get(key)), *both):
             return True
     return not is_own
 
@@ -209,11 +209,11 @@ def _best_is_later(folder, state):
 def _set_aside_best(folder, say):
     """Move the best weights, and what is known of their evaluation, to old-best/: they are of a branch that is left."""
     aside = checkpoint.free_name(folder / "old-best")
-    aside.mkdir()
-    for name in ("best", "best_ema", *OF_THE_BEST):
-        if (folder / name).exists():
-            (folder / name).rename(aside / name)
-    say(f"note: the best weights were of a later epoch: they are in {aside} now, and the next evaluation finds a best anew")
+    for path in [folder / name for name in ("best", "best_ema", *OF_THE_BEST) if (folder / name).exists()]:
+        aside.mkdir(exist_ok=True)
+        path.rename(aside / path.name)
+    if aside.exists():
+        say(f"note: the best weights were of a later epoch: they are in {aside} now, and the next evaluation finds a best anew")
 
 
 def _has_weights(folder, score):
