@@ -285,15 +285,16 @@ def predict_only(args, accelerator, batch, run, start, told):
         its_start, told = take_start(its, args.model, defaults_for(args))
         if Reading.of(its) != Reading.of(args):
             fail(f"{source}: trained with other --value_range or --background than {args.finetune}; expected alike")
-        members.append((other, Augmentation.of(its) if its_start else None))
+        members.append((other, Augmentation.of(its) if its_start else None, its.tta_flip))
         run.say(*[f"weights: {line}" for line in told])
     if others:
         run.say(f"weights: the probabilities of {1 + len(others)} models are averaged")
     predict(
         folder, args.predict, os.path.join(args.output_dir or ".", "predictions.csv"), topk=args.topk, batch_size=batch.size,
-        settings=Augmentation.of(args) if start else None, device=accelerator.device, workers=loader_workers(args.num_workers),
-        process=batch.process, processes=batch.processes, gather=accelerate.utils.gather_object, say=run.say,
-        reading=Reading.of(args), unsure=args.unsure, cam=args.cam, others=members,
+        settings=Augmentation.of(args) if start else None, flip=args.tta_flip, device=accelerator.device,
+        workers=loader_workers(args.num_workers), process=batch.process, processes=batch.processes,
+        gather=accelerate.utils.gather_object, say=run.say, reading=Reading.of(args), unsure=args.unsure, cam=args.cam,
+        others=members,
     )  # fmt: skip
     accelerator.end_training()
 

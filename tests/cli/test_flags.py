@@ -137,6 +137,24 @@ IDLE = [
     (RECOGNITION, "--decay_epochs 3", "with --sched wsd"),
     (RECOGNITION, "--save_ckpt false --save_ckpt_num 3", "with --save_ckpt true"),
     (RECOGNITION, "--hub_private true", "with --push_to_hub"),
+    (RECOGNITION, "--model_key model_ema", "with --finetune"),
+    (RECOGNITION, "--resume run/checkpoints/update_1 --model_prefix x.", "with --finetune"),
+    (
+        SEGMENTATION,
+        "--predict photos --finetune run/best --output_dir out --model_key model_ema",
+        "with --finetune, in training",
+    ),
+    *(
+        (script, f"--eval true --finetune run/best {flag}", "in training")
+        for script in (RECOGNITION, SEGMENTATION)
+        for flag in (
+            "--export onnx",
+            "--push_to_hub me/it",
+            "--license mit",
+            "--check_data only",
+            "--check_data true",
+        )
+    ),
     (SEGMENTATION, "--aux_weight 0.4", "with --aux true"),
     (SEGMENTATION, "--aux_channels 64", "with --aux true"),
     (SEGMENTATION, "--model encnet --se_weight 0.1", "with --se_loss true"),

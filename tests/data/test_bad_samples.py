@@ -92,6 +92,15 @@ def test_ten_are_named_in_a_run_also_after_a_resume():
     assert len(exactly.merge([range(10)])) == 10 and exactly.merge([[10]])[0].startswith("more than 10")
 
 
+def test_numbers_beyond_the_images_that_are_left_are_no_broken_images(tmp_path):
+    """Of a state that goes on with fewer images, which is one from the end of an epoch."""
+    names = [f"images/{index}.jpg" for index in range(3)]
+    run = BadSamples(names.__getitem__, 3, 0.5, known=[1, 900])
+    run.check()
+    run.write(tmp_path / "bad_samples.txt")
+    assert run.indices == [1] and (tmp_path / "bad_samples.txt").read_text() == "images/1.jpg\n"
+
+
 def test_the_limit():
     run = bad(300, limit=0.01)
     run.merge([[1, 2, 3]])

@@ -15,7 +15,7 @@ from tiny_networks import one_thread  # noqa: F401, a fixture
 
 from utils.cli.errors import InputError
 from utils.model.layouts import to_timm_name
-from utils.model.weights import load_weights
+from utils.model.weights import load_weights, read_weights
 
 
 @pytest.mark.parametrize("size", ["convnext_tiny", "convnext_xlarge", "convnextv2_atto", "convnextv2_huge"])
@@ -91,6 +91,22 @@ def test_fcmae_equals_the_published_conversion(golden, tmp_path, case):
     with torch.no_grad():
         features = model.head.norm(model.head.global_pool(model.forward_features(expected["check.image"]))).flatten(1)
     torch.testing.assert_close(features, expected["check.pooled_features"], rtol=0, atol=1e-5)
+
+
+def test_a_key_that_is_asked_for_and_missing_is_refused(tmp_path):
+    """The raw weights would be taken for the average."""
+    tensors = {"a": torch.ones(1)}
+    torch.save({"model": tensors, "state_dict_ema": tensors, "epoch": 3}, tmp_path / "w.pth")
+    torch.save(tensors, tmp_path / "plain.pth")
+    save_file(tensors, tmp_path / "model.safetensors")
+    for key, name in (("model", "plain.pth"), ("module", "w.pth"), ("model_ema|model", "w.pth"), ("model|module", "")):
+        assert read_weights(tmp_path / name, key)[0] == tensors
+    assert read_weights(tmp_path / "w.pth", "model_ema|state_dict_ema")[0] == tensors
+    with pytest.raises(InputError, match="--model_key model_ema: found the names model, state_dict_ema in .*w.pth; take one"):
+        read_weights(tmp_path / "w.pth", "model_ema")
+    for name in ("plain.pth", "model.safetensors", ""):
+        with pytest.raises(InputError, match="--model_key model_ema: found weights alone, .* lie in RUN/best_ema"):
+            read_weights(tmp_path / name, "model_ema")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

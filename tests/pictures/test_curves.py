@@ -40,6 +40,16 @@ def test_curves_stand_where_their_epochs_are(tmp_path, drawn):
     assert line(canvas, 2, "largest").get_ydata()[-1] == pytest.approx(0.12)
 
 
+def test_of_equal_scores_the_one_with_the_lower_loss_is_the_best(tmp_path, drawn):
+    scores = [(50.0, 0.5), (60.0, 0.4), (60.0, 0.2), (60.0, 0.3)]
+    epochs = [{"epoch": i, "test_acc1": score, "test_loss": loss} for i, (score, loss) in enumerate(scores)]
+    epochs.append({"epoch": 4})  # was not evaluated
+    curves(tmp_path / "a.png", epochs, [], "test_acc1")
+    curves(tmp_path / "l.png", epochs, [], "test_loss")
+    titles = [canvas.figure.axes[1].get_title("left") for canvas in drawn]
+    assert titles == ["top-1 accuracy, %; best 60.00 in epoch 3", "validation loss; best 0.20 in epoch 3"]
+
+
 def test_curves_of_very_many_updates_keep_spikes_and_gaps_and_the_mean(tmp_path, drawn):
     losses = [float(i % 2) for i in range(300_000)]
     losses[120_000] = 9.0

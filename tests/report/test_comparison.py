@@ -41,6 +41,7 @@ def test_folds_have_a_mean_and_the_answers_to_all_images(tmp_path, monkeypatch):
     for fold, score in ((1, 90.0), (3, 94.0)):
         run = make_run(tmp_path / str(fold), drawn=False, folds=3, fold=fold)
         (run / "log.txt").write_text(json.dumps({"epoch": 0, "test_acc1": score}) + "\n")
+        (run / "finished.json").write_text(json.dumps({"test_acc1": score}))
         rows = [f"{fold}/{number}.png,cat,cat,0.9,0.9\n" for number in range(9)] + [f"{fold}/x.png,cat,dog,0.9,0.1\n"]
         (run / "predictions.csv").write_text(head + "".join(rows) + f"{fold}/y.png,dog,dog,0.9,0.9\n")
     Image.new("RGB", (400, 200), (250, 10, 10)).save(tmp_path / "1" / "x.png")
@@ -56,6 +57,39 @@ def test_folds_have_a_mean_and_the_answers_to_all_images(tmp_path, monkeypatch):
     assert "Cross-validation" not in text_of(write_comparison([tmp_path / "1", tmp_path / "1"], tmp_path / "c.html"))
     with pytest.raises(InputError, match="out_of_fold.csv cannot be written"):
         write_comparison([tmp_path / "3", tmp_path / "1"], tmp_path / "no" / "c.html")
+
+
+def fold_of(path, fold, columns, rows, *, finished=True, **changed):
+    run = make_run(path, drawn=False, finished=finished, folds=2, fold=fold, **changed)
+    record = json.loads((run / "args.json").read_text())
+    record["settings"] |= {name: record["args"][name] for name in ("fold", "lr", "batch_size")}
+    (run / "args.json").write_text(json.dumps(record))
+    (run / "predictions.csv").write_text("\n".join([f"image,label,{columns}", *rows]) + "\n")
+    return run
+
+
+def test_folds_with_their_classes_in_another_order_meet_by_name_and_other_classes_are_refused(tmp_path):
+    one = fold_of(tmp_path / "1", 1, "p_cat,p_dog", ["a.png,cat,0.9,0.1"])
+    two = fold_of(tmp_path / "2", 2, "p_dog,p_cat", ["b.png,dog,0.8,0.2"], finished=False, lr=0.5)
+    text = " ".join(text_of(write_comparison([two, one], tmp_path / "c.html")).split())
+    assert "Not finished: fold 2. Trained with other settings, which are below: lr. The answers" in text
+    lines = (tmp_path / "out_of_fold.csv").read_text().splitlines()
+    assert lines == ["image,label,p_cat,p_dog", "a.png,cat,0.9,0.1", "b.png,dog,0.2,0.8"]
+    short = fold_of(tmp_path / "3", 2, "said", ["b.png,dog,dog"])  # of too many images for all probabilities
+    write_comparison([one, short], tmp_path / "c.html")
+    assert (tmp_path / "out_of_fold.csv").read_text().splitlines()[2] == "b.png,dog,,,dog"
+    other = fold_of(tmp_path / "4", 2, "p_cat,p_fox", ["b.png,fox,0.8,0.2"])
+    with pytest.raises(InputError, match="4: its classes are not those of .*1, such as dog; expected folds of the same"):
+        write_comparison([one, other], tmp_path / "c.html")
+
+
+def test_where_less_is_better_the_least_comes_first(tmp_path):
+    for name, loss in (("a", 0.9), ("b", 0.1), ("c", 0.5), ("none", None)):
+        run = make_run(tmp_path / name, drawn=False, finished=False, best_metric="loss")
+        (run / "log.txt").write_text("" if loss is None else json.dumps({"epoch": 0, "test_loss": loss}) + "\n")
+    text = text_of(write_comparison([tmp_path / name for name in ("none", "a", "b", "c")], tmp_path / "out.html"))
+    results = text[text.index("Results") : text.index("Settings that differ")]
+    assert re.findall(r"(\w+)\s+resnet18,", results) == ["b", "c", "a", "none"]
 
 
 @pytest.mark.parametrize("values", [[5.0, 5.0, 5.0], [-1e-9, 1e-9], [1e30, -1e30], list(range(5000))])

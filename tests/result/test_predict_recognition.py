@@ -293,7 +293,7 @@ def test_the_mean_of_several_models(one_folder, images, tmp_path):
     found = {}
     for name, folders in {"one": [one_folder], "two": [second], "both": [one_folder, second]}.items():
         first, *others = folders
-        quiet(first, images, tmp_path / f"{name}.csv", topk=3, others=[(other, None) for other in others])
+        quiet(first, images, tmp_path / f"{name}.csv", topk=3, others=[(other, None, None) for other in others])
         rows = read(tmp_path / f"{name}.csv")
         found[name] = [{row[f"label_{i}"]: float(row[f"probability_{i}"]) for i in (1, 2, 3)} for row in rows]
     for one, two, both in zip(*found.values(), strict=True):
@@ -301,10 +301,50 @@ def test_the_mean_of_several_models(one_folder, images, tmp_path):
     for names, message in ((CLASSES[::-1], "the same classes in another order"), (["a", "b", "c"], "3 other classes")):
         (second / "config.json").write_text(json.dumps(config | {"label_names": names}))
         with pytest.raises(InputError, match=f"second: found {message} than .*; expected the same ones"):
-            quiet(one_folder, images, tmp_path / "no.csv", others=[(second, None)])
+            quiet(one_folder, images, tmp_path / "no.csv", others=[(second, None, None)])
     (second / "config.json").write_text(json.dumps(config | {"task": "multilabel"}))
     with pytest.raises(InputError, match="one names several labels an image, the other one"):
-        quiet(one_folder, images, tmp_path / "no.csv", others=[(second, None)])
+        quiet(one_folder, images, tmp_path / "no.csv", others=[(second, None, None)])
+
+
+def test_the_mirror_image_counts_where_the_weights_or_the_line_say_so(one_folder, images, tmp_path):
+    """Their temperature was found on such logits."""
+    flipped = tmp_path / "flipped"
+    shutil.copytree(one_folder, flipped)
+    config = json.loads((one_folder / "config.json").read_text())
+    (flipped / "config.json").write_text(json.dumps(config | {"tta_flip": True, "temperature": 2.0}))
+    model = timm.create_model(f"local-dir:{one_folder}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=model))
+    image = transform(Image.open(images / "grey.png").convert("RGB"))[None]
+    with torch.no_grad():
+        one, mirrored = model(image)[0], model(image.flip(-1))[0]
+    assert (one - mirrored).abs().max() > 1e-3
+    for folder, words, expected in (
+        (one_folder, [], one),
+        (one_folder, ["--tta_flip", "true"], (one + mirrored) / 2),
+        (flipped, [], (one + mirrored) / 4),
+        (flipped, ["--tta_flip", "false"], one / 2),
+    ):
+        flip = {"flip": words[1] == "true"} if words else {}
+        quiet(folder, images / "grey.png", tmp_path / "out.csv", **flip)
+        (row,) = read(tmp_path / "out.csv")
+        found = [{row[f"label_{i}"]: float(row[f"probability_{i}"]) for i in (1, 2, 3)}[name] for name in CLASSES]
+        assert found == pytest.approx(expected.softmax(0).tolist(), abs=1e-6)
+        done = forked(
+            "train_recognition", "--predict", images / "grey.png", "--finetune", folder, *words, "--output_dir", tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        (row,) = read(tmp_path / "predictions.csv")
+        assert float(row["probability_1"]) == pytest.approx(max(found), abs=1e-5)
+
+
+def test_the_number_of_classes_is_of_one_label_an_image(one_folder, images, tmp_path):
+    several = tmp_path / "several"
+    shutil.copytree(one_folder, several)
+    config = json.loads((one_folder / "config.json").read_text())
+    (several / "config.json").write_text(json.dumps(config | {"task": "multilabel"}))
+    with pytest.raises(InputError, match="--topk: .*several names several labels an image"):
+        quiet(several, images / "grey.png", tmp_path / "out.csv", topk=3)
 
 
 def test_models_that_read_images_otherwise_are_not_averaged(one_folder, images, tmp_path):

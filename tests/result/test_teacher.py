@@ -121,7 +121,12 @@ def test_its_classes_are_those_of_the_data_by_name(saved):
     ("classes", "norm", "more", "message"),
     [
         (["cat", "dog", "fox"], NORM, {}, "it knows no class 'fox'; expected a model of the classes of the data"),
-        (["cat", "dog"], {"mean": (0.5,), "std": (0.5,)}, {"in_chans": 3}, "trained on images of 3 bands; expected one of three colours"),
+        (
+            ["cat", "dog"],
+            {"mean": (0.5,), "std": (0.5,)},
+            {"in_chans": 3},
+            "trained on images of 3 bands; expected one of three",
+        ),
         (["cat", "dog"], NORM, {"task": "multilabel"}, "expected the folder of a model that gives an image one class"),
     ],
 )

@@ -11,6 +11,7 @@ from utils.cli.errors import InputError
 from utils.cli.first import parse
 from utils.cli.recognition_flags import DIGITS, Data
 from utils.model.as_trained import as_trained
+from utils.run.checkpoint import find_fault, save_state
 from utils.run.start import license_of, network_of, open_held_out, refuse_new_head, take_start
 from utils.sources.recognition import open_recognition_data
 from utils.sources.segmentation import open_segmentation_data
@@ -95,6 +96,19 @@ def test_a_state_is_evaluated_as_its_run_was(tmp_path):
     folder(tmp_path / "best", tta_flip=True)
     args, _, _ = taken(f"--eval true --resume {tmp_path / 'checkpoints/update_00000001'}")
     assert args.input_size == 40 and args.tta_flip
+
+
+def test_a_state_tells_itself_how_it_was_trained_and_an_older_one_is_said_not_to(tmp_path):
+    """Of a run that was killed before its first evaluation, without best/ and last/."""
+    state = save_state(tmp_path / "checkpoints", 3, {}, {}, None, {}, 1, {"label_names": ["dog", "cat"]})
+    assert find_fault(state) is None
+    folder(state, label_names=["dog", "cat"])
+    args, start, _ = taken(f"--eval true --resume {state}")
+    assert (args.input_size, args.crop_pct, args.mean, start.classes) == (40, 0.8, [0.5] * 3, ["dog", "cat"])
+    older = save_state(tmp_path / "checkpoints", 4, {}, {}, None, {}, 1)
+    assert find_fault(older) is None
+    _, start, (line,) = taken(DATA + f"--eval true --resume {older}")
+    assert start is None and line.startswith(f"{older} does not say how it was trained: 224 pixels, mean of ImageNet")
 
 
 def test_a_prediction_has_the_model_of_the_weights(tmp_path):

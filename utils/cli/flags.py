@@ -266,10 +266,13 @@ def check_common(args, error):
         ("tf32", not (args.deterministic and args.tf32), "without --deterministic true"),
         ("cudnn_benchmark", not (args.deterministic and args.cudnn_benchmark), "without --deterministic true"),
         ("plan minutes test_data_path", not (args.eval or args.predict), "in training"),
+        ("export push_to_hub license", not args.eval, "in training"),
+        ("check_data", not (args.eval and args.check_data), "in training"),
         ("epochs", args.minutes is None, "without --minutes, which wins"),
         ("minutes", not args.streaming, "without --streaming, of which no sample can be timed before"),
         ("minutes", not args.resume, "without --resume, whose run keeps its epochs"),
         ("dry_run", not args.predict and args.check_data != "only", "without --predict and --check_data only, which write"),
+        ("model_key model_prefix", args.finetune and not args.predict, "with --finetune, in training and evaluation"),
         ("hub_private", args.push_to_hub or not args.hub_private, "with --push_to_hub"),
     )  # fmt: skip
     if args.deterministic:

@@ -41,7 +41,7 @@ def add_flags(parser):
     topic.add("--unsure", type=number(0, 1), help="--predict adds a column `answer`: the class, or 'unsure' where its "
               "probability is less than this; none: no such column")  # fmt: skip
     topic.switch("--cam", False, "--predict also draws the first images, and which part of each spoke for its class")
-    topic.add("--topk", type=whole(1), default=5, help="classes that --predict writes for each image")
+    topic.add("--topk", type=whole(1), help="classes that --predict writes for each image, of one label; none: 5")
     flags.add_speed_flags(parser)
     flags.add_output_flags(parser, "train_recognition")
     flags.add_result_flags(parser)

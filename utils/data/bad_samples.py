@@ -49,12 +49,13 @@ class BadSamples:
     """The broken training samples of a run, each counted once.
 
     name_of: index -> name. samples: number of training samples. limit: the fraction of them that may be broken. known:
-    indices from a saved state. Each process notes what it meets; after `merge` every process knows of all.
+    indices from a saved state, of which those beyond the samples are left out. Each process notes what it meets; after `merge`
+    every process knows of all.
     """
 
     def __init__(self, name_of, samples, limit=0.01, known=()):
         self.name_of, self.samples, self.limit = name_of, samples, limit
-        self._known, self._pending = set(known), set()
+        self._known, self._pending = {index for index in known if index < samples}, set()
 
     @property
     def total(self):

@@ -31,7 +31,8 @@ def read_weights(path, model_key="model|module"):
     """(state dict {name: tensor} of a file or folder, a note such as "model_ema is there too: --model_key model_ema" or "").
 
     model_key: names separated by `|`, tried in turn, under which a .pth may hold its weights (model_ema for the
-    averaged ones); the usual ones of other repositories are tried after them. Raises InputError for what is no such file.
+    averaged ones); the usual ones of other repositories are tried after them, where model or module is among them: else
+    they must be there. Raises InputError for what is no such file, and where they are not.
     """
     path = pathlib.Path(path)
     if os.path.isdir(path):
@@ -42,6 +43,7 @@ def read_weights(path, model_key="model|module"):
         )
     try:
         if path.suffix == ".safetensors":
+            _refuse_other_key(path, model_key, {})
             return load_file(path), ""
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(_unpack(path), map_location="cpu", weights_only=True)
@@ -55,6 +57,7 @@ def read_weights(path, model_key="model|module"):
     except Exception as error:  # damaged files make the readers raise any kind, from EOFError to UnicodeDecodeError
         raise InputError(f"weights {path}: damaged or not a weights file ({first_line(error)})") from None
     also = ""
+    _refuse_other_key(path, model_key, content)
     for key in (*model_key.split("|"), "model", "module", "state_dict", "model_state"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             also = next((k for k in _AVERAGED if k != key and isinstance(content.get(k), dict)), "")
@@ -70,6 +73,17 @@ def read_weights(path, model_key="model|module"):
             raise InputError(f"weights {path}: {name} is no plain tensor; save the weights as ordinary ones")
     note = also and f"{also} is there too: --model_key {also}"
     return {name: tensor.detach() for name, tensor in content.items()}, note
+
+
+def _refuse_other_key(path, model_key, content):
+    """Raise InputError where the names in `model_key` are no usual ones, and lead to nothing in the `content` of a file."""
+    names, dicts = model_key.split("|"), content if isinstance(content, dict) else {}
+    there = [str(key) for key, value in dicts.items() if isinstance(value, dict)]
+    if {"model", "module"} & {*names} or {*names} & {*there}:
+        return
+    found = f"the names {', '.join(there[:8])}" if there else "weights alone, under no name"
+    hint = "take one of these" if there else "leave it out; the averaged ones of a run lie in RUN/best_ema"
+    raise InputError(f"--model_key {model_key}: found {found} in {path}; {hint}")
 
 
 def _in_folder(folder):

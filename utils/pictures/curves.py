@@ -107,7 +107,8 @@ def _score_panel(axes, epochs, metric):
     for name, label, colour, mark in ((metric, "model", BLUE, "o"), (metric + "_ema", "EMA", ORANGE, "s")):
         values = _epoch_line(axes, epochs, name, label, colour, mark)
         if np.isfinite(values).any():
-            best = int((np.nanargmin if score_of(metric).falls else np.nanargmax)(values))
+            losses = _column(epochs, name.replace(metric, "test_loss"))  # of equal scores the one with the lower is kept
+            best = int(np.lexsort((losses, values if score_of(metric).falls else -values))[0])
             title.append(f"best{' of the EMA' * (label == 'EMA')} {values[best]:.2f} in epoch {epochs[best]['epoch'] + 1}")
     axes.set_title("; ".join(title), loc="left")
 

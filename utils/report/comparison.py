@@ -3,6 +3,7 @@
 Standard library only.
 """
 
+import math
 import os
 import pathlib
 import urllib.parse
@@ -51,9 +52,9 @@ def _refuse_other_file(path):
 
 
 def _results(runs, names, base):
-    """The best score of each run, the highest first, and a link to its report. base: folder of the page."""
+    """The best score of each run, the best first, and a link to its report. base: folder of the page."""
     rows = []
-    for run, name in sorted(zip(runs, names, strict=True), key=lambda pair: (pair[0].metric, -(pair[0].best or (-1,))[0])):
+    for run, name in sorted(zip(runs, names, strict=True), key=lambda pair: _rank(pair[0])):
         link = pathlib.PurePath(os.path.relpath(run.folder / NAME, base)).as_posix()
         linked = f'<a href="{urllib.parse.quote(os.fsencode(link))}">{escaped(name)}</a>'
         cells = f"<td>{linked if (run.folder / NAME).is_file() else escaped(name)}</td>"
@@ -67,6 +68,12 @@ def _results(runs, names, base):
     heads = ["run", "what", "metric", *["best", "in epoch", "EMA", "in epoch", "training loss"], ""]
     head = "".join(f'<th class="{"n" * (3 <= i <= 7)}">{name}</th>' for i, name in enumerate(heads))
     return section("Results", table(rows, head))
+
+
+def _rank(run):
+    """By the score that decides, the best first; a run without one comes last."""
+    value = run.best[0] if run.best else math.nan
+    return run.metric, math.isnan(value), value if score_of(run.metric).falls else -value
 
 
 def _curves(runs, names, key):

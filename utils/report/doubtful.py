@@ -61,11 +61,32 @@ def folds_section(runs, folder):
     text = f"Mean {mean:.2f}, standard deviation {spread:.2f} over {len(values)} folds, {min(values):.2f} to {max(values):.2f}."
     if missing := [str(fold) for fold in range(1, ((number(planned) and int(planned)) or 0) + 1) if fold not in folds]:
         text += f" Missing: fold {', '.join(missing)} of {planned}."
-    rows = [row for _, run in sorted(folds.items()) for row in read_predictions(run.folder)]
+    runs = [run for _, run in sorted(folds.items())]
+    if waiting := [str(run.args["fold"]) for run in runs if not run.finished]:
+        text += f" Not finished: fold {', '.join(waiting)}."
+    if differ := [key for key in runs[0].settings if key != "fold" and len({repr(run.args.get(key)) for run in runs}) > 1]:
+        text += f" Trained with other settings, which are below: {', '.join(differ)}."
+    parts = [read_predictions(run.folder) for run in runs]
+    columns = _columns(runs, parts)
+    rows = [row for part in parts for row in part]
     if rows:
-        write_rows(pathlib.Path(folder) / "out_of_fold.csv", [[*rows[0]], *([*row.values()] for row in rows)])
+        named = ([row.get(column) for column in columns] for row in rows)  # a fold may have its classes in another order
+        write_rows(pathlib.Path(folder) / "out_of_fold.csv", [columns, *named])
         text += f" The answers to all {len(rows)} images are in out_of_fold.csv."
     return section("Cross-validation", f"<p>{escaped(text)}</p>") + doubtful_section(rows, folder)
+
+
+def _columns(runs, parts):
+    """Names of the columns of all `parts`, rows of predictions.csv of the `runs`. InputError where their classes differ."""
+    first, known = None, set()
+    for run, part in zip(runs, parts, strict=True):
+        classes = {column for column in (part[0] if part else ()) if str(column).startswith("p_")}
+        if known and classes and classes != known:
+            odd = min(classes ^ known).removeprefix("p_")
+            raise InputError(f"{run.folder}: its classes are not those of {first.folder}, such as {odd}; expected folds of the "
+                             "same classes: leave it out, or train it with them")  # fmt: skip
+        first, known = (first, known) if known else (run, classes)
+    return list(dict.fromkeys(column for part in parts for column in (part[0] if part else ()) if column is not None))
 
 
 def _picture(path):

@@ -16,7 +16,7 @@ from utils.report.doubtful import doubtful_section, read_predictions
 from utils.report.evaluation import class_key, read_classes, read_evaluation, sure_text
 from utils.report.page import bar, cell, escaped, section, table
 from utils.report.run_files import is_count, number, of_type, read_json, read_run, read_text
-from utils.report.scores import is_told, score_of
+from utils.report.scores import is_better, is_told, score_of
 from utils.report.snippets import recognition_code, segmentation_code, several_labels_code
 
 NAME = "report.html"
@@ -221,7 +221,7 @@ def _warnings(run):
 
 def _use(run):
     """Code that opens the weights that the page is about."""
-    ema = run.best_ema and (not run.best or run.best_ema[0] > run.best[0])
+    ema = run.best_ema and (not run.best or is_better(run.metric.removeprefix("test_"), run.best_ema[0], run.best[0]))
     own = of_type(read_evaluation(run.folder).get("weights"), str)
     names = (*[own] * bool(own), *["best_ema"] * bool(ema), "best", "last")
     name = next((name for name in names if (run.folder / name / "model.safetensors").is_file()), None)

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 
 from utils.cli.errors import InputError
-from utils.report.scores import BEST_BY, score_of
+from utils.report.scores import BEST_BY, is_better
 
 LARGEST_COUNT, LARGEST_NUMBER = 10**12, 1e100  # of epochs, updates, and scores; more is a damaged line
 
@@ -44,7 +45,7 @@ def read_run(folder):
         raise InputError(f"{folder}: {found}; expected the --output_dir of a run")
     record = read_json(folder / "args.json", dict) or read_json(folder / "evaluation.json", dict)  # of an evaluation alone
     args, settings, versions = (of_type(record.get(key), dict) for key in ("args", "settings", "versions"))
-    epochs, scores = read_records(folder / "log.txt", "epoch"), read_json(folder / "finished.json", dict)
+    epochs = read_records(folder / "log.txt", "epoch")
     segments = "backbone" in args or any(BEST_BY["segmentation"] in record for record in epochs)
     metric = (
         f"test_{args['best_metric']}" if args.get("best_metric") else BEST_BY["segmentation" if segments else "recognition"]
@@ -55,19 +56,31 @@ def read_run(folder):
     return RunFiles(
         folder=folder, args=args, settings=settings, command=[str(word) for word in of_type(record.get("command"), list)],
         commit=of_type(record.get("commit"), str), versions=versions, epochs=epochs,
-        finished=(folder / "finished.json").is_file(), metric=metric, best=_best(epochs, metric, scores),
-        best_ema=_best(epochs, f"{metric}_ema", scores), data=data,
+        finished=(folder / "finished.json").is_file(), metric=metric, best=_best(folder, epochs, metric),
+        best_ema=_best(folder, epochs, metric, "_ema"), data=data,
         title=", ".join(str(part) for part in (model, data) if part) or folder.resolve().name,
         segments=segments, several=args.get("task") == "multilabel",
     )  # fmt: skip
 
 
-def _best(epochs, key, scores):
-    """(value, epoch from 1 or None) of the best of a score, or None. scores: of finished.json, for a log that is gone."""
-    values = [(value, record["epoch"] + 1) for record in epochs if (value := number(record.get(key))) is not None]
-    if values:
-        return (min if score_of(key.removesuffix("_ema")).falls else max)(values, key=lambda pair: pair[0])
-    return None if number(scores.get(key)) is None else (number(scores[key]), None)
+def _best(folder, epochs, metric, suffix=""):
+    """(value, epoch from 1 or None) of the best of a score, or None.
+
+    finished.json knows the value and evaluation.json the epoch, also where the log begins after it, as of a run that was
+    resumed into a new folder. Where they do not tell, it is the best of log.txt, and of equal ones that of the lower loss.
+    """
+    name, best = metric.removeprefix("test_"), (None, None, math.nan)
+    for record in epochs:
+        value, loss = number(record.get(f"{metric}{suffix}")), number(record.get(f"test_loss{suffix}"))
+        loss = math.nan if loss is None else loss
+        if value is not None and is_better(name, value, best[0], loss, best[2]):
+            best = value, record["epoch"] + 1, loss
+    shown, kept = read_json(folder / "evaluation.json", dict), read_json(folder / "finished.json", dict).get(metric + suffix)
+    if shown.get("weights") == f"best{suffix}" and shown.get("metric") == name and is_count(shown.get("epoch")):
+        value = number(of_type(shown.get("scores"), dict).get(name))
+        best = best if value is None else (value, shown["epoch"])
+    value = best[0] if number(kept) is None else number(kept)
+    return None if value is None else (value, best[1] if value == best[0] else None)
 
 
 def read_records(path, *counts):

@@ -18,7 +18,7 @@ RECIPE = (  # settings worth a row, in this order, where the run has them
     "drop_path dropout smoothing loss transforms scale aa hflip color_jitter reprob mixup cutmix aux ohem base_size "
     "model_ema model_ema_decay eval_mode eval_scales eval_flip tta_flip seed"
 ).split()
-TELLS_LITTLE = ("train", "val", "best", "best_ema", "last")  # names of folders that need the one above
+TELLS_LITTLE = ("train", "val", "best", "best_ema", "last", "last_ema")  # names of folders that need the one above
 SHOWN_CLASSES = 20
 
 
@@ -38,7 +38,7 @@ class About(NamedTuple):
 
 
 class Cards:
-    """Writes the cards of the weights in best/, best_ema/ and last/ of a run.
+    """Writes the cards of the weights in best/, best_ema/, last/ and last_ema/ of a run.
 
     folder: of the run, whose args.json tells settings, command, commit and versions; None, as on processes other than the
     main one: nothing is written. options: the other fields of About. warn: takes a line where a card cannot be written.

@@ -8,13 +8,16 @@ from utils.cli.errors import InputError, one_line
 from utils.files import csv_cell
 from utils.metrics.multilabel import MARK, stored_thresholds
 
+USUAL = 5  # classes of an image
 
-def decision_of(folder, classes, topk=5, unsure=None):
-    """Likeliest or AboveThresholds, as config.json in `folder` says; classes: names in the order of the logits."""
+
+def decision_of(folder, classes, topk=None, unsure=None):
+    """Likeliest or AboveThresholds, as config.json in `folder` says; classes: names in the order of the logits; topk: None:
+    the USUAL ones. Raises InputError for what goes with one label an image where there are several."""
     config = json.loads((pathlib.Path(folder) / "config.json").read_text(encoding="utf-8"))
     if config.get("task") == "multilabel":
-        if unsure is not None:
-            raise InputError(f"--unsure: {folder} names several labels an image, each above its own threshold; leave it out")
+        if asked := [flag for flag, value in (("--unsure", unsure), ("--topk", topk)) if value is not None]:
+            raise InputError(f"{asked[0]}: {folder} names several labels an image, each above its own threshold; leave it out")
         thresholds = stored_thresholds(folder, len(classes))
         if thresholds is None:
             note = f"note: {folder} has no thresholds in config.json, as best/ of a run has: labels are said from 0.5 on"
@@ -23,7 +26,7 @@ def decision_of(folder, classes, topk=5, unsure=None):
     temperature = config.get("temperature", 1.0)
     if type(temperature) not in (int, float) or not 0.01 <= temperature <= 100:
         raise InputError(f"{folder}: temperature {one_line(str(temperature))} in config.json; expected a number of 0.01 to 100")
-    return Likeliest(classes, min(topk, len(classes)), temperature, unsure)
+    return Likeliest(classes, min(topk or USUAL, len(classes)), temperature, unsure)
 
 
 def together(decisions, folders):

@@ -21,6 +21,7 @@ from utils.data.loaders import in_worker
 from utils.files import csv_cell, replace
 from utils.images.bands import to_picture
 from utils.images.read import AS_STORED, naming, read_image
+from utils.model.as_trained import as_trained
 from utils.pictures.images import answered
 from utils.result.decisions import AboveThresholds, Likeliest, decision_of, together
 from utils.result.export import OnlyLogits, open_result
@@ -34,26 +35,27 @@ NAME_WIDTH = 48  # columns of the terminal that an image's or a label's name may
 
 
 def predict(
-    folder, images, output, *, settings=None, topk=5, batch_size=64, device, workers=0, process=0, processes=1, gather=None,
-    say=print, reading=AS_STORED, unsure=None, cam=False, others=(),
+    folder, images, output, *, settings=None, flip=None, topk=None, batch_size=64, device, workers=0, process=0, processes=1,
+    gather=None, say=print, reading=AS_STORED, unsure=None, cam=False, others=(),
 ):  # fmt: skip
     """Write what the model says of every image at or below `images` to the CSV file `output`, in one step: the `topk` likeliest
-    classes, or of several labels an image those above their thresholds.
+    classes (None: 5), or of several labels an image those above their thresholds.
 
     folder: with config.json and model.safetensors as training writes them (RUN/best). settings: Augmentation, how images are
-    looked at; None: as its config.json says. reading: images.Reading. process, processes: they take turns; only
+    looked at, and flip: whether the logits are the mean of those of the image and of its mirror image; None: as its config.json
+    says, by which its temperature and thresholds were found. reading: images.Reading. process, processes: they take turns; only
     process 0 writes and says anything. gather: list of a process -> list of all of them, needed where there are several.
     unsure: None, or a probability: a column `answer` has the likeliest class, or "unsure" where it is less probable. The
     probabilities are those at the `temperature` of config.json, if it has one (utils/metrics/calibration.py).
     cam: a PNG beside `output` shows the first images, each beside what made the model of `folder` give its answer.
-    others: [(folder, settings)] of further models, with whose probabilities the mean is taken.
+    others: [(folder, settings, flip)] of further models, with whose probabilities the mean is taken.
     Columns: image (its path below `images`, or its name), label_1, probability_1 (0..1), label_2, …, or labels, p_CLASS, …;
     empty where an image cannot be read, which is also said. Raises InputError for a folder without such a model, a path
     without images, images none of which can be read, and an output that cannot be written.
     """
     assert gather is not None or processes == 1, "several processes need gather"
-    members = [_open(*member, topk, unsure, device) for member in ((folder, settings), *others)]
-    decision = together([member.decision for member in members], [folder, *(folder for folder, _ in others)])
+    members = [_open(*member, topk, unsure, device) for member in ((folder, settings, flip), *others)]
+    decision = together([member.decision for member in members], [folder, *(folder for folder, *_ in others)])
     files = find_images(images, say if process == 0 else _say_nothing, reading)
     output = pathlib.Path(output)
     picture = output.with_suffix(".png") if decision.draws or cam else None
@@ -96,12 +98,19 @@ class _Member(NamedTuple):
     model: torch.nn.Module
     transform: Callable
     decision: Likeliest | AboveThresholds
+    flip: bool
+
+    def logits(self, images):
+        """(B, C) float32 of images (B, 3, H, W)."""
+        logits = self.model(images).float()
+        return (logits + self.model(images.flip(-1)).float()) / 2 if self.flip else logits
 
 
-def _open(folder, settings, topk, unsure, device):
+def _open(folder, settings, flip, topk, unsure, device):
     model, transform, classes = open_classifier(folder)
     transform = transform if settings is None else eval_transform(settings)
-    return _Member(model.to(device), transform, decision_of(folder, classes, topk, unsure))
+    flip = as_trained(folder).evaluation.get("tta_flip", False) if flip is None else flip
+    return _Member(model.to(device), transform, decision_of(folder, classes, topk, unsure), flip)
 
 
 def open_classifier(folder):
@@ -163,7 +172,7 @@ def _predict(members, images, decision, batch_size, device, workers, show):
         for numbers, views, faults in loader:
             if numbers:
                 views = [view.to(device, non_blocking=device.type != "mps") for view in views]
-                logits = [member.model(view).float() for member, view in zip(members, views, strict=True)]
+                logits = [member.logits(view) for member, view in zip(members, views, strict=True)]
                 said = [member.decision.probabilities(part) for member, part in zip(members, logits, strict=True)]
                 probabilities = sum(said) / len(said)
                 if not probabilities.isfinite().all():

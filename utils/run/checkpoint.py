@@ -1,8 +1,9 @@
 """Resumable states that are whole or absent, and weights for others to open.
 
-A state is a folder `update_00001234` with model.safetensors, optimizer.pt, state.json, perhaps ema.safetensors, and
-manifest.json with the size and checksum of each. It is written aside, flushed to disk and then renamed; a name that is
-taken gets a number, so that nothing whole has to go before its successor is there. Nothing in it is unpickled as code.
+A state is a folder `update_00001234` with model.safetensors, optimizer.pt, state.json, config.json as beside other weights,
+perhaps ema.safetensors, and manifest.json with the size and checksum of each. It is written aside, flushed to disk and then
+renamed; a name that is taken gets a number, so that nothing whole has to go before its successor is there. Nothing in it is
+unpickled as code.
 """
 
 import concurrent.futures
@@ -23,17 +24,19 @@ from utils.cli.errors import InputError, first_line, one_line
 
 MANIFEST = "manifest.json"
 _NEEDED, _EMA = {"model.safetensors", "optimizer.pt", "state.json"}, "ema.safetensors"
+_CONFIG = "config.json"  # states of before it have none
 DISK_ERRORS = (OSError, RuntimeError, SafetensorError)  # how Python, torch and safetensors report a full disk
 
 
-def save_state(folder, update, model, optimizer, ema, state, keep):
+def save_state(folder, update, model, optimizer, ema, state, keep, config=None):
     """Write the state after `update` updates below `folder` and delete all but the newest `keep`; returns its path.
 
-    model, optimizer, ema: state dicts (ema may be None); state: what JSON can hold. Raises OSError where it cannot be
-    written, with all older states as they were and nothing left aside.
+    model, optimizer, ema: state dicts (ema may be None); state: what JSON can hold; config: for config.json, which tells how
+    the model looks at images. Raises OSError where it cannot be written, with all older states as they were and nothing left
+    aside.
     """
     folder = pathlib.Path(folder)
-    final = _free_name(folder / f"update_{update:08d}")
+    final = free_name(folder / f"update_{update:08d}")
     aside = folder / f"tmp-{final.name}"
     try:
         for left in folder.glob("tmp-*"):  # of a process that was killed while it saved
@@ -44,6 +47,8 @@ def save_state(folder, update, model, optimizer, ema, state, keep):
             _save_tensors(ema, aside / "ema.safetensors")
         torch.save(optimizer, aside / "optimizer.pt")
         (aside / "state.json").write_text(json.dumps(state, indent=1))
+        if config is not None:
+            (aside / _CONFIG).write_text(json.dumps(config, indent=1))
         written = sorted(aside.iterdir())
         with concurrent.futures.ThreadPoolExecutor() as pool:  # the disk and the sums need not wait for each other
             flushed, sums = pool.map(files.flush, written), pool.map(_sha256, written)
@@ -83,16 +88,18 @@ def states(folder):
 def set_aside_newer(folder, state):
     """Rename the states below `folder` that are newer than `state`: broken ones, or those of a branch that is left.
 
-    They would be taken for this run's newest later on. state: a path; where it is none of these, all are set aside.
+    They would be taken for this run's newest later on. state: a path; where it is none of these, all are set aside. Returns
+    whether there were any.
     """
     there = states(folder)
     names = [path.resolve() for path in there]
     first = names.index(state.resolve()) + 1 if state and state.resolve() in names else 0
     for path in there[first:]:
-        path.rename(_free_name(path.with_name(f"old-{path.name}")))
+        path.rename(free_name(path.with_name(f"old-{path.name}")))
+    return bool(there[first:])
 
 
-def _free_name(path):
+def free_name(path):
     """`path`, or with -2, -3, … after it where that exists."""
     return next(p for n in range(1, 1_000_000) if not (p := path if n == 1 else path.with_name(f"{path.name}-{n}")).exists())
 
@@ -118,7 +125,7 @@ def find_fault(path):
         if not is_state(path):  # a pipe would be waited for
             return f"found no {MANIFEST}"
         manifest = json.loads((path / MANIFEST).read_text())
-        there = {name for name in (*_NEEDED, _EMA) if os.path.isfile(path / name) and not os.path.islink(path / name)}
+        there = {name for name in (*_NEEDED, _EMA, _CONFIG) if os.path.isfile(path / name) and not os.path.islink(path / name)}
         if set(manifest) != there or not there >= _NEEDED:  # other names could lead anywhere
             return f"found {', '.join(sorted(there)) or 'no files'}; {MANIFEST} names {', '.join(manifest) or 'none'}"
         for name, expected in manifest.items():

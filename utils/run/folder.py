@@ -3,7 +3,9 @@
 import contextlib
 import datetime
 import errno
+import itertools
 import json
+import math
 import os
 import pathlib
 import platform
@@ -16,10 +18,13 @@ import accelerate
 from utils import files, versions
 from utils.cli.errors import InputError, one_line
 from utils.report.evaluation import FILES
+from utils.report.run_files import number, of_type, read_json, read_records
+from utils.report.scores import is_better
 from utils.run import checkpoint
 
 FINISHED = "finished.json"
 OF_THE_BEST = (*FILES, "answers.npz")  # what is kept of its evaluation
+LATER = ("val_data", "values_read")  # settings that runs of before do not tell, which may go on
 _records = {}  # of the runs of this process, by folder
 _locks = []  # descriptors of open files, held until this process ends
 
@@ -69,7 +74,8 @@ def _open(folder, settings, args, resume, auto_resume, say):
         if own is not None and resume and own.resolve() != state.resolve():
             say(f"note: {own} was saved after {resume} by this same command, and wins; --output_dir elsewhere goes back")
         state = own or state
-    checkpoint.set_aside_newer(states_folder, state)
+    if checkpoint.set_aside_newer(states_folder, state) and _best_is_later(folder, state):
+        _set_aside_best(folder, say)
     record_of_this_start = {
         "settings": settings, "args": args, "command": sys.argv, "launcher": _launcher(),
         "commit": versions.commit(), "versions": versions.versions(),
@@ -172,7 +178,7 @@ def take_best(accelerator, state, folder, best):
     if accelerator.is_main_process:
         run, folder = pathlib.Path(state).resolve().parent.parent, pathlib.Path(folder)
         newest = [path.resolve() for path in checkpoint.states(run / "checkpoints")[-1:]] == [pathlib.Path(state).resolve()]
-        for name in ("best", "best_ema"):
+        for name in sorted({_kept_in(score) for score in best}):
             if newest and not (folder / name / "model.safetensors").is_file() and (run / name / "model.safetensors").is_file():
                 with contextlib.suppress(OSError):
                     shutil.copytree(run / name, folder / name, dirs_exist_ok=True)
@@ -184,8 +190,38 @@ def take_best(accelerator, state, folder, best):
     return kept[0]
 
 
+def _best_is_later(folder, state):
+    """Whether, by log.txt, the best weights of `folder` may be of a later epoch than the `state` that the run goes back to."""
+    is_own = (folder / "checkpoints").resolve() in state.resolve().parents
+    known = read_json(state / "state.json", dict) if is_own else {}  # that of another run knows none of these weights
+    best, losses = of_type(known.get("best"), dict), of_type(known.get("best_loss"), dict)
+    metric, epoch = of_type(known.get("settings"), dict).get("best_metric"), of_type(known.get("epoch"), int)
+    left = [record for record in read_records(folder / "log.txt", "epoch") if record["epoch"] >= epoch]
+    for record, suffix in itertools.product(left, ("", "_ema")):
+        key = f"test_{metric}{suffix}"
+        value, loss, best_loss = number(record.get(key)), number(record.get(f"test_loss{suffix}")), number(losses.get(key))
+        both = (math.nan if loss is None else loss for loss in (loss, best_loss))
+        if value is not None and is_better(metric, value, number(best.get(key)), *both):
+            return True
+    return not is_own
+
+
+def _set_aside_best(folder, say):
+    """Move the best weights, and what is known of their evaluation, to old-best/: they are of a branch that is left."""
+    aside = checkpoint.free_name(folder / "old-best")
+    for path in [folder / name for name in ("best", "best_ema", *OF_THE_BEST) if (folder / name).exists()]:
+        aside.mkdir(exist_ok=True)
+        path.rename(aside / path.name)
+    if aside.exists():
+        say(f"note: the best weights were of a later epoch: they are in {aside} now, and the next evaluation finds a best anew")
+
+
 def _has_weights(folder, score):
-    return (folder / ("best_ema" if score.endswith("_ema") else "best") / "model.safetensors").is_file()
+    return (folder / _kept_in(score) / "model.safetensors").is_file()
+
+
+def _kept_in(score):
+    return "best_ema" if score.endswith("_ema") else "best"
 
 
 def mark_finished(accelerator, log, folder, best, fault):
@@ -204,8 +240,9 @@ def mark_finished(accelerator, log, folder, best, fault):
 
 
 def differences(old, new):
-    """The settings that differ, in words; "" if none does."""
+    """The settings that differ, in words; "" if none does. Those that came LATER than `old` was written do not."""
     old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
+    old = {key: new[key] for key in LATER if key in new} | old
     differ = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return one_line(", ".join(f"{key} was {old.get(key)} and is {new.get(key)} now" for key in differ))
 

@@ -23,7 +23,7 @@ from utils.run import state
 
 
 class Results:
-    """The weights in best/, best_ema/ and last/ of a run, and what is shown of those that scored highest.
+    """The weights in best/, best_ema/, last/ and last_ema/ of a run, and what is shown of those that scored highest.
 
     args: Arguments, whose output_dir is the folder of the run; metric: the score that decides; sources: (training,
     validation); config, weights, shown, groups: as of `Run.open`. The main process writes, others take part in what all decide.
@@ -104,10 +104,14 @@ class Results:
         found = read_evaluation(self.folder).get("weights")
         return found if found in ("best", "best_ema") else "best" if self.counters.best else "last"
 
-    def keep_last(self):
-        """Write the last weights and their card; returns what went wrong, or None."""
+    def keep_last(self, ema=None):
+        """Write the last weights, those of the average `ema` too, and their cards; returns what went wrong, or None."""
         fault = self.keep("last")
         self.cards.write("last", best=self.counters.best)
+        if ema:
+            with ema.in_model():
+                fault = self.keep("last_ema") or fault
+            self.cards.write("last_ema", best=self.counters.best)
         return fault
 
     def draw(self):
@@ -118,8 +122,8 @@ class Results:
     def publish(self):
         """Export and upload the weights that are named, where --export and --push_to_hub ask for it."""
         if self.accelerator.is_main_process:
-            args = self.args
-            publish(os.path.join(self.folder, self.named), args.export, args.push_to_hub, args.hub_private, self.log.say)
+            args, path = self.args, os.path.join(self.folder, self.named)
+            publish(path, args.export, args.push_to_hub, args.hub_private, self.log.say, self.log.warn)
 
     def lines(self, script, seconds):
         """What was reached, how sure that is, which classes are worst, and what to do next. seconds: in words."""

@@ -68,9 +68,11 @@ class Run:
         batch (mean, std, and palette where it has masks). groups: rows of the parameter groups.
         """
         args, classes = self.args, train_source.classes
-        config = config | getattr(train_source, "reading", AS_STORED).as_config()
+        reading = getattr(train_source, "reading", AS_STORED)
+        config = config | reading.as_config()
         facts = {"train_images": len(train_source), "val_images": len(val_source), "classes": classes}
         facts |= {"data": fingerprint(train_source), "precision": self.accelerator.mixed_precision}
+        facts |= {"val_data": None if args.disable_eval else fingerprint(val_source), "values_read": reading.value_range}
         self.settings = args.decisive() | {"total_batch": self.batch.total} | facts
         self.sources, self.shown = (train_source, val_source), {"classes": classes, "bands": bands_of(train_source), **shown}
         self.folder, self.state = folder.open_together(
@@ -273,7 +275,7 @@ class Run:
         self.counters.stream = self.loader.state
         self.fault = state.save(
             self.accelerator, self.log, self.folder, self.model, self.optimizer, self.ema, self.counters, self.settings,
-            self.args.save_ckpt_num,
+            self.args.save_ckpt_num, self.results.config,
         )  # fmt: skip
         self.signals.saved(self.fault)
 
@@ -286,20 +288,20 @@ class Run:
         A run that is stopped or killed in between is not finished, and the same command makes up for it.
         """
         results, counters, self.trained = self.results, self.counters, True
-        fault = results.keep_last() or self.fault
+        fault = results.keep_last(self.ema) or self.fault
         self.signals.stop_if_asked()
         results.draw()
         self.signals.stop_if_asked()
         self.trackers.pictures(results.gallery.files(), counters.update - 1)
         self.trackers.finish()
-        if not fault:
-            results.publish()
-        self.signals.stop_if_asked()
         test()
         if line := unknown_line(
             self.sources, accelerate.utils.gather_object
         ):  # the test images' masks mark their values there too
             self.log.warn(line)
+        self.signals.stop_if_asked()
+        if not fault:
+            results.publish()
         folder.mark_finished(self.accelerator, self.log, self.folder, counters.best, fault)
         results.gallery.end()
         self.say(*results.lines(self.script, clock(time.perf_counter() - self.start)))

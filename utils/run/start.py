@@ -36,7 +36,8 @@ def take_start(args, name, data_defaults):
     if start is None:
         if "model" in (args.mean, args.std):
             raise InputError("--mean model: the weights do not tell how they were trained; give the numbers, or imagenet")
-        file = args.finetune if not args.pretrained else ""
+        file = args.finetune or (args.resume if args.eval else "")
+        file = file if not args.pretrained else ""
         return None, [f"{file} does not say how it was trained: {_defaults(args)}, licence unknown"] if file else []
     if args.predict:
         _refuse_other_model(args, start)
@@ -220,9 +221,9 @@ def refuse_new_head(source, origin):
 
 
 def _folder_of(state):
-    """RUN/best or RUN/last of the state RUN/checkpoints/NAME; "" where neither has a config.json."""
+    """The state RUN/checkpoints/NAME itself, RUN/best or RUN/last: the first with a config.json; "" where none has one."""
     run = os.path.dirname(os.path.dirname(os.path.abspath(state))) if state else ""
-    folders = [os.path.join(run, name) for name in ("best", "last")] if run else []
+    folders = [state, *(os.path.join(run, name) for name in ("best", "last"))] if run else []
     return next((folder for folder in folders if os.path.isfile(os.path.join(folder, "config.json"))), "")
 
 

@@ -36,6 +36,14 @@ class Counters:
     updates_per_epoch: int = 0
     batch_total: int = 0  # images per update
 
+    def forget_others(self, saved, settings):
+        """Leave out what holds by the settings that the state was `saved` with, and not by those that it goes on with."""
+        other = {key for key in ("best_metric", "val_data", "data") if key in saved and saved[key] != settings.get(key)}
+        if other & {"best_metric", "val_data"}:  # a score by another measure, or of other images
+            self.best, self.best_loss, self.waited = {}, {}, 0
+        if "data" in other:
+            self.bad_samples = []  # numbers of other images
+
     def move_to(self, updates_per_epoch, batch_total):
         """Count in updates of another size: the position is the epoch and the images seen in it.
 
@@ -70,12 +78,12 @@ class NonFiniteLoss(InputError):
         super().__init__(f"{what}; the last good checkpoint is {last}; try a smaller --lr or --clip_grad 1")
 
 
-def save(accelerator, log, run_folder, model, optimizer, ema, counters, settings, keep):
+def save(accelerator, log, run_folder, model, optimizer, ema, counters, settings, keep, config=None):
     """Save a state below `run_folder`/checkpoints. All processes call it together and learn what went wrong, or None.
 
     model: as it was before `prepare`; optimizer: as `prepare` returned it; ema may be None; settings: what decides the
-    result; keep: number of states. A full disk is warned of; older states are whole then. Raises NonFiniteLoss, and saves
-    nothing, where a weight is not finite.
+    result; keep: number of states; config: for config.json of the state. A full disk is warned of; older states are whole
+    then. Raises NonFiniteLoss, and saves nothing, where a weight is not finite.
     """
     weights, averaged = sharding.gather(model.state_dict()), ema and sharding.gather(ema.state_dict())
     optimizer_state = sharding.optimizer_state(optimizer.optimizer)
@@ -90,7 +98,7 @@ def save(accelerator, log, run_folder, model, optimizer, ema, counters, settings
             if folder.put_back(run_folder):
                 log.warn(f"{run_folder} was removed: it is made again, without what it held; training goes on")
             log.flush()
-            checkpoint.save_state(path, counters.update, weights, optimizer_state, averaged, content, keep)
+            checkpoint.save_state(path, counters.update, weights, optimizer_state, averaged, content, keep, config)
         except OSError as error:
             fault = [str(error)]
             log.warn(f"the state after update {counters.update} could NOT be saved: {error}; older ones are whole; training "
@@ -124,6 +132,7 @@ def load(path, accelerator, model, optimizer, ema, settings, batch, updates_per_
                          "were, or start from these weights with --finetune")  # fmt: skip
     if differ := folder.differences(saved, settings):
         say(f"note: this state was saved with other settings: {differ}")
+    counters.forget_others(saved, settings)
     try:
         counters.move_to(updates_per_epoch, batch.total)
     except ValueError as error:
