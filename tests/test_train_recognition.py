@@ -92,6 +92,7 @@ def test_output_folder(finished):
     expected = {
         "epoch", "train_loss", "train_lr", "test_acc1", "test_acc5", "test_loss", "test_images", "n_parameters",
         "test_acc1_ema", "test_acc5_ema", "test_loss_ema", "test_images_ema", "bad_samples", "skipped_updates",
+        "test_acc1_interval", "test_acc1_ema_interval",
     }  # fmt: skip
     scores = ("balanced_acc", "f1", "class_precision", "class_recall", "class_f1")
     expected |= {f"test_{score}{ema}" for score in scores for ema in ("", "_ema")}
