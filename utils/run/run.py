@@ -295,9 +295,8 @@ class Run:
         self.trackers.pictures(results.gallery.files(), counters.update - 1)
         self.trackers.finish()
         test()
-        if line := unknown_line(
-            self.sources, accelerate.utils.gather_object
-        ):  # the test images' masks mark their values there too
+        line = unknown_line(self.sources, accelerate.utils.gather_object)  # the test images' masks mark their values there too
+        if line:
             self.log.warn(line)
         self.signals.stop_if_asked()
         if not fault:
