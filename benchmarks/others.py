@@ -74,7 +74,7 @@ def of_transformers(data, weights, size, epochs, seed, folder, script):
     from sklearn.metrics import balanced_accuracy_score
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
-    from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
+    from transformers import AutoConfig, AutoModelForImageClassification, Trainer, TrainingArguments
 
     config = json.loads((weights / "config.json").read_text())["pretrained_cfg"]
     last = [transforms.ToTensor(), transforms.Normalize(config["mean"], config["std"])]
@@ -83,9 +83,9 @@ def of_transformers(data, weights, size, epochs, seed, folder, script):
         "val": [transforms.Resize(size), transforms.CenterCrop(size)],
     }
     sets = {split: ImageFolder(data / split, transforms.Compose([*view, *last])) for split, view in views.items()}
-    model = AutoModelForImageClassification.from_pretrained(
-        weights, num_labels=len(sets["train"].classes), ignore_mismatched_sizes=True
-    )
+    wrapped = AutoConfig.from_pretrained(weights, num_labels=len(sets["train"].classes))
+    wrapped.model_args = {}  # in which timm says num_classes, which the wrapper says too
+    model = AutoModelForImageClassification.from_pretrained(weights, config=wrapped, ignore_mismatched_sizes=True)
     trainer = Trainer(
         model, TrainingArguments(str(folder), num_train_epochs=epochs, seed=seed, eval_strategy="epoch", save_strategy="no",
                                  report_to="none", use_cpu=not torch.cuda.is_available()),
