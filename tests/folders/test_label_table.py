@@ -7,7 +7,8 @@ from small_sources import names, write_image, write_parquet
 from utils.cli.arguments import Fold
 from utils.cli.errors import InputError
 from utils.cli.recognition_flags import Data
-from utils.folders.label_table import Files, labelled_images, read_table
+from utils.folders.label_rows import Files, read_table
+from utils.folders.label_table import labelled_images
 from utils.sources.recognition import open_recognition_data
 
 
