@@ -104,6 +104,14 @@ def test_the_file_gives_the_logits_of_the_network(results, tmp_path, name, kind)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_run_that_was_scored_with_mirror_images_says_that_the_file_is_not(results, tmp_path):
+    folder, said = shutil.copytree(results["resnet18"], tmp_path / "best"), []
+    config = json.loads((folder / "config.json").read_text()) | {"tta_flip": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    export.export_run(folder, "torch_export", said.append)
+    assert len(said) == 2 and said[1].endswith("the run was scored with its mirror image too (--tta_flip)")
+
+
 class CountsItsBatch(torch.nn.Module):
     """Takes the size of the batch into a number, which a trace keeps for ever."""
 

@@ -1,6 +1,7 @@
 """The lines of Python in report.html, the model card, README and docs/RUNS.md give what --predict gives."""
 
 import csv
+import json
 import pathlib
 
 import numpy as np
@@ -48,6 +49,18 @@ def test_of_recognition(tmp_path, photo, crop_mode):
     assert label == row["label_1"] and probability == pytest.approx(float(row["probability_1"]), abs=1e-6)
     as_it_lies = printed_by(recognition_code(f"local-dir:{folder}").replace("ImageOps.exif_transpose", ""))
     assert as_it_lies[1] != pytest.approx(probability, abs=1e-3)
+
+
+def test_a_run_that_was_scored_with_the_mirror_image_answers_with_it(tmp_path, photo):
+    folder = model_folder(tmp_path / "best", "center")
+    config = json.loads((folder / "config.json").read_text()) | {"tta_flip": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    predict(folder, photo, tmp_path / "out.csv", device="cpu", say=lambda line: None)
+    row = next(csv.DictReader((tmp_path / "out.csv").open(encoding="utf-8")))
+    label, probability = printed_by(recognition_code(f"local-dir:{folder}", config))
+    assert label == row["label_1"] and probability == pytest.approx(float(row["probability_1"]), abs=1e-6)
+    alone = printed_by(recognition_code(f"local-dir:{folder}"))
+    assert alone[1] != pytest.approx(probability, abs=1e-5)
 
 
 def test_of_segmentation(tmp_path, photo):

@@ -29,7 +29,7 @@ model = timm.create_model({json.dumps(where)}, pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 image = {read}
 with torch.no_grad():
-    probabilities = model(transform(image).unsqueeze(0)).softmax(1)[0]
+    probabilities = {_logits(config)}.softmax(1)[0]
 label = probabilities.argmax().item()
 print(model.pretrained_cfg["label_names"][label], probabilities[label].item())
 """
@@ -48,7 +48,7 @@ def several_labels_code(where, config=None):
 
 {code}config = json.load(open({opened}))
 with torch.no_grad():
-    probabilities = model(transform(image).unsqueeze(0)).double().sigmoid()[0].tolist()
+    probabilities = {_logits(config)}.double().sigmoid()[0].tolist()
 thresholds = config.get("thresholds", [0.5] * len(probabilities))
 for name, probability, threshold in zip(config["label_names"], probabilities, thresholds):
     if probability >= threshold:
@@ -69,6 +69,13 @@ image = {_read(config)}
 mask = segment(image)  # (H, W): number of each pixel's class
 print([classes[number] for number in sorted({{*mask.flat}}) if number >= 0])
 """
+
+
+def _logits(config):
+    """The model's answer to the image, with that to its mirror image where the run was scored so."""
+    if (config or {}).get("tta_flip") is True:
+        return "model(torch.stack([transform(image), transform(image).flip(-1)])).mean(0, keepdim=True)"
+    return "model(transform(image).unsqueeze(0))"
 
 
 def _reading(config):

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from utils.cli.errors import InputError, choose_one, first_line
+from utils.model.as_trained import as_trained
 from utils.model.recognition import open_model
 from utils.model.segmentation_weights import open_network, read_config
 from utils.model.sizes import channels_of
@@ -55,6 +56,9 @@ def export_run(folder, kind, say=print):
     path = export_model(model, folder, kind, **facts)
     shape = f"(N, {len(facts['mean'])}, {facts['input_size']}, {facts['input_size']})"
     say(f"exported: {path}, {path.stat().st_size / 2**20:.1f} MiB; images {shape}")
+    known = as_trained(folder)
+    if flag := next((flag for flag in ("tta_flip", "eval_flip") if known and known.evaluation.get(flag)), None):
+        say(f"note: the file answers to the image alone; the run was scored with its mirror image too (--{flag})")
     return path
 
 
