@@ -35,10 +35,15 @@ def test_few_images_are_looked_at_often_by_small_updates():
     assert [images_per_update(images, 1, 16) for images in (10, *plans)] == [10, 16, 16, 32, 64]
     assert [images_per_update(300, processes, 16) for processes in (2, 8, 64)] == [32, 128, 256]
     assert [plans[images]["lr"] for images in plans] == [2.5e-3] * 4 and plan(facts(9999, total=256))["lr"] == 5e-3
-    assert plans[300]["aa"] == "none" and plans[5000]["aa"] != "none"
     updates = [plans[images]["epochs"] * images / images_per_update(images, 1, 16) for images in plans]
     assert updates == sorted(updates) and updates[0] > 200
     assert all(0.5 <= made["warmup_epochs"] <= made["epochs"] / 5 for made in plans.values())
+
+
+def test_images_are_changed_strongly_where_a_run_would_learn_them_by_heart():
+    strong = {images: (made["aa"], made["reprob"]) for images in (12, 36, 300, 5000) for made in [plan(facts(images))]}
+    assert strong == {12: ("none", 0.0)} | dict.fromkeys((36, 300, 5000), ("rand-m9-mstd0.5-inc1", 0.25))
+    assert plan(facts(300, epochs=8))["aa"] == "none" != plan(facts(300, epochs=16))["aa"]  # which its user has set
 
 
 def test_the_rate_follows_the_optimizer_and_the_network():

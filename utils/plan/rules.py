@@ -13,6 +13,7 @@ ADAM, SGD = ("adam", "adamw", "nadamw", "radam"), ("sgd", "momentum", "nesterov"
 # statistics follow the batch.
 RATES = {(False, True): 2.5e-3, (False, False): 3e-4, (True, True): 1e-3, (True, False): 3e-4}
 LEAST_FOR_BATCH_NORM = 16  # images of a process, of which batch norm takes its statistics
+LEAST_TO_AUGMENT = 3500  # images x epochs, from which on strong changes of the images pay
 
 
 class Facts(NamedTuple):
@@ -60,18 +61,19 @@ def plan(facts):
         rate = RATES[facts.side is not None, facts.batch_norm and not few] * max(1, math.sqrt(facts.total / 64))
         rate *= 1 if facts.opt in ADAM else 10
         planned |= {"lr": float(f"{rate:.2g}"), "weight_decay": 0.05 if facts.opt in ADAM else 1e-4}
-    return planned | ({"freeze": "bn"} if few else {}) | (_recognition(facts) if facts.side is None else _segmentation(facts))
+    planned |= {"freeze": "bn"} if few else {}
+    return planned | (_recognition(facts, epochs) if facts.side is None else _segmentation(facts))
 
 
-def _recognition(facts):
-    many = facts.images >= 5000
+def _recognition(facts, epochs):
+    long = facts.images * epochs >= LEAST_TO_AUGMENT
     return {
         "layer_decay": 0.8,  # the first layers have learned what edges are; the last ones have to change
         "head_init_scale": 0.01,  # the first loss is near ln(classes): a new head of full size would shake all layers
         "scale": (0.35, 1.0),  # crops of 8 % of an image often show no object, and few images bear few of them
-        # strong changes cost epochs that small data lacks
-        "aa": "rand-m9-mstd0.5-inc1" if many and not facts.bands else "none",
-        "reprob": 0.25 if many else 0.0,
+        # a short run does not get to know the images themselves; a long one would learn them by heart
+        "aa": "rand-m9-mstd0.5-inc1" if long and not facts.bands else "none",
+        "reprob": 0.25 if long else 0.0,
         "smoothing": 0.0 if facts.several else 0.1,  # which is of one label an image
     }
 
