@@ -195,6 +195,10 @@ def test_an_evaluation_scores_what_the_run_held_out_of_the_same_tree(tmp_path, h
     weights, whole = f"--finetune {tmp_path / 'best'}", [f"data: the images that the run held out are scored: {held_out}"]
     for words in (weights, f"{weights} {held_out.removesuffix(' --seed 3')}", f"--resume {tmp_path}/checkpoints/update_1"):
         assert evaluated(tmp_path, words) == (names(val), whole)
+    relative = {"args": vars(trained) | {"data_path": "data"}, "cwd": str(tmp_path)}  # as its user named it, there
+    (tmp_path / "args.json").write_text(json.dumps(relative))
+    assert evaluated(tmp_path, weights) == (names(val), whole)
+    (tmp_path / "args.json").write_text(json.dumps({"args": vars(trained)}))
     _, (line,) = evaluated(tmp_path, f"{weights} --val_split 0.5")
     assert line.startswith(f"warning: the run held out {held_out}: with --val_split 0.5 --seed 3 images are scored that were")
     make_folder(tmp_path / "other", ("cat", "dog"), 3)

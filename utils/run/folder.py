@@ -77,8 +77,8 @@ def _open(folder, settings, args, resume, auto_resume, say):
     if checkpoint.set_aside_newer(states_folder, state) and _best_is_later(folder, state):
         _set_aside_best(folder, say)
     record_of_this_start = {
-        "settings": settings, "args": args, "command": sys.argv, "launcher": _launcher(),
-        "commit": versions.commit(), "versions": versions.versions(),
+        "settings": settings, "args": args, "command": sys.argv, "cwd": os.getcwd(),
+        "launcher": _launcher(), "commit": versions.commit(), "versions": versions.versions(),
     }  # fmt: skip
     files.write_json(record, record_of_this_start)
     _records[str(folder)] = record_of_this_start

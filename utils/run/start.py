@@ -109,14 +109,17 @@ def _args_of_run(args):
     if not (args.resume or args.finetune):
         return {}
     inside = pathlib.Path(os.path.dirname(args.resume) if args.resume else args.finetune).absolute()  # checkpoints/, or best/
-    known = read_json(inside.parent / "args.json", dict).get("args")
-    where = [known.get(name) if isinstance(known, dict) else None for name in OF_DATA]
-    return known if any(where) and all(map(_same_place, where, [getattr(args, name, None) for name in OF_DATA])) else {}
+    record = read_json(inside.parent / "args.json", dict)
+    known, cwd = record.get("args"), str(record.get("cwd", ""))
+    its = [_places(known.get(flag), cwd) for flag in OF_DATA] if isinstance(known, dict) else []
+    return known if any(its) and its == [_places(getattr(args, flag, None), "") for flag in OF_DATA] else {}
 
 
-def _same_place(*values):
-    one, other = (value if isinstance(value, list | tuple) else [value or ""] for value in values)
-    return [os.path.realpath(str(path)) for path in one] == [os.path.realpath(str(path)) for path in other]
+def _places(values, cwd):
+    """Where the paths lead, one or several, that a command names in the folder `cwd`; names of the Hub stay as they are."""
+    several = values if isinstance(values, list | tuple) else [values] if values else []
+    paths = [os.path.join(cwd, str(value)) for value in several]
+    return [os.path.realpath(path) if os.path.exists(path) else value for path, value in zip(paths, several, strict=True)]
 
 
 def _split_of(known):
