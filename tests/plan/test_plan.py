@@ -40,9 +40,11 @@ def test_few_images_are_looked_at_often_by_small_updates():
     assert all(0.5 <= made["warmup_epochs"] <= made["epochs"] / 5 for made in plans.values())
 
 
-def test_images_are_changed_strongly_where_a_run_would_learn_them_by_heart():
-    strong = {images: (made["aa"], made["reprob"]) for images in (12, 36, 300, 5000) for made in [plan(facts(images))]}
-    assert strong == {12: ("none", 0.0)} | dict.fromkeys((36, 300, 5000), ("rand-m9-mstd0.5-inc1", 0.25))
+def test_a_long_run_changes_images_strongly_and_averages_its_weights():
+    flags = "aa reprob model_ema model_ema_warmup".split()
+    found = {images: [*map(plan(facts(images)).get, flags)] for images in (12, 36, 300, 5000)}
+    strong = ["rand-m9-mstd0.5-inc1", 0.25, True, True]
+    assert found == {12: ["none", 0.0, None, None], 36: strong, 300: strong, 5000: strong}
     assert plan(facts(300, epochs=8))["aa"] == "none" != plan(facts(300, epochs=16))["aa"]  # which its user has set
 
 
@@ -166,6 +168,12 @@ def test_a_broken_image_does_not_stop_the_plan():
 
     source = Source()
     assert _usual_side(source) == 90 and source.looked <= SAMPLED
+
+
+def test_without_an_average_its_decay_is_not_planned(own, tmp_path):
+    text = start(own, tmp_path / "run", "--model_ema", "false", "--dry_run")
+    assert "--reprob 0.25 --smoothing 0.1\n" in text.replace("\n ", "") and "model_ema_warmup true" not in text
+    assert "--model_ema true --model_ema_warmup true" in start(own, tmp_path / "run", "--dry_run").replace("\n ", "")
 
 
 def test_a_dry_run_shows_the_plan(own, tmp_path):

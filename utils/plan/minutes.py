@@ -50,6 +50,7 @@ def fit_minutes(args, model, criterion, batch, sets, updates, accelerator, say, 
         loading = batch.size * sample / max(workers, 1)
         micro_batch = step + loading if device.type == "cpu" else max(step, loading)
         evaluation = len(val_set) / batch.processes * (step / 3 + loading) / batch.size / args.eval_freq
+        evaluation *= 1 + (args.model_ema and args.model_ema_eval)  # of the average too
         files = 0.3 + sum(p.numel() for p in model.parameters()) * 4 * 4 / 300e6  # seconds: logs, cards, best/ and a state
         epoch = max(accelerate.utils.gather_object([updates * batch.update_freq * micro_batch + evaluation + files]))
         fits = int(60 * args.minutes / epoch)

@@ -13,7 +13,7 @@ ADAM, SGD = ("adam", "adamw", "nadamw", "radam"), ("sgd", "momentum", "nesterov"
 # statistics follow the batch.
 RATES = {(False, True): 2.5e-3, (False, False): 3e-4, (True, True): 1e-3, (True, False): 3e-4}
 LEAST_FOR_BATCH_NORM = 16  # images of a process, of which batch norm takes its statistics
-LEAST_TO_AUGMENT = 3500  # images x epochs, from which on strong changes of the images pay
+LONG = 3500  # images x epochs, from which on strong changes of the images, and an average of the weights, pay
 
 
 class Facts(NamedTuple):
@@ -66,7 +66,7 @@ def plan(facts):
 
 
 def _recognition(facts, epochs):
-    long = facts.images * epochs >= LEAST_TO_AUGMENT
+    long = facts.images * epochs >= LONG
     return {
         "layer_decay": 0.8,  # the first layers have learned what edges are; the last ones have to change
         "head_init_scale": 0.01,  # the first loss is near ln(classes): a new head of full size would shake all layers
@@ -75,6 +75,7 @@ def _recognition(facts, epochs):
         "aa": "rand-m9-mstd0.5-inc1" if long and not facts.bands else "none",
         "reprob": 0.25 if long else 0.0,
         "smoothing": 0.0 if facts.several else 0.1,  # which is of one label an image
+        **({"model_ema": True, "model_ema_warmup": True} if long else {}),  # small updates of few images are noisy
     }
 
 

@@ -71,13 +71,17 @@ def _set_plan(args, batch, train_source, val_source, build):
         bands=bool(args.in_chans),
     )  # fmt: skip
     planned = {"total_batch_size": total, "update_freq": 1} | plan(facts)
-    if before:  # statistics that follow the batch, or do not, whatever the number of processes is by now
-        planned = {flag: value for flag, value in planned.items() if flag != "freeze"}
+    if planned.keys() & before:  # a run that goes on keeps its plan, whatever this version, or more processes, would make of it
+        planned = {
+            flag: before[flag] if is_alike(before[flag], value) else value
+            for flag, value in planned.items()
+            if flag in before and flag != "freeze"
+        }
         planned |= {"freeze": "bn"} if before.get("freeze") == "bn" else {}
-    planned |= {flag: value for flag, value in before.items() if is_alike(value, planned.get(flag))}
     idle = {"scale"} if getattr(args, "input_size", math.inf) <= SMALL else set()  # flags that would do nothing
     idle |= {"base_size"} if getattr(args, "transforms", "") == "none" else set()
     idle |= {"drop_path"} if args.freeze == "backbone" else set()
+    idle |= {"model_ema_warmup"} if "model_ema" in chosen and not args.model_ema else set()
     args.planned = {flag: value for flag, value in planned.items() if flag not in chosen | idle}
     for flag, value in args.planned.items():
         setattr(args, flag, value)
