@@ -67,7 +67,7 @@ def main(args):
         args.batch_size, args.update_freq, args.total_batch_size, Speed.of(args), default_batch_size=64
     )
     run = Run(accelerator, args, batch, "train_recognition", metric=args.best_metric)
-    run.say(describe(accelerator))
+    run.say(*describe(accelerator))
     torch.manual_seed(args.seed)
     start, told = take_start(args, args.model, defaults_for(args))
     if args.predict:

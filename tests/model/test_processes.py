@@ -1,5 +1,6 @@
 """What the machine offers to a process, and how a model is fitted to it."""
 
+import copy
 import os
 import platform
 import re
@@ -144,6 +145,18 @@ def test_a_model_without_gradient_checkpointing(model):  # timm's raises, others
         fit_to_hardware(model, grad_checkpointing=True)
 
 
+def test_checkpointing_changes_no_statistics_of_batch_norm():
+    torch.manual_seed(0)
+    plain = timm.create_model("test_resnet").train()
+    other = fit_to_hardware(copy.deepcopy(plain), grad_checkpointing=True)
+    images = torch.randn(8, 3, 32, 32)
+    for _ in range(2):
+        for model in (plain, other):
+            model(images).square().mean().backward()
+    assert all(torch.equal(buffer, other.state_dict()[name]) for name, buffer in plain.state_dict().items())
+    assert all(torch.equal(one.grad, two.grad) for one, two in zip(plain.parameters(), other.parameters(), strict=True))
+
+
 # --- precision and kernels
 
 
@@ -182,7 +195,20 @@ def test_use_amp_is_bf16_where_the_gpu_computes_in_it_and_wins_over_no(gpu, monk
 def test_bf16_that_is_only_emulated_is_named(gpu, capability, note):
     gpu(*capability)
     accelerator = types.SimpleNamespace(device=torch.device("cuda"), mixed_precision="bf16", num_processes=8)
-    assert processes.describe(accelerator) == f"processes: 8, each with one cuda; precision bf16{note}"
+    assert processes.describe(accelerator) == [f"processes: 8, each with one cuda; precision bf16{note}"]
+
+
+def test_tasks_that_each_train_alone_are_said(monkeypatch):
+    accelerator = types.SimpleNamespace(device=torch.device("cpu"), mixed_precision="no", num_processes=1)
+    for name in ("WORLD_SIZE", *processes.TASKS):
+        monkeypatch.delenv(name, raising=False)
+    assert len(processes.describe(accelerator)) == 1
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert len(processes.describe(accelerator)) == 1
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert processes.describe(accelerator)[1].startswith("warning: 4 tasks were started, of which each trains alone")
+    monkeypatch.setenv("WORLD_SIZE", "4")  # of a launcher, which knows them
+    assert len(processes.describe(accelerator)) == 1
 
 
 @pytest.fixture

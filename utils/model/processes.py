@@ -29,6 +29,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # from malloc.h of glibc
 # monitor ends a process whose own watchdog stands still (TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC). Only one that lives and never
 # answers is waited for so long.
 PATIENCE = datetime.timedelta(hours=12)
+TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # how many srun and mpirun have started
 
 
 def start_processes(batch_size, update_freq, total_batch_size, speed, *, default_batch_size):
@@ -92,14 +93,19 @@ def _emulates_bf16():
 
 
 def describe(accelerator):
-    """The processes of a run and what each has, in words."""
+    """Lines that say the processes of a run and what each has; the last one what is in doubt about their number."""
     device, precision = accelerator.device.type, accelerator.mixed_precision
     on = f"{torch.get_num_threads()} CPU threads" if device == "cpu" else f"one {device}"
     if precision != "no" and os.environ.get("ACCELERATE_MIXED_PRECISION") == "no":
         precision += ", as --use_amp asks (the launcher said no)"
     elif precision == "bf16" and _emulates_bf16():
         precision += ", which this GPU only emulates (fp16 is faster)"
-    return f"processes: {accelerator.num_processes}, each with {on}; precision {precision}"
+    lines = [f"processes: {accelerator.num_processes}, each with {on}; precision {precision}"]
+    tasks = next((int(os.environ[name]) for name in TASKS if os.environ.get(name, "").isdigit()), 1)
+    if tasks > 1 and "WORLD_SIZE" not in os.environ:
+        lines.append(f"warning: {tasks} tasks were started, of which each trains alone: one run on all of them is started by "
+                     "torchrun, accelerate launch, or accelerate_configs/slurm.sbatch")  # fmt: skip
+    return lines
 
 
 def choose_kernels(speed):
@@ -162,7 +168,26 @@ def fit_to_hardware(model, *, channels_last=False, grad_checkpointing=False, syn
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     # Not torch's converter, which drops the activation inside timm's BatchNormAct2d.
-    return timm.layers.convert_sync_batchnorm(model) if sync_bn else model
+    model = timm.layers.convert_sync_batchnorm(model) if sync_bn else model
+    if grad_checkpointing:
+        for module in model.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.register_forward_pre_hook(_begin_again)
+                module.register_forward_hook(_end_again, always_call=True)
+    return model
+
+
+def _begin_again(norm, _):
+    """Batch norm that is computed a second time, within the backward pass, takes no second share of the batch's statistics."""
+    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1 and norm.num_batches_tracked is not None:
+        norm.before, norm.momentum = (norm.momentum, norm.num_batches_tracked.clone()), 0.0
+
+
+def _end_again(norm, *_):
+    if hasattr(norm, "before"):
+        norm.momentum, batches = norm.before
+        norm.num_batches_tracked.copy_(batches)
+        del norm.before
 
 
 def _freeze(model, part, what):
