@@ -17,7 +17,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, TINY, free_port, lines, make_folder, run
+from conftest import ROOT, TINY, forked, free_port, lines, make_folder, run
 from faults import Job
 from safetensors.torch import load_file
 from test_train_recognition import EVERYTHING, assert_same_run
@@ -379,6 +379,30 @@ def bad_losses_of_rank_1(rank):
         return loss * float("nan") if next(calls) // 2 in (7, 8) and rank == 1 else loss
 
     CrossEntropy.forward = sometimes_bad
+
+
+def bad_features(rank):
+    """Images that are no numbers in update 2, of which batch norm takes statistics."""
+    from timm.models.resnet import ResNet
+
+    forward, calls = ResNet.forward, itertools.count()
+
+    def sometimes_bad(self, images):
+        return forward(self, images * float("nan") if self.training and next(calls) == 2 else images)
+
+    ResNet.forward = sometimes_bad
+
+
+def test_an_update_that_is_left_out_leaves_no_statistics_of_batch_norm(tmp_path):
+    for split in ("train", "val"):
+        make_folder(tmp_path / "data" / split, per_class=32)
+    words = f"--model test_resnet --input_size 32 --batch_size 16 --epochs 1 --warmup_epochs 0 --data_path {tmp_path / 'data'}"
+    words = f"{words} --report_to none --num_workers 0 --skip_nonfinite 1 --output_dir {tmp_path / 'run'}".split()
+    done = forked("train_recognition", *words, prepare=bad_features)
+    assert done.returncode == 0, done.stderr
+    assert [record["update"] for record in lines(tmp_path / "run" / "updates.txt") if record.get("skipped")] == [2]
+    weights = load_file(tmp_path / "run" / "last" / "model.safetensors")
+    assert "bn1.running_var" in str(weights.keys()) and all(tensor.isfinite().all() for tensor in weights.values())
 
 
 @pytest.mark.parametrize("tolerated", [0, 1, 2])

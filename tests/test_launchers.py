@@ -15,7 +15,7 @@ import sharded_on_cpu
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from conftest import ROOT, TINY, free_port, lines
+from conftest import ROOT, TINY, free_port, lines, make_folder
 from faults import Job
 
 CONFIGS = ROOT / "accelerate_configs"
@@ -261,6 +261,46 @@ def test_processes_share_the_cores_they_may_both_use_and_wait_for_each_other_for
     found = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(2)]
     assert [cores for cores, _ in found] == [[8, 4, 6], [8, 4, 6]]
     assert [hours for _, hours in found] == [[12, 12], [12, 12]]
+
+
+# --- two machines
+
+
+def on_two_machines(folders, *words):
+    """(exit codes, texts) of the two processes of a run of train_recognition.py, each in a folder of its own."""
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    command = [sys.executable, ROOT / "train_recognition.py", *TINY, *words]
+    children = [
+        subprocess.Popen(
+            list(map(str, command)), cwd=folder, env=os.environ | where | {"RANK": str(rank), "LOCAL_RANK": "0"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank, folder in enumerate(folders)
+    ]  # fmt: skip
+    texts = [child.communicate(timeout=240)[0] for child in children]
+    return [child.returncode for child in children], texts
+
+
+@pytest.mark.slow
+def test_machines_without_a_shared_disk(tmp_path):
+    machines = [tmp_path / "a", tmp_path / "b"]
+    for machine in machines:
+        for split in ("train", "val", "test"):
+            make_folder(machine / "data" / split, per_class=4, seed=len(split))
+    words = ("--data_path", "data", "--batch_size", 2, "--epochs", 1, "--output_dir", "out")
+    codes, (text, _) = on_two_machines(machines, *words)
+    assert codes == [0, 0], text
+    assert "warning: --output_dir out is not one folder for all processes: such a run cannot go on" in text
+    assert "test, by last/" in text  # as the second machine has no other weights
+    (machines[0] / "out" / "finished.json").unlink()
+    codes, (text, _) = on_two_machines(machines, *words)
+    assert codes == [1, 1] and "--output_dir out is not one folder for all processes: to go on with a run, it must lie" in text
+
+    next((machines[1] / "data" / "train" / "cat").iterdir()).unlink()  # a copy that is not complete
+    codes, (text, _) = on_two_machines(machines, *words[:-1], "new")
+    assert codes == [1, 1]
+    images = ["8 training and 8 validation images", "7 training and 8 validation images"]
+    assert f"the machines have other data: found {images[0]} on one, {images[1]} on another, or other names" in text
 
 
 # --- Slurm

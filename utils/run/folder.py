@@ -165,7 +165,19 @@ def open_together(accelerator, *words, say, **settings):
     accelerate.utils.broadcast_object_list(found)
     if found[2]:
         raise InputError(found[2])
-    return found[:2]
+    folder, state = found[:2]
+    if not seen_by_all(os.path.join(folder, "args.json")):
+        lack = f"--output_dir {folder} is not one folder for all processes"
+        if state:
+            raise InputError(f"{lack}: to go on with a run, it must lie on a file system that all machines share")
+        say(f"warning: {lack}: such a run cannot go on after a stop, and test images are scored by its last weights; give a "
+            "folder on a file system that all machines share")  # fmt: skip
+    return folder, state
+
+
+def seen_by_all(path):
+    """Whether each process sees the file; all call it together."""
+    return all(accelerate.utils.gather_object([os.path.isfile(path)]))
 
 
 def take_best(accelerator, state, folder, best):

@@ -20,6 +20,7 @@ from utils.result.export import reopened_differs
 from utils.result.heat_maps import heat_maps
 from utils.result.publish import publish
 from utils.run import state
+from utils.run.folder import seen_by_all
 
 
 class Results:
@@ -142,11 +143,13 @@ class Results:
     # --- the test images, which chose nothing
 
     def load_named(self):
-        """Put the weights that are named, if they were evaluated, into the model; returns their name. On all processes."""
+        """Put the weights that are named into the model; returns their name, "last" where not all processes see their file.
+        On all processes."""
         (name,) = accelerate.utils.broadcast_object_list([self.named])
         path = os.path.join(self.folder, name, "model.safetensors")
-        if name != "last" and os.path.isfile(path):
-            sharding.load_model(self.model, load_file(path))
+        if name == "last" or not seen_by_all(path):
+            return "last"
+        sharding.load_model(self.model, load_file(path))
         return name
 
     def keep_test(self, name, scores):

@@ -73,6 +73,7 @@ class Run:
         facts = {"train_images": len(train_source), "val_images": len(val_source), "classes": classes}
         facts |= {"data": fingerprint(train_source), "precision": self.accelerator.mixed_precision}
         facts |= {"val_data": None if args.disable_eval else fingerprint(val_source), "values_read": reading.value_range}
+        self._refuse_other_data(facts)
         self.settings = args.decisive() | {"total_batch": self.batch.total} | facts
         self.sources, self.shown = (train_source, val_source), {"classes": classes, "bands": bands_of(train_source), **shown}
         self.folder, self.state = folder.open_together(
@@ -88,6 +89,17 @@ class Run:
             self.accelerator, self.log, args, self.metric, self.sources, config, weights=weights, shown=self.shown,
             groups=groups,
         )  # fmt: skip
+
+    def _refuse_other_data(self, facts):
+        """InputError on all processes where one of them, of another machine, has found other images than the main one."""
+        told = [{name: facts[name] for name in ("train_images", "val_images", "data", "val_data")}]
+        first, *others = accelerate.utils.gather_object(told)
+        if other := next((found for found in others if found != first), None):
+            images = [
+                "{train_images:,} training and {val_images:,} validation images".format(**found) for found in (first, other)
+            ]
+            raise InputError(f"the machines have other data: found {images[0]} on one, {images[1]} on another, or other names "
+                             "or classes; expected the same files below the same path on each")  # fmt: skip
 
     def resume(self, model, optimizer, ema, train_loader):
         """Put the saved state into place, if there is one, and be ready to save others.
@@ -112,7 +124,8 @@ class Run:
         if args.check_data:
             check_data(accelerator, bad_samples, *self.sources, self.log)
             self.counters.bad_samples = bad_samples.indices
-        self.updates = Updates(accelerator, self.counters, self.log, bad_samples, args.skip_nonfinite)
+        statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self.updates = Updates(accelerator, self.counters, self.log, bad_samples, args.skip_nonfinite, statistics)
         self.remarks = Remarks(self.log, images=len(self.sources[0]), batch=batch.total, lr=args.lr, resumed=bool(self.state))
         self.start, self.first_epoch = time.perf_counter(), self.counters.epoch
 

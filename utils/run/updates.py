@@ -19,13 +19,16 @@ class Updates:
     """Keeps what each update gave, on the device. `look` reads it, logs it and checks it: one wait for the device each time.
 
     counters: Counters of the run, of which the sums of losses, the updates left out and the broken samples are kept here.
-    skip_nonfinite: so many updates in a row may be left out because their loss or gradient is not finite.
+    skip_nonfinite: so many updates in a row may be left out because their loss or gradient is not finite. statistics: the
+    floating point buffers of the model, batch norm's, which an update that is left out does not change either.
     """
 
-    def __init__(self, accelerator, counters, log, bad_samples=None, skip_nonfinite=0):
+    def __init__(self, accelerator, counters, log, bad_samples=None, skip_nonfinite=0, statistics=()):
         self.accelerator, self.counters, self.log, self.bad_samples = accelerator, counters, log, bad_samples
         self.scaled = accelerator.scaler is not None  # a loss scaler leaves bad updates out by itself
         self.skip_nonfinite = 0 if self.scaled else skip_nonfinite
+        self.statistics = [*statistics] if self.scaled or skip_nonfinite else []
+        self.before = [tensor.clone() for tensor in self.statistics]  # of the update under way
         self.losses, self.norms, self.rates, self.skipped = [], [], [], []
         self.micro_batches = 0  # of the update under way
         self.restart_clock()
@@ -75,6 +78,8 @@ class Updates:
         if norm is not None:
             self.norms.append(whole(norm))
         self.micro_batches = 0
+        if self.statistics:
+            torch._foreach_copy_(*((self.before, self.statistics) if made else (self.statistics, self.before)))
         if not self.scaled:
             return
         self.counters.skipped_in_a_row = 0 if made else self.counters.skipped_in_a_row + 1
