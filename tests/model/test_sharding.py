@@ -206,3 +206,14 @@ def test_segmentation_is_sharded_too(tmp_path):
     (record,) = lines(tmp_path / "run" / "log.txt")
     assert 0 <= record["test_miou"] <= 100 and 0 <= record["test_miou_ema"] <= 100
     assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "arguments"), [("resnet10t", ["channels=(8,8,16,16)"]), ("vit_tiny_patch16_224", ["depth=2", "embed_dim=24"])]
+)
+def test_models_with_buffers_and_vits_start_with_what_the_launcher_exports(model, arguments, tmp_path):
+    """Batch norm's averages are ordinary tensors; the class token and the position embedding are parameters of the root."""
+    words = ["--model", model, "--model_kwargs", *arguments, "--batch_size", 256, "--epochs", 1, "--warmup_epochs", 0]
+    sharded("train_recognition", *TINY, *words, "--output_dir", tmp_path / "run")
+    assert len(losses(tmp_path / "run")) == 2
