@@ -1,5 +1,7 @@
 """States of a model that FSDP2 shards over two processes: whole when saved, the same on any hardware when loaded."""
 
+import argparse
+import copy
 import functools
 import re
 import shutil
@@ -12,9 +14,10 @@ from conftest import ROOT, TINY, forked, lines, run, train
 from faults import SCRIPTS
 from test_train_recognition import assert_same_run
 
+from optim_factory import create_optimizer
 from utils.cli import segmentation_flags
 from utils.cli.first import parse
-from utils.model.sharding import blocks, gather, load_model, load_optimizer
+from utils.model.sharding import blocks, gather, load_model, load_optimizer, optimizer_state
 from utils.run.checkpoint import states
 
 SCRIPT = """
@@ -110,6 +113,41 @@ def test_a_sharded_state_is_that_of_one_process(tmp_path):
 def test_blocks_are_what_fsdp_gathers_at_once(name, expected):
     with torch.device("meta"):
         assert blocks(timm.create_model(name)) == expected
+
+
+# --- an optimizer goes on
+
+
+def some_steps(optimizer, model, updates):
+    for update in updates:
+        step(model, optimizer, update)
+    return gather(dict(model.state_dict()))
+
+
+def optimizer_of(model, name, **options):
+    usual = dict(lr=0.01, weight_decay=0.05, momentum=0.9, opt_eps=None, opt_betas=None, fused=True)
+    return create_optimizer(argparse.Namespace(opt=name, **(usual | options)), model)
+
+
+@pytest.mark.parametrize("name", ["adamw", "momentum", "lamb", "adan", "muon", "lookahead_adamw"])
+def test_an_optimizer_goes_on_to_the_bit_with_the_steps_that_its_groups_count(name):
+    model, again = make(), make()
+    optimizer, other = optimizer_of(model, name), optimizer_of(again, name)
+    some_steps(optimizer, model, range(4))
+    again.load_state_dict(model.state_dict())
+    load_optimizer(other, copy.deepcopy(optimizer_state(optimizer)))
+    expected = some_steps(optimizer, model, range(4, 9))
+    torch.testing.assert_close(some_steps(other, again, range(4, 9)), expected, rtol=0, atol=0)
+
+
+def test_an_optimizer_goes_on_with_the_options_of_its_flags():
+    model = make()
+    optimizer = optimizer_of(model, "adamw")
+    some_steps(optimizer, model, range(2))
+    now = optimizer_of(model, "adamw", weight_decay=0.5, opt_betas=[0.8, 0.9], opt_eps=1e-3, fused=False)
+    options = copy.deepcopy([{**group, "params": None} for group in now.param_groups])
+    load_optimizer(now, copy.deepcopy(optimizer_state(optimizer)))
+    assert [{**group, "params": None} for group in now.param_groups] == options
 
 
 # --- every optimizer

@@ -95,10 +95,15 @@ def optimizer_state(optimizer):
 
 
 def load_optimizer(optimizer, state):
-    """`optimizer.load_state_dict` of whole tensors, after `load_model`; its moments are sharded as their parameters are."""
-    members = parameters(optimizer)
+    """Put `optimizer_state` into place, after `load_model`: its moments are sharded as their parameters are.
+
+    The groups keep the options that this run gives them, and take from `state` only how many steps they have counted.
+    """
+    members, groups = parameters(optimizer), optimizer.state_dict()["param_groups"]
     shards = {
         number: {key: shard_like(value, members[number]) if torch.is_tensor(value) else value for key, value in moments.items()}
         for number, moments in state["state"].items()
     }
-    optimizer.load_state_dict({**state, "state": shards})
+    for group, saved in zip(groups, state["param_groups"], strict=True):
+        group.update({key: value for key, value in saved.items() if key.endswith("step")})  # step, lookahead_step
+    optimizer.load_state_dict({**state, "state": shards, "param_groups": groups})
