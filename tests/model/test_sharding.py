@@ -42,8 +42,14 @@ for update in range(3):
     step(model, optimizer, update)
     ema.update(update)
 saved = copy.deepcopy(sharding.gather([model.state_dict(), optimizer.state_dict(), ema.state_dict()]))
-with ema.in_model():
-    torch.testing.assert_close(sharding.gather(model.state_dict()), saved[2], rtol=0, atol=0)
+images = torch.ones(1, 3)
+with torch.no_grad():
+    outputs = [model(images)]  # which leaves whole weights behind
+    with ema.in_model():
+        outputs.append(model(images))
+        torch.testing.assert_close(sharding.gather(model.state_dict()), saved[2], rtol=0, atol=0)
+        model(images)
+    outputs.append(model(images))
 step(model, optimizer, 3)
 after = sharding.gather(model.state_dict())
 sharding.load_model(model, saved[0])
@@ -54,7 +60,7 @@ torch.testing.assert_close(again, saved, rtol=0, atol=0)
 step(model, optimizer, 3)
 torch.testing.assert_close(sharding.gather(model.state_dict()), after, rtol=0, atol=0)
 if torch.distributed.get_rank() == 0:
-    torch.save(saved + [after], sys.argv[1])
+    torch.save(saved + [after, outputs], sys.argv[1])
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 os._exit(0)  # gloo's threads now and then abort on the ordinary way out
@@ -86,7 +92,7 @@ def test_a_sharded_state_is_that_of_one_process(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT.replace("ROOT", str(ROOT)))
     done = run(tmp_path / "script.py", tmp_path / "state.pt", processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
-    weights, moments, average, after = torch.load(tmp_path / "state.pt", weights_only=True)
+    weights, moments, average, after, outputs = torch.load(tmp_path / "state.pt", weights_only=True)
 
     model = make()
     optimizer = adamw(model)
@@ -94,6 +100,9 @@ def test_a_sharded_state_is_that_of_one_process(tmp_path):
         step(model, optimizer, update)
     torch.testing.assert_close(dict(model.state_dict()), weights, rtol=0, atol=1e-5)
     assert average.keys() == weights.keys() and [g["lr_scale"] for g in moments["param_groups"] if "lr_scale" in g] == [0.5]
+    for held, output in zip((weights, average, weights), outputs, strict=True):
+        load_model(model, held)
+        torch.testing.assert_close(model(torch.ones(1, 3)).detach(), output, rtol=0, atol=1e-5)
     load_model(model, weights)  # and what two processes saved, one can go on with
     load_optimizer(optimizer, moments)
     step(model, optimizer, 3)

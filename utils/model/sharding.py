@@ -74,6 +74,13 @@ def shard_like(tensor, like):
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
+def reshard(model):
+    """Drop the whole weights that FSDP2 keeps for the next pass; it gathers them anew from the shards."""
+    for module in model.modules():
+        if hasattr(module, "reshard"):  # an FSDPModule
+            module.reshard()
+
+
 def is_sharded(value):
     return hasattr(value, "full_tensor")  # a DTensor
 
