@@ -159,6 +159,26 @@ def test_an_optimizer_goes_on_with_the_options_of_its_flags():
     assert [{**group, "params": None} for group in now.param_groups] == options
 
 
+@pytest.mark.parametrize("name", ["adamw", "momentum", "lamb"])
+@pytest.mark.parametrize("later", [torch.channels_last, torch.contiguous_format])
+def test_an_optimizer_goes_on_where_weights_lie_in_another_order_in_memory(name, later):
+    sooner = torch.contiguous_format if later is torch.channels_last else torch.channels_last
+    parameters, optimizers = [], []
+    for layout in (sooner, later):
+        weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)).to(memory_format=layout)
+        parameters.append(torch.nn.ParameterList([weight]))
+        optimizers.append(optimizer_of(parameters[-1], name))
+    for update in range(2):
+        if update:
+            load_optimizer(optimizers[1], copy.deepcopy(optimizer_state(optimizers[0])))
+            parameters[1].load_state_dict(parameters[0].state_dict())
+        for (weight,), optimizer in zip(parameters, optimizers, strict=True):
+            grad = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(1 + update))
+            weight.grad = torch.empty_like(weight).copy_(grad)
+            optimizer.step()
+    torch.testing.assert_close(parameters[1][0], parameters[0][0], check_stride=False)
+
+
 # --- every optimizer
 
 
