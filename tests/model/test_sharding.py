@@ -284,3 +284,15 @@ def test_models_with_buffers_and_vits_start_with_what_the_launcher_exports(model
     words = ["--model", model, "--model_kwargs", *arguments, "--batch_size", 256, "--epochs", 1, "--warmup_epochs", 0]
     sharded("train_recognition", *TINY, *words, "--output_dir", tmp_path / "run")
     assert len(losses(tmp_path / "run")) == 2
+
+
+def test_channels_last_is_refused():
+    done = forked(
+        "train_recognition",
+        *TINY,
+        "--channels_last",
+        "true",
+        processes=2,
+        prepare=functools.partial(sharded_on_cpu.prepare, "no"),
+    )
+    assert done.returncode == 1 and "error: --channels_last with FSDP" in done.stderr, done.stderr
