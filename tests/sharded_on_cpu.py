@@ -3,14 +3,23 @@ environment says, unless its state is told what it is.
 """
 
 import os
+import pathlib
 
 import accelerate.accelerator
 from accelerate import state
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 
-ENVIRONMENT = {
-    "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-}  # fmt: skip
+
+def exported(config):
+    """What `accelerate launch` tells FSDP2 in the environment of its processes, by this file of accelerate_configs/."""
+    path = pathlib.Path(__file__).parent.parent / "accelerate_configs" / config
+    words = ["--config_file", str(path), "--main_process_port", "0", "script.py"]  # 0: any port that is free
+    args, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    return {name: text for name, text in prepare_multi_gpu_env(args).items() if "FSDP" in name}
+
+
+ENVIRONMENT = exported("fsdp2.yaml")
 
 
 class Sharded(state.AcceleratorState):

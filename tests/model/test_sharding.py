@@ -1,5 +1,7 @@
 """States of a model that FSDP2 shards over two processes: whole when saved, the same on any hardware when loaded."""
 
+import argparse
+import copy
 import functools
 import re
 import shutil
@@ -12,9 +14,10 @@ from conftest import ROOT, TINY, forked, lines, run, train
 from faults import SCRIPTS
 from test_train_recognition import assert_same_run
 
+from optim_factory import create_optimizer
 from utils.cli import segmentation_flags
 from utils.cli.first import parse
-from utils.model.sharding import blocks, gather, load_model, load_optimizer
+from utils.model.sharding import blocks, gather, load_model, load_optimizer, optimizer_state
 from utils.run.checkpoint import states
 
 SCRIPT = """
@@ -39,8 +42,14 @@ for update in range(3):
     step(model, optimizer, update)
     ema.update(update)
 saved = copy.deepcopy(sharding.gather([model.state_dict(), optimizer.state_dict(), ema.state_dict()]))
-with ema.in_model():
-    torch.testing.assert_close(sharding.gather(model.state_dict()), saved[2], rtol=0, atol=0)
+images = torch.ones(1, 3)
+with torch.no_grad():
+    outputs = [model(images)]  # which leaves whole weights behind
+    with ema.in_model():
+        outputs.append(model(images))
+        torch.testing.assert_close(sharding.gather(model.state_dict()), saved[2], rtol=0, atol=0)
+        model(images)
+    outputs.append(model(images))
 step(model, optimizer, 3)
 after = sharding.gather(model.state_dict())
 sharding.load_model(model, saved[0])
@@ -51,7 +60,7 @@ torch.testing.assert_close(again, saved, rtol=0, atol=0)
 step(model, optimizer, 3)
 torch.testing.assert_close(sharding.gather(model.state_dict()), after, rtol=0, atol=0)
 if torch.distributed.get_rank() == 0:
-    torch.save(saved + [after], sys.argv[1])
+    torch.save(saved + [after, outputs], sys.argv[1])
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 os._exit(0)  # gloo's threads now and then abort on the ordinary way out
@@ -83,7 +92,7 @@ def test_a_sharded_state_is_that_of_one_process(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT.replace("ROOT", str(ROOT)))
     done = run(tmp_path / "script.py", tmp_path / "state.pt", processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
-    weights, moments, average, after = torch.load(tmp_path / "state.pt", weights_only=True)
+    weights, moments, average, after, outputs = torch.load(tmp_path / "state.pt", weights_only=True)
 
     model = make()
     optimizer = adamw(model)
@@ -91,6 +100,9 @@ def test_a_sharded_state_is_that_of_one_process(tmp_path):
         step(model, optimizer, update)
     torch.testing.assert_close(dict(model.state_dict()), weights, rtol=0, atol=1e-5)
     assert average.keys() == weights.keys() and [g["lr_scale"] for g in moments["param_groups"] if "lr_scale" in g] == [0.5]
+    for held, output in zip((weights, average, weights), outputs, strict=True):
+        load_model(model, held)
+        torch.testing.assert_close(model(torch.ones(1, 3)).detach(), output, rtol=0, atol=1e-5)
     load_model(model, weights)  # and what two processes saved, one can go on with
     load_optimizer(optimizer, moments)
     step(model, optimizer, 3)
@@ -110,6 +122,61 @@ def test_a_sharded_state_is_that_of_one_process(tmp_path):
 def test_blocks_are_what_fsdp_gathers_at_once(name, expected):
     with torch.device("meta"):
         assert blocks(timm.create_model(name)) == expected
+
+
+# --- an optimizer goes on
+
+
+def some_steps(optimizer, model, updates):
+    for update in updates:
+        step(model, optimizer, update)
+    return gather(dict(model.state_dict()))
+
+
+def optimizer_of(model, name, **options):
+    usual = dict(lr=0.01, weight_decay=0.05, momentum=0.9, opt_eps=None, opt_betas=None, fused=True)
+    return create_optimizer(argparse.Namespace(opt=name, **(usual | options)), model)
+
+
+@pytest.mark.parametrize("name", ["adamw", "momentum", "lamb", "adan", "muon", "lookahead_adamw"])
+def test_an_optimizer_goes_on_to_the_bit_with_the_steps_that_its_groups_count(name):
+    model, again = make(), make()
+    optimizer, other = optimizer_of(model, name), optimizer_of(again, name)
+    some_steps(optimizer, model, range(4))
+    again.load_state_dict(model.state_dict())
+    load_optimizer(other, copy.deepcopy(optimizer_state(optimizer)))
+    expected = some_steps(optimizer, model, range(4, 9))
+    torch.testing.assert_close(some_steps(other, again, range(4, 9)), expected, rtol=0, atol=0)
+
+
+def test_an_optimizer_goes_on_with_the_options_of_its_flags():
+    model = make()
+    optimizer = optimizer_of(model, "adamw")
+    some_steps(optimizer, model, range(2))
+    now = optimizer_of(model, "adamw", weight_decay=0.5, opt_betas=[0.8, 0.9], opt_eps=1e-3, fused=False)
+    options = copy.deepcopy([{**group, "params": None} for group in now.param_groups])
+    load_optimizer(now, copy.deepcopy(optimizer_state(optimizer)))
+    assert [{**group, "params": None} for group in now.param_groups] == options
+
+
+@pytest.mark.parametrize("name", ["adamw", "momentum", "lamb"])
+@pytest.mark.parametrize("later", [torch.channels_last, torch.contiguous_format])
+def test_an_optimizer_goes_on_where_weights_lie_in_another_order_in_memory(name, later):
+    sooner = torch.contiguous_format if later is torch.channels_last else torch.channels_last
+    parameters, optimizers = [], []
+    for layout in (sooner, later):
+        weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)).to(memory_format=layout)
+        parameters.append(torch.nn.ParameterList([weight]))
+        optimizers.append(optimizer_of(parameters[-1], name))
+    for update in range(2):
+        if update:
+            load_optimizer(optimizers[1], copy.deepcopy(optimizer_state(optimizers[0])))
+            parameters[1].load_state_dict(parameters[0].state_dict())
+        for (weight,), optimizer in zip(parameters, optimizers, strict=True):
+            grad = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(1 + update))
+            weight.grad = torch.empty_like(weight).copy_(grad)
+            optimizer.step()
+    torch.testing.assert_close(parameters[1][0], parameters[0][0], check_stride=False)
 
 
 # --- every optimizer
@@ -206,3 +273,26 @@ def test_segmentation_is_sharded_too(tmp_path):
     (record,) = lines(tmp_path / "run" / "log.txt")
     assert 0 <= record["test_miou"] <= 100 and 0 <= record["test_miou_ema"] <= 100
     assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "arguments"), [("resnet10t", ["channels=(8,8,16,16)"]), ("vit_tiny_patch16_224", ["depth=2", "embed_dim=24"])]
+)
+def test_models_with_buffers_and_vits_start_with_what_the_launcher_exports(model, arguments, tmp_path):
+    """Batch norm's averages are ordinary tensors; the class token and the position embedding are parameters of the root."""
+    words = ["--model", model, "--model_kwargs", *arguments, "--batch_size", 256, "--epochs", 1, "--warmup_epochs", 0]
+    sharded("train_recognition", *TINY, *words, "--output_dir", tmp_path / "run")
+    assert len(losses(tmp_path / "run")) == 2
+
+
+def test_channels_last_is_refused():
+    done = forked(
+        "train_recognition",
+        *TINY,
+        "--channels_last",
+        "true",
+        processes=2,
+        prepare=functools.partial(sharded_on_cpu.prepare, "no"),
+    )
+    assert done.returncode == 1 and "error: --channels_last with FSDP" in done.stderr, done.stderr

@@ -4,7 +4,7 @@ import contextlib
 
 import torch
 
-from utils.model.sharding import local, shard_like
+from utils.model.sharding import local, reshard, shard_like
 
 
 class EMA:
@@ -16,7 +16,7 @@ class EMA:
     """
 
     def __init__(self, model, decay=0.9999, warmup=False):
-        self.decay, self.warmup = decay, warmup
+        self.model, self.decay, self.warmup = model, decay, warmup
         saved = model.state_dict().keys()
         live = [*model.named_parameters(), *model.named_buffers()]
         self.names = [name for name, _ in live if name in saved]
@@ -45,6 +45,7 @@ class EMA:
 
     @torch.no_grad()
     def _swap(self):
+        reshard(self.model)  # the last forward pass left whole weights behind, which the next one would compute with
         for shadow, live in zip(self.shadow, self.live, strict=True):
             held = live.clone()
             live.copy_(shadow)

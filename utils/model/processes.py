@@ -73,6 +73,8 @@ def start_processes(batch_size, update_freq, total_batch_size, speed, *, default
         raise InputError("the launcher asks for fp16, which is for GPUs: expected bf16 or no on a CPU")
     if accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2:
         raise InputError("FSDP of version 1: expected fsdp_version 2, as in accelerate_configs/fsdp2.yaml")
+    if accelerator.distributed_type == "FSDP" and speed.channels_last:
+        raise InputError("--channels_last with FSDP, which shards weights in their ordinary order in memory only: leave it out")
     use_all_cores()
     return accelerator, batch
 

@@ -74,6 +74,13 @@ def shard_like(tensor, like):
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
+def reshard(model):
+    """Drop the whole weights that FSDP2 keeps for the next pass; it gathers them anew from the shards."""
+    for module in model.modules():
+        if hasattr(module, "reshard"):  # an FSDPModule
+            module.reshard()
+
+
 def is_sharded(value):
     return hasattr(value, "full_tensor")  # a DTensor
 
@@ -95,10 +102,22 @@ def optimizer_state(optimizer):
 
 
 def load_optimizer(optimizer, state):
-    """`optimizer.load_state_dict` of whole tensors, after `load_model`; its moments are sharded as their parameters are."""
-    members = parameters(optimizer)
+    """Put `optimizer_state` into place, after `load_model`: its moments are sharded and laid out as their parameters are.
+
+    The groups keep the options that this run gives them, and take from `state` only how many steps they have counted.
+    """
+    members, groups = parameters(optimizer), optimizer.state_dict()["param_groups"]
     shards = {
-        number: {key: shard_like(value, members[number]) if torch.is_tensor(value) else value for key, value in moments.items()}
+        number: {key: _moment(value, members[number]) if torch.is_tensor(value) else value for key, value in moments.items()}
         for number, moments in state["state"].items()
     }
-    optimizer.load_state_dict({**state, "state": shards})
+    for group, saved in zip(groups, state["param_groups"], strict=True):
+        group.update({key: value for key, value in saved.items() if key.endswith("step")})  # step, lookahead_step
+    optimizer.load_state_dict({**state, "state": shards, "param_groups": groups})
+
+
+def _moment(value, parameter):
+    """A tensor of an optimizer's state, sharded or laid out as the parameter is, for fused kernels walk memory as it lies."""
+    if is_sharded(parameter) or value.shape != parameter.shape or value.stride() == parameter.stride():
+        return shard_like(value, parameter)
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
