@@ -161,7 +161,7 @@ def _roles(path, name, fields):
         if len(those := chosen[role]) > 1:
             found = f"{name} has {len(those)} {role}s, {name}.{those[0]} and {name}.{those[1]}"
             raise InputError(
-                f"{path}: {found}; expected one: a name goes to its first dot, so leave other dots out of names, and call a mask "
+                f"{path}: {found}; expected one: a name goes to its first dot, so leave other dots out of it, and call a mask "
                 f".png beside .jpg, or .{_MASKS[0]}.png"
             )
     return {role: fields[those[0]] for role, those in chosen.items() if those}
