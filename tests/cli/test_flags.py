@@ -158,6 +158,7 @@ IDLE = [
     (SEGMENTATION, "--aux_weight 0.4", "with --aux true"),
     (SEGMENTATION, "--aux_channels 64", "with --aux true"),
     (SEGMENTATION, "--model encnet --se_weight 0.1", "with --se_loss true"),
+    (SEGMENTATION, "--loss lovasz --class_weights balanced", "with --loss ce, ce+dice, focal or masks"),
     (SEGMENTATION, DATA + "--cat_max_ratio 0.5", "with --transforms mmseg"),
     (SEGMENTATION, "--ratio_range 1 2", "with --transforms encoding, mmseg or eomt"),
     (SEGMENTATION, "--max_updates 3 --epochs 3", "without --max_updates, which wins"),

@@ -40,15 +40,30 @@ def test_wrong_folds_are_said_in_a_line(capsys, words, message):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("held_out", [0.5, Fold(1, 2)])
-def test_copies_stay_with_their_groups(tmp_path, held_out):
+@pytest.mark.parametrize("group_by", [None, "^.[0-9]"])
+def test_copies_are_in_one_fold(tmp_path, group_by):
+    for name in ("cat", "dog"):
+        for number in range(12):  # each third one is the same
+            write_image(tmp_path / name / f"{name[0]}{number}.png", shade=number * (number % 3 > 0) + 100 * (name == "dog"))
+    said = []
+    parts = [class_folders(tmp_path, None, Fold(number, 3), 0, say=said.append, group_by=group_by) for number in (1, 2, 3)]
+    held_out = [names(val) for _, val in parts]
+    assert sum(map(len, held_out)) == len(set.union(*held_out)) == 24
+    assert all(len(train) + len(val) == 24 for train, val in parts)
+    for name in ("cat", "dog"):
+        copies = {str(tmp_path / name / f"{name[0]}{number}.png") for number in (0, 3, 6, 9)}
+        assert sum(bool(copies & each) for each in held_out) == 1
+    assert said[-1] == "copies: 6 images are equal to another one, byte by byte: in its fold"
+
+
+def test_copies_stay_with_their_groups(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()
         for number in range(12):  # of four groups of three; the first image of each is the same
             shade = number + 100 * (name == "dog") if number % 3 else 200
             write_image(tmp_path / name / f"{number // 3}{name}_{number % 3}.png", shade=shade)
     said = []
-    train, val = class_folders(tmp_path, None, held_out, 0, say=said.append, group_by="^[^_]+")
+    train, val = class_folders(tmp_path, None, 0.5, 0, say=said.append, group_by="^[^_]+")
     groups = [{name.rpartition("_")[0] for name in names(source)} for source in (train, val)]
     assert not groups[0] & groups[1] and len(train) + len(val) == 24 and len(val) == 3 * len(groups[1])
     assert said[-1].startswith("warning: ") and "they stay with their groups, so that the score flatters" in said[-1]

@@ -39,6 +39,17 @@ def test_one_column_lists_the_labels_and_what_parts_them_is_said(tmp_path, mark)
     assert f"labels: the column labels lists them, parted by {mark.strip()}" in said
 
 
+def test_numbers_are_places_in_classes_txt(tmp_path):
+    cells = ["0|3", "1", "3", "0|1"]
+    file = table(heap(tmp_path) / "t.csv", "image,labels", *rows_of(cells))
+    (tmp_path / "classes.txt").write_text("cat\ndog\neel\nbird\n")
+    whole, _ = opened(tmp_path, file, several=True, need_val=False)
+    assert labels_of(whole) == {"0.png": "cat|bird", "1.png": "dog", "2.png": "bird", "3.png": "cat|dog"}
+    file = table(tmp_path / "t.csv", "image,labels", *rows_of(["0|4", "1"]))
+    with pytest.raises(InputError, match="labels that are no class"):
+        opened(tmp_path, file, several=True, need_val=False)
+
+
 def test_columns_of_0_and_1_and_a_second_table(tmp_path):
     rows = [f"{i},{'cat' in cell:d},{'dog' in cell:d},{'bird' in cell:d},{i * 7}" for i, cell in enumerate(WISHES)]
     head = "image,cat,dog,bird,age"

@@ -169,6 +169,13 @@ def test_colours(tmp_path):
             opened(text)
 
 
+def test_colours_of_more_classes_than_8_bits_count(tmp_path):
+    named = [(f"c{number}", number % 256, number // 256, 7) for number in range(300)] + [("ignore", 255, 255, 255)]
+    shown = np.array([named[number][1:] for number in (0, 255, 256, 300)], np.uint8)
+    make(tmp_path, lambda path, _: Image.fromarray(shown[columns(0, 1, 2, 3)]).save(f"{path}.png"))
+    assert ids(mask_folders(tmp_path, options=MaskOptions(colours=named))[0]) == [0, 255, 256, IGNORE]
+
+
 def test_a_class_that_only_one_mask_holds(tmp_path):
     """Of 400 masks every second one is looked at; number 201 is not."""
     make(tmp_path, lambda path, number: write_mask(path.with_suffix(".png"), 0, 7 if number == 201 else 1), 400)

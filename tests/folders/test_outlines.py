@@ -134,6 +134,16 @@ def test_labelme(tmp_path):
         opened(tmp_path, val_split=0.34)
 
 
+def test_an_outline_of_the_background_cuts_a_hole(tmp_path):
+    shapes = [shape("ring", [[0, 0], [16, 12]], "rectangle"), shape("_background_", [[4, 4], [12, 8]], "rectangle")]
+    write_image(tmp_path / "0.jpg", 0)
+    write_json(tmp_path / "0.json", {"shapes": shapes, "imageHeight": 12, "imageWidth": 16})
+    mask = opened(tmp_path, need_train=False)[0].read(0)[1]
+    expected = np.ones((12, 16), int)
+    expected[4:8, 4:12] = 0
+    assert (mask == expected).all()
+
+
 @pytest.mark.parametrize("kind", ["labelme", "coco"])
 def test_two_folders_of_one_split_are_refused(tmp_path, kind):
     for number, split in enumerate(("train", "val", "validation")):

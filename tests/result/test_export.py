@@ -94,7 +94,8 @@ def test_the_file_gives_the_logits_of_the_network(results, tmp_path, name, kind)
 
     size = 40 if name == "upernet" else 32
     run, facts = opened(path, kind)
-    assert facts == {"input_size": size, "classes": CLASSES, **NORM}
+    cropped = {} if name == "upernet" else {"crop_pct": 1.0, "crop_mode": "center", "interpolation": "bicubic"}
+    assert facts == {"input_size": size, "classes": CLASSES, **NORM, **cropped}
     network = in_python(folder)  # beside the new file
     for batch in (1, 2, 5):
         images = torch.randn(batch, 3, size, size)
@@ -110,6 +111,15 @@ def test_a_run_that_was_scored_with_mirror_images_says_that_the_file_is_not(resu
     (folder / "config.json").write_text(json.dumps(config))
     export.export_run(folder, "torch_export", said.append)
     assert len(said) == 2 and said[1].endswith("the run was scored with its mirror image too (--tta_flip)")
+
+
+def test_the_file_tells_how_images_are_given_and_answers_are_read(results, tmp_path):
+    folder = shutil.copytree(results["resnet18"], tmp_path / "best")
+    told = {"value_range": [0.0, 1.5], "background": [9, 9, 9], "task": "multilabel", "thresholds": [0.5, 0.25, 0.5, 0.5]}
+    config = json.loads((folder / "config.json").read_text()) | told | {"temperature": 1.25}
+    (folder / "config.json").write_text(json.dumps(config))
+    _, facts = opened(export.export_run(folder, "torch_export", lambda line: None), "torch_export")
+    assert {name: facts.get(name) for name in told} == told and facts["temperature"] == 1.25
 
 
 class CountsItsBatch(torch.nn.Module):

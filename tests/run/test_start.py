@@ -4,7 +4,7 @@ import json
 
 import pytest
 from conftest import make_folder
-from small_sources import names, write_image, write_mask
+from small_sources import images, names, write_image, write_mask, write_parquet
 
 from utils.cli import segmentation_flags
 from utils.cli.errors import InputError
@@ -173,9 +173,9 @@ def test_colours_are_three_numbers_or_a_word(capsys):
         assert line in capsys.readouterr().err
 
 
-def evaluated(root, words):
+def evaluated(root, words, data="--data_path"):
     """(the names of the images that an evaluation of RUN/best scores, what it says of them)"""
-    args, said = parse("train_recognition.py", "", f"--eval true --data_path {root / 'data'} {words}".split()), []
+    args, said = parse("train_recognition.py", "", f"--eval true {data} {root / 'data'} {words}".split()), []
 
     def open_data():
         return open_recognition_data(Data.of(args), seed=args.seed, need_train=False, say=lambda line: None)
@@ -210,6 +210,16 @@ def test_an_evaluation_scores_what_the_run_held_out_of_the_same_tree(tmp_path, h
     (tmp_path / "data" / "cat").rename(tmp_path / "cat")
     (tmp_path / "data" / "dog").rename(tmp_path / "dog")
     assert evaluated(tmp_path, weights) == (["0.png", "1.png"] * 2, [])
+
+
+@pytest.mark.parametrize("held_out", ["--val_split 0.25 --seed 3", "--folds 4 --fold 2 --seed 3"])
+def test_an_evaluation_scores_what_the_run_held_out_of_a_data_set(tmp_path, held_out):
+    write_parquet(tmp_path / "data" / "train.parquet", image=images(12), label=[number % 2 for number in range(12)])
+    trained = parse("train_recognition.py", "", f"--dataset {tmp_path / 'data'} {held_out}".split())
+    (tmp_path / "args.json").write_text(json.dumps({"args": vars(trained)}))
+    _, val = open_recognition_data(Data.of(trained), seed=3)
+    found, said = evaluated(tmp_path, f"--finetune {tmp_path / 'best'}", data="--dataset")
+    assert found == names(val) and said == [f"data: the images that the run held out are scored: {held_out}"]
 
 
 def test_masks_and_tables_without_splits_are_whole(tmp_path):

@@ -83,6 +83,7 @@ GOOD = [("0.png", encoded()), ("0.cls", b"0")]
     ("members", "message"),
     [
         ([*GOOD, ("0.pyd", pickle.dumps(Armed()))], "train.tar: 0.pyd may hold code"),
+        ([*GOOD, ("v.1.png", encoded()), ("v.2.png", encoded()), ("v.1.cls", b"1")], "v has 2 images, v.1.png and v.2.png"),
         ([*GOOD, ("1.png", encoded())], "1 has no label; expected 1.cls"),
         ([*GOOD, ("1.png", encoded()), ("1.cls", b"cat")], "1.cls: found no label; expected a whole number"),
         ([*GOOD, ("1.png", encoded()), ("1.json", b"{")], "1.json: found no label"),

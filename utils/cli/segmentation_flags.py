@@ -218,6 +218,7 @@ def check(args, error):
         ("aux_weight aux_channels", args.aux, "with --aux true"),
         ("ohem loss_mean", args.loss in ("ce", "ce+dice"), "with --loss ce or ce+dice"),
         ("se_weight", args.se_loss, "with --se_loss true"),
+        ("class_weights", args.loss != "lovasz" or args.se_loss, "with --loss ce, ce+dice, focal or masks"),
         ("group_by", args.val_split and args.data_path, "with --data_path and --val_split"),
         ("test_data_path", args.data_path and not args.data_set, "with --data_path, beside images and masks of yours"),
         ("backbone_warmup_steps", args.warmup_epochs or args.warmup_steps > 0, "with --warmup_steps or --warmup_epochs"),

@@ -16,6 +16,7 @@ from utils.images.read import IGNORE, size_of, too_large
 
 _MOST_PIXELS = 2**28  # more than Pillow opens
 _NO_CLASS = -2  # class id of a value that must not occur
+_FREE = -1  # a pixel that no shape covers yet: a shape of class 0 is a hole in those below it
 LOSSY = ("JPEG", "MPO", "JPEG2000", "AVIF", "HEIF")  # formats that change the values of pixels
 
 
@@ -195,20 +196,20 @@ def draw_instances(height, width, shapes, name):
     """
     if not all(type(side) is int and side > 0 for side in (height, width)) or height * width > _MOST_PIXELS:
         raise InputError(f"{name}: the instances file says {height} x {width} pixels; expected those of an image")
-    mask = np.zeros((height, width), np.int64)
+    mask = np.full((height, width), _FREE, np.int64)
     try:
         for label, segmentation in shapes:
             if isinstance(segmentation, dict):
                 inside = decode_runs(segmentation["counts"], height, width)
-                mask[(mask == 0) & inside] = label
+                mask[(mask == _FREE) & inside] = label
                 continue
             for polygon in segmentation:
                 inside, top = fill_polygon(polygon, height, width)
                 band = mask[top : top + len(inside)]
-                band[(band == 0) & inside] = label
+                band[(band == _FREE) & inside] = label
     except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{name}: an instance's shape cannot be drawn ({first_line(error)})") from None
-    return mask
+    return np.where(mask == _FREE, 0, mask)
 
 
 def fill_polygon(polygon, height, width):

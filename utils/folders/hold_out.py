@@ -19,7 +19,8 @@ MOST_FILES, MOST_ROWS = 200_000, 10_000  # images among which copies are looked 
 def hold_out(source, val_split, seed, group_by=None, say=print):
     """(training, validation) parts of a `source`: the fraction `val_split` of each class is held out, keyed by `seed`.
 
-    val_split may be a Fold: then that part of the images, the folds being about equal, each class in each.
+    val_split may be a Fold: then that part of the images, the folds being about equal, each class in each. Images that are
+    equal byte by byte, and their groups, are in one fold then.
 
     group_by: a regular expression: images whose names, or first groups of it, match alike are kept on one side. Held-out images
     that are equal to training images byte by byte are trained on instead, which `say` says, unless all of them are, or they
@@ -27,12 +28,13 @@ def hold_out(source, val_split, seed, group_by=None, say=print):
     """
     labels = strata(source.labels) if hasattr(source, "labels") else np.zeros(len(source), np.int64)
     if isinstance(val_split, Fold):
-        number = fold_numbers(labels, val_split.folds, seed, _groups(source, group_by, say) if group_by else None)
+        number = fold_numbers(labels, val_split.folds, seed, _with_copies(source, group_by, say))
         train, val = np.flatnonzero(number != val_split.fold - 1), np.flatnonzero(number == val_split.fold - 1)
         if not len(val) or not len(train):
             found = f"fold {val_split.fold} has {len(val)} of {len(source)} images"
             raise InputError(f"--folds {val_split.folds}: {found}; take fewer folds, or smaller groups")
-    elif group_by:
+        return source.part(train), source.part(val)
+    if group_by:
         train, val = _by_groups(source, labels, val_split, seed, group_by, say)
     else:
         train, val = stratified_split(labels, val_split, seed)
@@ -55,12 +57,28 @@ def _short(source, index):
     return "/".join(source.name(index).split(os.sep)[-2:])
 
 
+def _equal(source):
+    """As `equal_groups`, of the images of a source; [] where it has no files, or too many."""
+    if not hasattr(source, "file") or len(source) > (MOST_FILES if isinstance(source.file(0), str) else MOST_ROWS):
+        return []
+    return equal_groups([source.file(index) for index in range(len(source))])
+
+
+def _with_copies(source, group_by, say):
+    """(N,): the number of each image's group, by its name or alone, joined with those of its copies; None: each is alone."""
+    number = _groups(source, group_by, say) if group_by else np.arange(len(source))
+    equal = _equal(source)
+    for group in equal:
+        number[np.isin(number, number[group]) if group_by else group] = number[group[0]]
+    if equal:
+        say(f"copies: {sum(map(len, equal)) - len(equal):,} images are equal to another one, byte by byte: in its fold")
+    return number if equal or group_by else None
+
+
 def _copies(source, train, val):
     """{index of a held-out image: that of its copy to train on}."""
-    if not hasattr(source, "file") or len(source) > (MOST_FILES if isinstance(source.file(0), str) else MOST_ROWS):
-        return {}
     held_out, found = set(val.tolist()), {}
-    for group in equal_groups([source.file(index) for index in range(len(source))]):
+    for group in _equal(source):
         trained = [index for index in group if index not in held_out]
         if trained:
             found.update({index: trained[0] for index in group if index in held_out})

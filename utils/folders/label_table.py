@@ -128,7 +128,10 @@ def _numbered(path, rows, classes, listed):
     return sorted((row._replace(label=label_of[row.label]) for row in rows), key=lambda row: row.label)
 
 
-def _several_numbered(path, rows, classes, _):
-    """The rows with labels that are (C,) bool, whether they have each of the `classes`. Raises InputError as `as_matrix`."""
-    matrix = as_matrix(f"--labels {path}", [row.label for row in rows], classes)
+def _several_numbered(path, rows, classes, listed):
+    """The rows with labels that are (C,) bool, whether they have each of the `classes`. listed: as of `_numbered`. Raises
+    InputError as `as_matrix`."""
+    found, places = {name for row in rows for name in row.label}, list(map(str, range(len(classes))))
+    by_place = listed and found <= set(places) and not found <= set(classes)
+    matrix = as_matrix(f"--labels {path}", [row.label for row in rows], places if by_place else classes)
     return [row._replace(label=labels) for row, labels in zip(rows, matrix, strict=True)]

@@ -148,7 +148,7 @@ def _refuse_blended(counts, several, where):
 
 
 def read_colours(path, codes, ids):
-    """The class ids (H, W) uint8 or uint16 of a mask in colours; codes: sorted colours as one number each; ids: of these."""
+    """The class ids (H, W) uint16 of a mask in colours; codes: sorted colours as one number each; ids: of these."""
     found = _codes(path)
     places = np.searchsorted(codes, found).clip(max=len(codes) - 1)
     wrong = codes[places] != found
@@ -172,11 +172,11 @@ def colour_reader(colours):
     """(function of a mask's path -> class ids, names, palette (classes, 3) uint8) of [(name, red, green, blue), …]; several
     colours of one name are one class, and `ignore` is none."""
     names = list(dict.fromkeys(name for name, *_ in colours if name != IGNORED_NAME))
-    ids = np.array([names.index(name) if name != IGNORED_NAME else 255 for name, *_ in colours])
+    ids = np.array([names.index(name) if name != IGNORED_NAME else 65535 for name, *_ in colours])
     codes = np.array([red << 16 | green << 8 | blue for _, red, green, blue in colours])
     order = np.argsort(codes)
     palette = np.array([next(colour for name, *colour in colours if name == one) for one in names], np.uint8)
-    return functools.partial(read_colours, codes=codes[order], ids=ids[order].astype(np.uint8)), names, palette
+    return functools.partial(read_colours, codes=codes[order], ids=ids[order].astype(np.uint16)), names, palette
 
 
 def colours_of(masks, most=SAMPLE):

@@ -5,11 +5,9 @@ import functools
 import os
 from typing import NamedTuple
 
-import numpy as np
-
 from utils.cli.arguments import split_flag
 from utils.cli.errors import InputError, choose_one
-from utils.data.masks import fit_image, read_values, to_classes
+from utils.data.masks import fit_image, own_tables, read_values, to_classes
 from utils.data.string_list import StringList
 from utils.folders.class_names import MOST_CLASSES, listed_classes
 from utils.folders.files import match, scan_files
@@ -153,9 +151,7 @@ def read_ids(masks, root, base, options):
     masks lie, or in `root`, a folder around it."""
     if options.colours:
         values, names, palette = colour_reader(options.colours)
-        table = np.where(np.arange(65536) < len(names), np.arange(65536), -2)
-        table[255] = -1
-        return values, MaskIds(names, palette, (table, table))
+        return values, MaskIds(names, palette, own_tables(len(names)))
     if not options.values:
         refuse_other_palettes(masks)
     listed = listed_classes(base, MOST_CLASSES) or listed_classes(root, MOST_CLASSES)

@@ -1,8 +1,8 @@
 """A run's weights as one file that other programs run: ONNX, TorchScript or torch.export.
 
 The file takes images (N, 3, S, S) float32, normalised by its mean and std, for any N, and gives logits: (N, classes), or
-(N, classes, S, S) of a segmentation network. The file also holds S (input_size), mean, std and the class names as JSON:
-under these names in ONNX's metadata_props, in the extra file strata.json otherwise.
+(N, classes, S, S) of a segmentation network. The file also holds S (input_size), mean, std, the class names and, as far as
+config.json has them, SETTINGS as JSON: under these names in ONNX's metadata_props, in the extra file strata.json otherwise.
 """
 
 import importlib.util
@@ -23,6 +23,9 @@ from utils.model.segmentation_weights import open_network, read_config
 from utils.model.sizes import channels_of
 
 FACTS = "strata.json"
+# What config.json says of how an image is given to the model, and how its answer is read.
+SETTINGS = ("value_range", "background", "in_chans", "crop_pct", "crop_mode", "interpolation", "task", "thresholds",
+            "temperature")  # fmt: skip
 TOLERANCE = 1e-4  # of the largest logit; ResNet-152, ConvNeXt V2-B and ViT-B differ by 1e-6 of it in onnxruntime
 
 
@@ -53,7 +56,9 @@ def export_run(folder, kind, say=print):
     """
     check_export(kind)
     model, facts = open_result(folder)
-    path = export_model(model, folder, kind, **facts)
+    config = json.loads((pathlib.Path(folder) / "config.json").read_text(encoding="utf-8"))
+    config = config.get("pretrained_cfg", {}) | config
+    path = export_model(model, folder, kind, **facts, **{name: config[name] for name in SETTINGS if name in config})
     shape = f"(N, {len(facts['mean'])}, {facts['input_size']}, {facts['input_size']})"
     say(f"exported: {path}, {path.stat().st_size / 2**20:.1f} MiB; images {shape}")
     known = as_trained(folder)
@@ -110,16 +115,17 @@ def reopened_differs(model, folder):
 
 
 @torch.no_grad()
-def export_model(model, folder, kind, *, input_size, mean, std, classes):
+def export_model(model, folder, kind, *, input_size, mean, std, classes, **settings):
     """Write `model` to `folder` in the format `kind`; returns the path of the file.
 
     model: images (N, C, H, W) to logits, in evaluation mode on the CPU; input_size: pixels; mean, std: one float of each
-    channel; classes: names in the order of the logits. The file is run on 1 and on 3 images of noise before it takes its
-    place: InputError, and no new file, where its logits differ from the model's by more than TOLERANCE.
+    channel; classes: names in the order of the logits; settings: of SETTINGS. The file is run on 1 and on 3
+    images of noise before it takes its place: InputError, and no new file, where its logits differ from the model's by more
+    than TOLERANCE.
     """
     check_export(kind)
     folder, form = pathlib.Path(folder), FORMATS[kind]
-    facts = {"input_size": input_size, "mean": mean, "std": std, "classes": classes}
+    facts = {"input_size": input_size, "mean": mean, "std": std, "classes": classes, **settings}
     images = torch.randn(3, channels_of(model), input_size, input_size, generator=torch.Generator().manual_seed(0))
     other = f"try another of {', '.join(FORMATS)}"
     with _folder_aside(folder) as aside:

@@ -91,6 +91,8 @@ def open_held_out(args, open_data, say):
     """
     known = _args_of_run(args)
     split = _split_of(known)
+    if split and args.dataset and args.val_split is None:  # a data set with a split train alone opens with it only
+        args.val_split = split["val_split"]
     if split and args.val_split is not None:
         say(_take_split(args, split))
     _, source = open_data()

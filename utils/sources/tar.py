@@ -132,26 +132,38 @@ def _samples(path):
                     raise InputError(f"{path}: {member.name} may hold code, and was not opened; leave such files out of shards")
                 if (base, stem) != key:
                     if fields:
-                        yield tar, "/".join(filter(None, key)), _roles(fields)
+                        yield tar, _name(key), _roles(path, _name(key), fields)
                     key, fields = (base, stem), {}
                 fields[field.lower()] = member
             if fields:
-                yield tar, "/".join(filter(None, key)), _roles(fields)
+                yield tar, _name(key), _roles(path, _name(key), fields)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise InputError(f"{path} cannot be read as a tar archive ({first_line(error)}); replace it") from None
 
 
-def _roles(fields):
-    """{"image", "mask", "label": member} from the {ending: member} of a sample."""
+def _name(key):
+    return "/".join(filter(None, key))
+
+
+def _roles(path, name, fields):
+    """{"image", "mask", "label": member} from the {ending: member} of a sample. Raises InputError for two images or masks."""
     images = [field for field in fields if is_image(f"x.{field}")]
     masks = [field for field in images if field.partition(".")[0] in _MASKS]
     if not masks and len(images) > 1:
         masks = [field for field in images if field == "png"]
+    others = [field for field in images if field not in masks]
     chosen = {
-        "image": [field for field in images if field not in masks],
+        "image": [field for field in others if "." not in field] or others,  # 1.jpg beside 1.depth.png
         "mask": masks,
         "label": [field for field in ("cls", "json") if field in fields],
     }
+    for role in ("image", "mask"):
+        if len(those := chosen[role]) > 1:
+            found = f"{name} has {len(those)} {role}s, {name}.{those[0]} and {name}.{those[1]}"
+            raise InputError(
+                f"{path}: {found}; expected one: a name goes to its first dot, so leave other dots out of it, and call a mask "
+                f".png beside .jpg, or .{_MASKS[0]}.png"
+            )
     return {role: fields[those[0]] for role, those in chosen.items() if those}
 
 
