@@ -283,9 +283,9 @@ def predict_only(args, accelerator, batch, run, start, told):
         its = copy.copy(args)  # which looks at images as it was trained
         vars(its).update({name: None for name in Reading._fields if name not in args.given}, finetune=source)
         its_start, told = take_start(its, args.model, defaults_for(args))
-        if Reading.of(its) != Reading.of(args):
-            fail(f"{source}: trained with other --value_range or --background than {args.finetune}; expected alike")
-        members.append((other, Augmentation.of(its) if its_start else None, its.tta_flip))
+        if its.in_chans != args.in_chans:
+            fail(f"{source}: trained with another --in_chans than {args.finetune}; expected alike")
+        members.append((other, Augmentation.of(its) if its_start else None, its.tta_flip, Reading.of(its)))
         run.say(*[f"weights: {line}" for line in told])
     if others:
         run.say(f"weights: the probabilities of {1 + len(others)} models are averaged")

@@ -13,6 +13,7 @@ from made_result import write_result
 from PIL import Image
 
 from utils.cli.errors import InputError
+from utils.images.read import AS_STORED, Reading
 from utils.result.predict_recognition import predict, table
 from utils.run.checkpoint import export_weights
 
@@ -293,7 +294,7 @@ def test_the_mean_of_several_models(one_folder, images, tmp_path):
     found = {}
     for name, folders in {"one": [one_folder], "two": [second], "both": [one_folder, second]}.items():
         first, *others = folders
-        quiet(first, images, tmp_path / f"{name}.csv", topk=3, others=[(other, None, None) for other in others])
+        quiet(first, images, tmp_path / f"{name}.csv", topk=3, others=[(other, None, None, AS_STORED) for other in others])
         rows = read(tmp_path / f"{name}.csv")
         found[name] = [{row[f"label_{i}"]: float(row[f"probability_{i}"]) for i in (1, 2, 3)} for row in rows]
     for one, two, both in zip(*found.values(), strict=True):
@@ -301,10 +302,10 @@ def test_the_mean_of_several_models(one_folder, images, tmp_path):
     for names, message in ((CLASSES[::-1], "the same classes in another order"), (["a", "b", "c"], "3 other classes")):
         (second / "config.json").write_text(json.dumps(config | {"label_names": names}))
         with pytest.raises(InputError, match=f"second: found {message} than .*; expected the same ones"):
-            quiet(one_folder, images, tmp_path / "no.csv", others=[(second, None, None)])
+            quiet(one_folder, images, tmp_path / "no.csv", others=[(second, None, None, AS_STORED)])
     (second / "config.json").write_text(json.dumps(config | {"task": "multilabel"}))
     with pytest.raises(InputError, match="one names several labels an image, the other one"):
-        quiet(one_folder, images, tmp_path / "no.csv", others=[(second, None, None)])
+        quiet(one_folder, images, tmp_path / "no.csv", others=[(second, None, None, AS_STORED)])
 
 
 def test_the_mirror_image_counts_where_the_weights_or_the_line_say_so(one_folder, images, tmp_path):
@@ -347,10 +348,22 @@ def test_the_number_of_classes_is_of_one_label_an_image(one_folder, images, tmp_
         quiet(several, images / "grey.png", tmp_path / "out.csv", topk=3)
 
 
-def test_models_that_read_images_otherwise_are_not_averaged(one_folder, images, tmp_path):
-    second = model_folder(tmp_path / "second", "center")
+def test_each_of_several_models_reads_images_as_it_was_trained(one_folder, images, tmp_path):
+    second, image = model_folder(tmp_path / "second", "center"), images / "sixteen.png"
     config = json.loads((second / "config.json").read_text())
-    (second / "config.json").write_text(json.dumps(config | {"background": [255, 255, 255]}))
-    for folders in ([one_folder, second], [second, one_folder]):
-        done = forked("train_recognition", "--predict", images, "--finetune", *folders, "--output_dir", tmp_path / "out")
-        assert done.returncode == 1 and f"{folders[1]}: trained with other --value_range or --background" in done.stderr
+    (second / "config.json").write_text(json.dumps(config | {"value_range": [0, 200_000]}))
+    probabilities = []
+    for folder, reading in ((one_folder, AS_STORED), (second, Reading((0, 200_000)))):
+        quiet(folder, image, tmp_path / "one.csv", topk=3, reading=reading)
+        probabilities.append(probabilities_of(tmp_path / "one.csv"))
+    done = forked(
+        "train_recognition", "--predict", image, "--finetune", one_folder, second, "--topk", 3, "--output_dir", tmp_path / "out"
+    )
+    assert done.returncode == 0, done.stderr
+    expected = {name: (probabilities[0][name] + probabilities[1][name]) / 2 for name in CLASSES}
+    assert probabilities_of(tmp_path / "out/predictions.csv") == pytest.approx(expected, abs=1e-5)
+
+
+def probabilities_of(path):
+    (row,) = read(path)
+    return {row[f"label_{place}"]: float(row[f"probability_{place}"]) for place in (1, 2, 3)}

@@ -20,7 +20,7 @@ from utils.data.classes import imagenet_names
 from utils.data.loaders import in_worker
 from utils.files import csv_cell, replace
 from utils.images.bands import to_picture
-from utils.images.read import AS_STORED, naming, read_image
+from utils.images.read import AS_STORED, Reading, naming, read_image
 from utils.model.as_trained import as_trained
 from utils.pictures.images import answered
 from utils.result.decisions import AboveThresholds, Likeliest, decision_of, together
@@ -48,13 +48,13 @@ def predict(
     unsure: None, or a probability: a column `answer` has the likeliest class, or "unsure" where it is less probable. The
     probabilities are those at the `temperature` of config.json, if it has one (utils/metrics/calibration.py).
     cam: a PNG beside `output` shows the first images, each beside what made the model of `folder` give its answer.
-    others: [(folder, settings, flip)] of further models, with whose probabilities the mean is taken.
+    others: [(folder, settings, flip, reading)] of further models, with whose probabilities the mean is taken.
     Columns: image (its path below `images`, or its name), label_1, probability_1 (0..1), label_2, …, or labels, p_CLASS, …;
     empty where an image cannot be read, which is also said. Raises InputError for a folder without such a model, a path
     without images, images none of which can be read, and an output that cannot be written.
     """
     assert gather is not None or processes == 1, "several processes need gather"
-    members = [_open(*member, topk, unsure, device) for member in ((folder, settings, flip), *others)]
+    members = [_open(*member, topk, unsure, device) for member in ((folder, settings, flip, reading), *others)]
     decision = together([member.decision for member in members], [folder, *(folder for folder, *_ in others)])
     files = find_images(images, say if process == 0 else _say_nothing, reading)
     output = pathlib.Path(output)
@@ -65,7 +65,7 @@ def predict(
             raise InputError(f"{picture}: would be replaced, and no --predict wrote it; name another --output_dir")
         for note in [member.decision.note for member in members if member.decision.note]:
             say(note)
-    mine = _Images(files, range(process, len(files), processes), [member.transform for member in members], reading)
+    mine = _Images(files, range(process, len(files), processes), [(member.transform, member.reading) for member in members])
     answers = _predict(members, mine, decision, batch_size, torch.device(device), workers, show=process == 0)
     answers = sorted(gather(answers) if gather else answers, key=lambda answer: answer[0])
     faults = [fault for _, fault, _ in answers if fault]
@@ -99,6 +99,7 @@ class _Member(NamedTuple):
     transform: Callable
     decision: Likeliest | AboveThresholds
     flip: bool
+    reading: Reading
 
     def logits(self, images):
         """(B, C) float32 of images (B, 3, H, W)."""
@@ -106,11 +107,11 @@ class _Member(NamedTuple):
         return (logits + self.model(images.flip(-1)).float()) / 2 if self.flip else logits
 
 
-def _open(folder, settings, flip, topk, unsure, device):
+def _open(folder, settings, flip, reading, topk, unsure, device):
     model, transform, classes = open_classifier(folder)
     transform = transform if settings is None else eval_transform(settings)
     flip = as_trained(folder).evaluation.get("tta_flip", False) if flip is None else flip
-    return _Member(model.to(device), transform, decision_of(folder, classes, topk, unsure), flip)
+    return _Member(model.to(device), transform, decision_of(folder, classes, topk, unsure), flip, reading)
 
 
 def open_classifier(folder):
@@ -134,11 +135,11 @@ def open_classifier(folder):
 
 
 class _Images(torch.utils.data.Dataset):
-    """The images with these `numbers` among `files`: (number, [image (3, H, W) of each of the `transforms`] or None, why it
-    cannot be read or None)."""
+    """The images with these `numbers` among `files`: (number, [image (3, H, W) of each of the `views`, (transform, Reading)] or
+    None, why it cannot be read or None)."""
 
-    def __init__(self, files, numbers, transforms, reading):
-        self.files, self.numbers, self.transforms, self.reading = files, numbers, transforms, reading
+    def __init__(self, files, numbers, views):
+        self.files, self.numbers, self.views = files, numbers, views
 
     def __len__(self):
         return len(self.numbers)
@@ -147,9 +148,9 @@ class _Images(torch.utils.data.Dataset):
         number = self.numbers[index]
         path, _ = self.files[number]
         try:
-            image = read_image(path, reading=self.reading)
+            images = {reading: read_image(path, reading=reading) for reading in {reading for _, reading in self.views}}
             with naming(path):  # 1 x 60,000 pixels are soon read, but enlarged they need more memory than there is
-                return number, [transform(image) for transform in self.transforms], None
+                return number, [transform(images[reading]) for transform, reading in self.views], None
         except InputError as error:
             return number, None, str(error)
 
