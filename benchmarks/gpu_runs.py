@@ -27,13 +27,14 @@ from timm.data.loader import PrefetchLoader
 
 import train_recognition
 import train_segmentation
+from utils.data.loaders import end_workers
 
 # (name of the row, script, flags, pixels, images in a batch)
 JOBS = (
     ("convnext_tiny", "recognition", "--model convnext_tiny", 224, 256),
+    ("convnextv2_base", "recognition", "--model convnextv2_base", 224, 128),
     ("resnet50", "recognition", "--model resnet50", 224, 256),
     ("UPerNet on convnext_tiny", "segmentation", "--backbone convnext_tiny --model upernet", 512, 16),
-    ("convnextv2_base", "recognition", "--model convnextv2_base", 224, 128),
 )
 SMALL_JOBS = (
     ("test_convnext", "recognition", "--model test_convnext", 64, 4),
@@ -86,6 +87,7 @@ class _Measured(Exception):
 
 def _forget():
     """What a run leaves in its process goes, so that the next one starts as the first."""
+    end_workers()  # which would finish the batches that they have begun
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     torch.compiler.reset()
@@ -135,7 +137,7 @@ def speed(args, device, add):
     cost = dict(FIRST_GUESS)
     with tempfile.TemporaryDirectory() as folder:
         data = make_images(folder, *((12, 1) if args.small else (64, 39)))
-        for compiled, job in itertools.product(COMPILED, SMALL_JOBS if args.small else JOBS):
+        for job, compiled in itertools.product(SMALL_JOBS if args.small else JOBS, COMPILED):
             name, script, flags, pixels, batch = job
             columns = {"model": name, "pixels": pixels, "batch": batch, "compile": compiled}
             if args.end - time.monotonic() < cost[compiled]:
@@ -183,7 +185,7 @@ def _eager_backend():
 def _take_turns(
     args, device, batch, compiled, train, accelerator, network, criterion, loader, optimizer, schedule, run, *rest
 ):  # fmt: skip
-    updates, rounds = (2, 1) if args.small else (8, 3)
+    updates, rounds = (2, 1) if args.small else (5, 3)
     kept, rate = list(itertools.islice(loader.batches, 4)), optimizer.param_groups[0]["lr"]
     loader.batches = _Again(kept, updates)
 
@@ -284,7 +286,7 @@ AUGMENTATIONS = {"crop and flip": "--aa none --reprob 0", "RandAugment and erasi
 def loader(args, device, add):
     """Images/s that the script's loader brings to the device from JPEG files, with nothing else to do."""
     with tempfile.TemporaryDirectory() as folder:
-        data = make_images(folder, *((12, 1) if args.small else (64, 799)))
+        data = make_images(folder, *((12, 1) if args.small else (64, 299)))
         for name, flags in AUGMENTATIONS.items():
             seconds = 0.5 if args.small else min(12.0, (args.end - time.monotonic()) / 3)
             words = [*data, *flags.split(), "--model", "test_convnext", "--num_workers", str(args.workers)]

@@ -136,6 +136,20 @@ def test_bf16_keeps_less_than_float32(device, case):
     assert kept_by_forward(device, model, images, case) < 0.85 * kept_by_forward(device, model, images, "no")
 
 
+class LargeAtFirst(list):
+    """Batches before the first of which as much memory is taken for a moment as cuDNN's search may take."""
+
+    def __iter__(self):
+        torch.empty(2**30, dtype=torch.uint8, device="cuda")
+        yield from super().__iter__()
+
+
+@on({"recognition": "recognition"})
+def test_the_peak_of_a_run_is_without_that_of_its_first_update(device, case, tmp_path):
+    train_in_memory(case, device, tmp_path / "run", LargeAtFirst(batches_in_memory(case, 4)))
+    assert torch.cuda.max_memory_allocated() < 2**29
+
+
 def bytes_of(tensors):
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 

@@ -128,3 +128,18 @@ def test_fsdp2_on_one_process_has_the_losses_of_an_ordinary_run(device, case, tm
         assert done.returncode == 0, done.stderr[-2000:]
         assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "plain"), rel=1e-2)
         go_back(tmp_path / "sharded")
+
+
+@on({"recognition": "recognition"}, slow=("recognition",))
+def test_two_processes_on_the_cpu_see_no_gpu(device, case, tmp_path, data):
+    words = [*WORDS[case], "--data_path", data[case], "--output_dir", tmp_path / "run"]
+    done = run(ROOT / f"train_{case}.py", *words, processes=2, env={"ACCELERATE_USE_CPU": "true"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert re.search(r"processes: 2, each with \d+ CPU threads", done.stdout) and len(losses(tmp_path / "run")) == 6
+
+
+@on({"recognition": "recognition"})
+def test_two_processes_with_one_gpu_are_told_so(device, case, tmp_path, data):
+    words = [*WORDS[case], "--data_path", data[case], "--output_dir", tmp_path / "run"]
+    done = run(ROOT / f"train_{case}.py", *words, processes=2, env={"CUDA_VISIBLE_DEVICES": "0"})
+    assert done.returncode == 1 and "two processes have one GPU" in done.stderr, done.stderr[-2000:]

@@ -18,6 +18,7 @@ NO_MEMORY = re.compile(
     r"could not execute a primitive|CUDNN_STATUS_ALLOC_FAILED|CUBLAS_STATUS_ALLOC_FAILED|not enough memory", re.I
 )  # fmt: skip
 ASKED = re.compile(r"(?:tried to allocate|unable to allocate|you tried to allocate) ([\d.]+) ?([KMGT]i?B|bytes)", re.I)
+SHARED_GPU = "Duplicate GPU detected"  # in what NCCL says
 NO_SHARED = re.compile(r"bus error|shared memory|shm|/torch_\d+", re.I)
 GOES_ON = "what was saved is whole, and the same command goes on"
 DOCTOR = "`python -m utils.doctor` shows what this machine has"
@@ -34,6 +35,9 @@ def explain(error, args=None):
         return f"{said}: more files than `ulimit -n` allows; a larger one, or fewer --num_workers; {GOES_ON}; {DOCTOR}"
     if code == errno.EAGAIN or "can't start new thread" in said:
         return f"{said}: more processes than `ulimit -u` or the container allows; fewer --num_workers; {GOES_ON}; {DOCTOR}"
+    if SHARED_GPU in str(error):
+        return ("two processes have one GPU, which NCCL refuses: expected as many processes as GPUs (--num_processes, "
+                "--nproc_per_node), or ACCELERATE_USE_CPU=true before the command for all of them on the CPU")  # fmt: skip
     if isinstance(error, RuntimeError | OSError) and "WORLD_SIZE" in os.environ and LOST.search(str(error)):
         return f"a process of this run was lost ({first_line(error)}); the same command goes on from the last state"
     if isinstance(error, RuntimeError) and NO_DETERMINISTIC in said:

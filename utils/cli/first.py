@@ -1,5 +1,5 @@
-"""Answers --help and a wrong flag, prints the first line of a run, and sets how threads wait: all before torch is imported,
-which takes seconds.
+"""Answers --help and a wrong flag, prints the first line of a run, sets how threads wait and hides GPUs from a run on the CPU:
+all before torch is imported, which takes seconds.
 
 A training script imports this file before all others. In any other program importing it does nothing.
 """
@@ -12,7 +12,7 @@ import sys
 from utils.cli import recognition_flags, segmentation_flags
 from utils.cli.arguments import Parser
 from utils.cli.errors import leave_on_signals, ready_output
-from utils.cli.threads import spin_briefly
+from utils.cli.threads import hide_gpus, spin_briefly
 
 NEEDED = ("torch", "torchvision", "timm", "accelerate", "safetensors", "numpy", "PIL")
 FLAGS = {"train_recognition.py": recognition_flags, "train_segmentation.py": segmentation_flags}
@@ -37,6 +37,7 @@ def _answer():
     if missing := [name for name in NEEDED if name not in sys.modules and not importlib.util.find_spec(name)]:
         sys.exit(f"{script}: error: {sys.executable} has no {' and no '.join(missing)}; python -m pip install -r "
                  "requirements.txt, or activate the environment that has them")  # fmt: skip
+    hide_gpus()
     spin_briefly()
     if os.environ.get("RANK", "0") == "0" and args.dry_run != "json":
         model = f"{args.model} on {args.backbone}" if hasattr(args, "backbone") else args.model

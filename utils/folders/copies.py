@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import io
+import itertools
 import os
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from utils.data.bad_samples import in_threads
 from utils.images.formats import open_image
 
+CHUNK = 64  # files that a thread looks at in turn
 PART = 4096  # bytes of the beginning and of the end of a file that are compared before all of it
 BITS = 3  # of 64 in which the hashes of two pictures that look alike differ at most
 PAIRS = 4_000_000  # more are compared by nearly equal hashes only
@@ -23,10 +25,10 @@ def equal_groups(files):
     """
     groups = [list(range(len(files)))]
     for key in (_size, _ends, _digest):
-        keys = {}
         wanted = [index for group in groups for index in group]
-        for index, value in zip(wanted, in_threads(lambda index, key=key: _try(key, files[index]), wanted), strict=True):
-            keys[index] = value
+        parts = [wanted[first : first + CHUNK] for first in range(0, len(wanted), CHUNK)]
+        found = in_threads(lambda part, key=key: [_try(key, files[index]) for index in part], parts)
+        keys = dict(zip(wanted, itertools.chain.from_iterable(found), strict=True))
         parted = []
         for group in groups:
             same = collections.defaultdict(list)

@@ -16,11 +16,11 @@ import accelerate
 import timm.layers
 import torch
 import torch.distributed
-from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
+from accelerate.utils import InitProcessGroupKwargs
 
 from utils.cli.arguments import derive_batch
 from utils.cli.errors import InputError, first_line
-from utils.cli.threads import user_chose_threads
+from utils.cli.threads import asks_for_cpu, user_chose_threads
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # from malloc.h of glibc
 # How long processes wait for one that works alone: a download, the index of a folder, a data set that is prepared, an
@@ -229,11 +229,11 @@ def _as_it_is(module, mode=True):
 
 def has_accelerator():
     """Whether this run is on a GPU or another accelerator: torch finds one, and the launcher does not ask for the CPU."""
-    return torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    return torch.accelerator.is_available() and not asks_for_cpu()
 
 
 def peak_memory(device):
-    """In words: what torch allocated on the GPU at most so far, or, on a CPU, what this process held."""
+    """In words: what torch allocated on the GPU at most so far, since `forget_peak`, or, on a CPU, what this process held."""
     if device.type == "cuda":
         return f"peak {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB"
     try:  # not getrusage, which begins with the peak of the process that started this one
@@ -241,6 +241,12 @@ def peak_memory(device):
         return f"peak {kibibytes / 2**20:.2f} GiB"
     except (OSError, TypeError):  # not Linux
         return "peak unknown"
+
+
+def forget_peak(device):
+    """What was allocated on the GPU so far does not count for `peak_memory`: cuDNN tries its kernels in whatever is free."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def cores_per_process():

@@ -19,7 +19,7 @@ from utils.files import write_json
 from utils.images.bands import bands_of
 from utils.images.formats import allow_pixels
 from utils.images.read import AS_STORED
-from utils.model.processes import peak_memory
+from utils.model.processes import forget_peak, peak_memory
 from utils.report.scores import epoch_line, score_of
 from utils.run import folder, state, trackers
 from utils.run.log import RunLog, clock
@@ -127,7 +127,7 @@ class Run:
         statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
         self.updates = Updates(accelerator, self.counters, self.log, bad_samples, args.skip_nonfinite, statistics)
         self.remarks = Remarks(self.log, images=len(self.sources[0]), batch=batch.total, lr=args.lr, resumed=bool(self.state))
-        self.start, self.first_epoch = time.perf_counter(), self.counters.epoch
+        self.start, self.first_epoch, self.first_update = time.perf_counter(), self.counters.epoch, self.counters.update
 
     def __enter__(self):
         """The epochs begin: signals are heard from here on."""
@@ -217,6 +217,8 @@ class Run:
         updates.end(rate, norm, made)
         updates.lap("optimizer")
         self.counters.update += 1
+        if self.counters.update == self.first_update + 1:
+            forget_peak(self.accelerator.device)  # of cuDNN's search
         log.advance()
         due, last = self.signals.due(self.counters.update), log.done == log.total
         if self.remarks.wants_look(self.counters.update) or due or last or len(updates) == self.args.log_every:
