@@ -113,7 +113,8 @@ def run_tests(args, add, about):
     files = sorted((ROOT / "tests").rglob("test_*.py"))
     files = [path for path in files if path.parent.name == "gpu" or "mark.gpu" in path.read_text()]
     words = ["-m", "not gpu", "-k", "keeps_its_lane or batches_under_load"] if args.small else ["-m", "gpu"]
-    words += ["-n", str(max(1, min(8, (os.cpu_count() or 1) // 2)))] if importlib.util.find_spec("xdist") and not args.small else []
+    if importlib.util.find_spec("xdist") and not args.small:
+        words += ["-n", str(max(1, min(8, (os.cpu_count() or 1) // 2)))]
     command = [sys.executable, "-m", "pytest", *map(str, files), *words, "-o", "addopts=", "-v", "-rfE", "--tb=short"]
     process = subprocess.Popen(
         [*command, "-p", "no:cacheprovider"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

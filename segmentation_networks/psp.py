@@ -48,6 +48,18 @@ class PyramidPooling(nn.Module):
     def forward(self, x):
         maps = [x]
         for scale, branch in zip(self.pool_scales, self.children(), strict=True):
-            y = pooled(branch, F.adaptive_avg_pool2d(x, scale))
+            y = pooled(branch, grid_means(x, scale))
             maps.append(F.interpolate(y, x.shape[-2:], mode="bilinear", align_corners=self.align_corners))
         return torch.cat(maps, 1)
+
+
+def grid_means(x, scale):
+    """The means over a grid of scale x scale cells, (B, C, H, W) to (B, C, scale, scale): adaptive average pooling.
+
+    The gradient of torch's adds in no fixed order on GPUs. Where --deterministic asks for one, each cell is a mean of its own.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return F.adaptive_avg_pool2d(x, scale)
+    rows, columns = ([slice(i * size // scale, -(-(i + 1) * size // scale)) for i in range(scale)] for size in x.shape[-2:])
+    means = [x[..., row, column].mean((-2, -1)) for row in rows for column in columns]
+    return torch.stack(means, -1).unflatten(-1, (scale, scale))

@@ -35,7 +35,8 @@ from utils.run.checkpoint import states
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for equal bits; cuBLAS reads it when it begins
 SCRIPTS = {"recognition": train_recognition, "segmentation": train_segmentation}
 BACKBONE = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}  # of a ConvNeXt V2
-COMMON = "--epochs 2 --opt adamw --num_workers 0 --report_to none"
+# Without cuDNN's search, which takes longer than these runs.
+COMMON = "--epochs 2 --opt adamw --num_workers 0 --report_to none --cudnn_benchmark false"
 SAVES = "--save_ckpt_updates 4 --save_ckpt_num 9".split()
 WORDS = {
     "recognition": f"--model convnextv2_atto --model_kwargs depths=(1,1,1,1) dims=(8,8,16,16) --input_size 64 --lr 2e-3 "

@@ -18,7 +18,7 @@ from segmentation_networks.encnet import EncHead, EncModule, Encoding
 from segmentation_networks.fcn import FCNHead
 from segmentation_networks.fpn import FPNHead
 from segmentation_networks.network import SegmentationNetwork
-from segmentation_networks.psp import PSPHead, PyramidPooling
+from segmentation_networks.psp import PSPHead, PyramidPooling, grid_means
 from segmentation_networks.upernet import UPerNetHead
 
 
@@ -170,3 +170,15 @@ def test_first_weights_of_pytorch_encodings_heads_are_torchs(head):
         assert 0.6 * most < module.weight.abs().max() <= most
     if head != "upernet":
         assert all(type(each.get_submodule(each.classifiers[0].rpartition(".")[0])[-2]) is nn.Dropout for each in heads)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 6])
+def test_the_deterministic_means_over_a_grid_are_those_of_adaptive_pooling(scale, monkeypatch):
+    found = []
+    for deterministic in (False, True):
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda chosen=deterministic: chosen)
+        x = torch.randn(2, 3, 7, 13, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+        means = grid_means(x, scale)
+        (means * torch.arange(means.numel()).view_as(means)).sum().backward()
+        found.append((means.detach(), x.grad))
+    torch.testing.assert_close(found[1], found[0])
