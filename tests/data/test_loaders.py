@@ -2,9 +2,13 @@
 
 import itertools
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
+from conftest import ROOT
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
@@ -237,3 +241,39 @@ class Copies(TorchFunctionMode):
         if function is torch.Tensor.to and "mps" in str(args[1:]):
             self.awaited.append(not kwargs.get("non_blocking", False))
         return function(*args, **kwargs)
+
+
+# A script with loader workers; at its end torch waits for them as it does beside pinned memory, up to five seconds for each.
+WITH_WORKERS = f"""
+import atexit, sys, types
+sys.path.insert(0, {str(ROOT)!r})
+from utils.cli.arguments import Batch
+from utils.cli.errors import run_script
+from utils.data.loaders import build_loaders
+import torch
+
+class Images(torch.utils.data.Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, place):
+        return torch.zeros(3, 4, 4), 0
+
+def main(args):
+    global loaders
+    loaders = build_loaders(Images(), Images(), Batch(2, 1, 1, 0), device=torch.device("cpu"), workers=2)
+    for loader in loaders:
+        list(loader)
+        for worker in loader.batches._iterator._workers:
+            atexit.register(worker.join, 5)
+    print("done", flush=True)
+
+run_script("script", main, None)
+"""
+
+
+def test_a_script_ends_when_it_is_done():
+    script = subprocess.Popen([sys.executable, "-c", WITH_WORKERS], stdout=subprocess.PIPE, text=True)
+    assert script.stdout.readline() == "done\n"
+    done = time.monotonic()
+    assert script.wait(30) == 0 and time.monotonic() - done < 3

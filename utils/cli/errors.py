@@ -98,6 +98,8 @@ def run_script(script, main, args):
             raise
         line = f"error: {one_line(line)}"
     else:
+        if loaders := sys.modules.get("utils.data.loaders"):
+            loaders.end_workers()  # torch, where it has pinned memory, would wait five seconds for each of them
         _flush()
         return
     with contextlib.suppress(OSError):
