@@ -42,7 +42,7 @@ WORDS = {
     "recognition": f"--model convnextv2_atto --model_kwargs depths=(1,1,1,1) dims=(8,8,16,16) --input_size 64 --lr 2e-3 "
     f"--warmup_epochs 0 --batch_size 16 {COMMON}".split(),
     "segmentation": f"--backbone convnextv2_atto --backbone_kwargs depths=(1,1,1,1) dims=(8,8,16,16) --channels 8 --crop_size "
-    f"32 --base_size 48 --lr 2e-3 --head_lr_scale 1 --batch_size 16 --dropout 0 {COMMON}".split(),
+    f"64 --base_size 64 --lr 2e-3 --head_lr_scale 1 --batch_size 16 --dropout 0 {COMMON}".split(),
 }
 COLOURS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200]])
 

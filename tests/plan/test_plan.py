@@ -48,6 +48,11 @@ def test_a_long_run_changes_images_strongly_and_averages_its_weights():
     assert plan(facts(300, epochs=8))["aa"] == "none" != plan(facts(300, epochs=16))["aa"]  # which its user has set
 
 
+def test_a_short_run_on_a_gpu_does_without_the_search_for_kernels():
+    assert plan(facts(300, cudnn=True))["cudnn_benchmark"] is False
+    assert "cudnn_benchmark" not in plan(facts(300)) and "cudnn_benchmark" not in plan(facts(9000, cudnn=True, epochs=20))
+
+
 def test_the_rate_follows_the_optimizer_and_the_network():
     assert plan(facts(300, opt="sgd"))["lr"] == pytest.approx(10 * plan(facts(300))["lr"], rel=0.02)
     assert plan(facts(300, batch_norm=False))["lr"] < plan(facts(300))["lr"] / 2
@@ -244,6 +249,16 @@ def test_a_plan_that_no_run_wrote_is_not_followed(own, tmp_path, planned):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "args.json").write_text(json.dumps({"args": {"planned": planned}}))
     assert "--lr 0.0003 --" in start(own, tmp_path / "run", "--dry_run")
+
+
+@pytest.mark.parametrize("words, searches", [([], False), (["--cudnn_benchmark", "true"], True)])
+def test_a_planned_search_for_kernels_counts_for_the_run(words, searches, monkeypatch):
+    monkeypatch.setattr("utils.plan.take.has_accelerator", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    args, said = parse("train_recognition.py", "", ["--data_path", "x", "--finetune", "w", *words]), []
+    take_plan(args, Batch(64), range(300), range(60), lambda: torch.nn.Linear(3, 3), said.append)
+    assert torch.backends.cudnn.benchmark is searches and ("--cudnn_benchmark false" in said[0]) is not searches
 
 
 @pytest.mark.parametrize("takes_it", [True, False])

@@ -13,6 +13,7 @@ ADAM, SGD = ("adam", "adamw", "nadamw", "radam"), ("sgd", "momentum", "nesterov"
 # statistics follow the batch.
 RATES = {(False, True): 2.5e-3, (False, False): 3e-4, (True, True): 1e-3, (True, False): 3e-4}
 LEAST_FOR_BATCH_NORM = 16  # images of a process, of which batch norm takes its statistics
+SEARCH = 2000  # updates, from which on the ten seconds in which cuDNN searches its kernels are little
 LONG = 3500  # images x epochs, from which on strong changes of the images, and an average of the weights, pay
 
 
@@ -20,7 +21,8 @@ class Facts(NamedTuple):
     """What a plan is made from. images: to train on; validation: to score; total: images per update; processes: that share
     them; opt: name of the optimizer; parameters: of the network; batch_norm: it has batch norm, which is not frozen; side: of
     segmentation, the usual long side of an image in pixels, else None; epochs: that the user set, or their share of one, else
-    None; several: an image may have several labels; bands: images have bands, whose colours nothing changes.
+    None; several: an image may have several labels; bands: images have bands, whose colours nothing
+    changes; cudnn: the run is on a GPU of NVIDIA's.
     """
 
     images: int
@@ -34,6 +36,7 @@ class Facts(NamedTuple):
     epochs: float | None = None
     several: bool = False
     bands: bool = False
+    cudnn: bool = False
 
 
 def images_per_update(images, processes, least):
@@ -62,6 +65,7 @@ def plan(facts):
         rate *= 1 if facts.opt in ADAM else 10
         planned |= {"lr": float(f"{rate:.2g}"), "weight_decay": 0.05 if facts.opt in ADAM else 1e-4}
     planned |= {"freeze": "bn"} if few else {}
+    planned |= {"cudnn_benchmark": False} if facts.cudnn and facts.images * epochs / facts.total < SEARCH else {}
     return planned | (_recognition(facts, epochs) if facts.side is None else _segmentation(facts))
 
 

@@ -12,6 +12,7 @@ from utils.cli.arguments import derive_batch, flags_text
 from utils.cli.errors import InputError
 from utils.cli.recognition_flags import SMALL
 from utils.images.read import BadImage, size_of
+from utils.model.processes import has_accelerator
 from utils.plan.rules import LEAST_FOR_BATCH_NORM, Facts, images_per_update, plan
 
 MOST_IMAGES = 100_000  # to plan for: with more the published defaults are at home
@@ -68,7 +69,7 @@ def _set_plan(args, batch, train_source, val_source, build):
         opt=args.opt if "opt" in chosen else "adamw", parameters=parameters, batch_norm=batch_norm,
         side=None if hasattr(args, "input_size") else _usual_side(train_source),
         epochs=_chosen_epochs(args, len(train_source) / total), several=bool(getattr(args, "task", None)),
-        bands=bool(args.in_chans),
+        bands=bool(args.in_chans), cudnn=has_accelerator() and torch.cuda.is_available(),
     )  # fmt: skip
     planned = {"total_batch_size": total, "update_freq": 1} | plan(facts)
     if planned.keys() & before:  # a run that goes on keeps its plan, whatever this version, or more processes, would make of it
@@ -85,6 +86,8 @@ def _set_plan(args, batch, train_source, val_source, build):
     args.planned = {flag: value for flag, value in planned.items() if flag not in chosen | idle}
     for flag, value in args.planned.items():
         setattr(args, flag, value)
+    if "cudnn_benchmark" in args.planned:
+        torch.backends.cudnn.benchmark = args.cudnn_benchmark  # which the processes began with
     if args.planned.get("drop_path") and _try(build) is None:  # it has no blocks that could be left out
         del args.planned["drop_path"]
         args.drop_path = 0.0
@@ -112,6 +115,7 @@ INSTEAD = {
     "lr": "blr", "total_batch_size": "batch_size update_freq", "update_freq": "batch_size total_batch_size",
     "warmup_epochs": "warmup_steps minutes", "epochs": "minutes max_updates", "reprob": "remode recount", "sched": "power",
     "opt": "momentum", "freeze": "sync_bn", "eval_freq": "disable_eval",
+    "cudnn_benchmark": "deterministic",
 }  # fmt: skip
 
 
