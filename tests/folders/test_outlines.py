@@ -180,6 +180,22 @@ def test_classes_and_a_test_split_of_outlines(tmp_path):
     assert train.classes == ["car", "rest"] and ids(train) == [1, 0]
 
 
+def test_outlines_to_test_on_elsewhere_are_counted_in_the_classes_of_the_training(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for path in (here / "train", here / "valid", there):
+        write_json(path / "_annotations.coco.json", coco(1))
+        write_image(path / "0.jpg")
+    renamed = coco(1) | {"categories": [{"id": 3, "name": "car"}, {"id": 7, "name": "car"}]}  # no road, all of it cars
+    write_json(there / "_annotations.coco.json", renamed)
+    data, lines = Data(data_path=str(here), test_data_path=str(there)), []
+    _, val = open_segmentation_data(data, crop_size=32, seed=0, say=lines.append)
+    assert val.test.classes == ["background", "road", "car"] and ids(val.test) == [2, 0, 2]
+    assert "classes: the test images have none of road" in lines
+    write_json(there / "_annotations.coco.json", coco(1) | {"categories": [{"id": 3, "name": "owl"}, {"id": 7, "name": "car"}]})
+    with pytest.raises(InputError, match=r"the test images have other classes \(owl\) than background, road, car"):
+        open_segmentation_data(data, crop_size=32, seed=0, say=lines.append)
+
+
 def test_a_report_on_outlines(tmp_path):
     for split in ("train", "val"):
         write_json(tmp_path / "data" / f"{split}.json", coco(2, 10 * (split == "val")))

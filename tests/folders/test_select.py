@@ -21,12 +21,13 @@ def tree(tmp_path):
     return tmp_path
 
 
-def opened(root, text=None, **flags):
+def opened(root, text=None, need_train=True, **flags):
     if text is not None:
         (root / "my.txt").write_text(text, encoding="utf-8-sig")
         flags["classes"] = str(root / "my.txt")
     lines = []
-    return *open_recognition_data(recognition_flags.Data(data_path=str(root), **flags), seed=0, say=lines.append), lines
+    data = recognition_flags.Data(data_path=str(root), **flags)
+    return *open_recognition_data(data, seed=0, need_train=need_train, say=lines.append), lines
 
 
 def test_classes_are_ordered_left_out_and_merged(tree):
@@ -36,6 +37,19 @@ def test_classes_are_ordered_left_out_and_merged(tree):
         for index in range(len(source)):
             assert (source.labels[index] == 0) == ("/truck/" in source.name(index)) and "/cat/" not in source.name(index)
     assert lines[0] == "classes: 8 training images of 1 others (cat) are left out"
+
+
+def test_images_to_test_and_to_validate_on_need_not_have_all_classes(tree):
+    make_folder(tree / "test", ("car", "truck"), 2)
+    text = "truck\ncat\nroad = car, bus\n"
+    *_, val, lines = opened(tree, text)
+    assert val.test.classes == ["truck", "cat", "road"] and sorted(val.test.labels.tolist()) == [0, 0, 2, 2]
+    assert "classes: the test images have none of cat" in lines
+    evaluated, _, lines = opened(tree / "test", text, need_train=False)
+    assert evaluated.classes == val.classes and evaluated.labels.tolist() == [2, 2, 0, 0]
+    assert lines[-1] == "classes: the validation images have none of cat"
+    with pytest.raises(InputError, match="none of owl, dog is a class of the data, which has car, truck"):
+        opened(tree / "test", "owl\ndog\n", need_train=False)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def in_classes(source, classes, palette=None, say=print):
         near = did_you_mean(unknown[0], classes)
         raise InputError(
             f"{source.title}: {len(unknown)} of {len(own)} classes are none of the weights' ({_few(unknown)}{near}); they have "
-            f"{len(classes)}: {_few(classes)}; name the classes of the data as these"
+            f"{len(classes)}: {_few(classes)}; name the classes of the data as these, or give the --classes of the training"
         )
     if own != classes and (twice := [name for name in own if classes.count(name) > 1]):
         raise InputError(f"{source.title}: the weights have two classes {twice[0]}, so that the data cannot be mapped by name")

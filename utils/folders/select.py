@@ -22,9 +22,10 @@ def select(train, val, *, classes=None, max_train_images=None, max_val_images=No
         raise InputError(f"--{asked[0]} takes effect on own images, in folders or tables; leave it out")
     alone, test = train is val, getattr(val, "test", None)
     if classes:
-        groups = read_groups(classes, train.classes)
+        groups = read_groups(classes, train.classes, some=alone)
         test = test and in_groups(test, groups, say, "test")
-        train, val = in_groups(train, groups, say), val if alone else in_groups(val, groups, say, "validation")
+        train = in_groups(train, groups, say, "validation" if alone else "training")
+        val = val if alone else in_groups(val, groups, say, "validation")
     train = _at_most(train, max_val_images if alone else max_train_images, seed)
     val = train if alone else _at_most(val, max_val_images, seed)
     if test:
@@ -32,10 +33,11 @@ def select(train, val, *, classes=None, max_train_images=None, max_val_images=No
     return train, val
 
 
-def read_groups(path, known):
+def read_groups(path, known, some=False):
     """{name: [classes of the data]} of a file with a class on each line, or `name = class, class` to merge some.
 
-    Raises InputError for a name that is not among the `known` ones, for one class in two lines, and for one line only.
+    some: the data may have some of these classes only, as images to validate or to test on do. Raises InputError for a name
+    that is not among the `known` ones, or where none is, for one class in two lines, and for one line only.
     """
     groups, seen = {}, {}
     for line in read_text(path, "a class on each line, or name = class, class").splitlines():
@@ -45,7 +47,7 @@ def read_groups(path, known):
         members = [member.strip() for member in members.split(",")] if equals and line not in known else [line]
         name = name if len(members) > 1 or line not in known else line
         for member in members:
-            if member not in known:
+            if member not in known and not some:
                 near = did_you_mean(member, known)
                 raise InputError(f"--classes {path}: {member} is no class of the data{near}; it has {few(known)}")
             if member in seen:
@@ -54,17 +56,25 @@ def read_groups(path, known):
         groups.setdefault(name, []).extend(members)
     if len(groups) < 2:
         raise InputError(f"--classes {path}: found {len(groups)} classes; expected two at least, one a line")
+    if not set(seen) & set(known):
+        raise InputError(f"--classes {path}: none of {few(list(seen))} is a class of the data, which has {few(known)}")
     return groups
 
 
 def in_groups(source, groups, say=print, what="training"):
-    """The `source` with the classes of `read_groups`: images of others are left out, pixels of others are no class."""
+    """The `source` with the classes of `read_groups`: images of others are left out, pixels of others are no class.
+
+    what: the images are for. A class that none of them has keeps its number.
+    """
     place = {member: number for number, members in enumerate(groups.values()) for member in members}
     numbers = np.array([place.get(name, -1) for name in source.classes])
     others = [name for name in source.classes if name not in place]
+    if lacking := [name for name, members in groups.items() if not set(members) & set(source.classes)]:
+        say(f"classes: the {what} images have none of {few(lacking)}")
     if not hasattr(source, "labels"):
         tables = tuple(np.where(table >= 0, numbers[table], table) for table in source.ids.tables)
-        palette = np.array([source.palette[source.classes.index(members[0])] for members in groups.values()])
+        colours = dict(zip(source.classes, source.palette, strict=True))
+        palette = np.array([next((colours[name] for name in names if name in colours), (0, 0, 0)) for names in groups.values()])
         source = source.part(np.arange(len(source)))
         source.set_ids(source.ids._replace(classes=list(groups), palette=palette, tables=tables))
         if others and what == "training":
@@ -72,7 +82,7 @@ def in_groups(source, groups, say=print, what="training"):
         return source
     if source.labels.ndim == 2:  # an image keeps those of its labels that are asked for, which may be none
         part = source.part(np.arange(len(source)))
-        columns = [[source.classes.index(member) for member in members] for members in groups.values()]
+        columns = [[source.classes.index(name) for name in members if name in source.classes] for members in groups.values()]
         part.labels, part.classes = np.stack([part.labels[:, places].any(1) for places in columns], 1), list(groups)
         if others and what == "training":
             say(f"classes: {len(others)} other labels ({few(others)}) are not learned")

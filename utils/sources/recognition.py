@@ -87,7 +87,7 @@ def _test_images(data, classes, say):
         return None
     test = scan_folder(path, None if data.classes else classes)
     if data.classes:
-        test = in_groups(test, read_groups(data.classes, test.classes), say, "test")
+        test = in_groups(test, read_groups(data.classes, test.classes, some=True), say, "test")
     say(f"data: {len(test):,} images of {path} are scored once, after training, by the best weights")
     return test
 
