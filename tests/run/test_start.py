@@ -76,7 +76,22 @@ def test_the_data_sets_its_flags_in_training_but_not_in_an_evaluation(tmp_path):
     assert (args.input_size, args.crop_pct, args.mean) == (64, 1.0, [0.5] * 3)
     args, start, _ = taken(words + "--eval true", defaults=DIGITS)
     assert (args.input_size, args.crop_pct, args.model, start.classes) == (40, 0.8, "resnet10t", ["cat", "dog"])
-    assert taken(words, defaults=DIGITS)[0].model == "convnextv2_atto"
+
+
+def test_a_training_takes_the_model_that_the_weights_are_of(tmp_path):
+    words = DATA + f"--finetune {folder(tmp_path, model_args={'depths': [1, 1, 1, 1]})} "
+    args, _, told = taken(words)
+    assert (args.model, dict(args.model_kwargs)) == ("resnet10t", {"depths": [1, 1, 1, 1]})
+    assert told[1:] == ["--model resnet10t, of which they are"]
+    args, _, told = taken(words + "--model resnet18")
+    assert (
+        args.model == "resnet18"
+        and not args.model_kwargs
+        and told[1] == ("--model resnet18 wins over resnet10t, as the weights were trained")
+    )
+    args, _, told = taken(words, "train_segmentation.py")
+    assert (args.backbone, args.model, dict(args.backbone_kwargs)) == ("resnet10t", "upernet", {"depths": [1, 1, 1, 1]})
+    assert taken(words + "--backbone resnet18", "train_segmentation.py")[0].backbone == "resnet18"
 
 
 def test_a_recipe_wins_in_training_only(tmp_path):

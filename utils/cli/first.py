@@ -41,8 +41,8 @@ def _answer():
     spin_briefly()
     if os.environ.get("RANK", "0") == "0" and args.dry_run != "json":
         model = f"{args.model} on {args.backbone}" if hasattr(args, "backbone") else args.model
-        if args.predict or (args.eval and args.finetune and not {"model", "backbone"} & args.given):
-            model = args.finetune  # which says what it is
+        if args.predict or (args.finetune and not {"model", "backbone"} & args.given):
+            model = args.finetune  # which may say what it is
         with contextlib.suppress(OSError):  # a full disk, a pipe that nobody reads: the run says so
             print(f"{script.removesuffix('.py')}: {model}, {args.predict or args.data_path or args.dataset or 'built-in data'}",
                   flush=True)  # fmt: skip

@@ -46,7 +46,7 @@ def take_start(args, name, data_defaults):
         stays |= {"mean", "std"}
     elif isinstance(args.mean, str) and "mean" in stays:
         stays |= {"std"}  # which follows the word
-    wanted = start.images | (start.evaluation if looks_only else {})
+    wanted = start.images | (start.evaluation if looks_only else _model_of(start))
     own, asked = start.evaluation.get("in_chans"), args.in_chans
     if asked != own and not (looks_only and "in_chans" not in stays):
         if own or looks_only:
@@ -58,11 +58,13 @@ def take_start(args, name, data_defaults):
     if not hasattr(args, "input_size"):
         if looks_only and start.network is None and start.number:
             raise InputError(f"--finetune {source}: this is an image recognition model; expected a segmentation network")
-        wanted = {flag: value for flag, value in wanted.items() if flag not in ("model", "model_kwargs")}
+        names = {flag: "" if looks_only else flag.replace("model", "backbone") for flag in ("model", "model_kwargs")}
+        wanted = {names.get(flag, flag): value for flag, value in wanted.items() if names.get(flag, flag)}
     elif args.input_size <= SMALL and "input_size" in stays and wanted["input_size"] != args.input_size:
         stays |= {"crop_pct", "crop_mode"}  # such images are not cropped
-    if "model" in stays and args.model != wanted.get("model"):
-        stays |= {"model_kwargs"}
+    for flag in ("model", "backbone"):
+        if flag in stays and getattr(args, flag) != wanted.get(flag):
+            stays |= {f"{flag}_kwargs"}
     if stays & {"mask_values", "mask_colors", "reduce_zero_label"} or getattr(args, "data_set", None):
         stays |= {*OF_MASKS} - {"mask_suffix"}  # one way to read masks takes the place of another
     notes = []
@@ -72,6 +74,8 @@ def take_start(args, name, data_defaults):
             continue
         if flag not in stays or found == "model":
             setattr(args, flag, value)
+            if flag in ("model", "backbone") and found != value and not looks_only:
+                notes.append(f"--{flag} {value}, of which they are")
         elif flag in args.given and found is not None and _plain(found) != _plain(value):
             notes.append(f"--{flag} {_text(found)} wins over {_text(value)}, as the weights were trained")
     if args.std == "model":  # beside another --mean
@@ -80,6 +84,11 @@ def take_start(args, name, data_defaults):
     if args.eval and read:
         notes.append(f"masks are read as in training: {' '.join(read)}")
     return start, [str(start), *notes]
+
+
+def _model_of(start):
+    """{flag: value} of the model that weights of recognition are of, in a training: its name, and what it was made with."""
+    return {name: start.evaluation[name] for name in ("model", "model_kwargs") if start.network is None}
 
 
 def open_held_out(args, open_data, say):
