@@ -143,7 +143,7 @@ SEGMENTS = {
 def test_segmentation_takes_network_view_and_colours(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(SEGMENTS))
     words, script = DATA + f"--finetune {tmp_path} ", "train_segmentation.py"
-    args, start, (line,) = taken(words, script)
+    args, start, (line, *_) = taken(words, script)
     assert (args.crop_size, args.mean) == (480, [0.5] * 3)  # training goes on with its own crops
     assert line == "as the weights were trained: mean of Inception, licence mit"
     args, start, told = taken(words + "--eval true --base_size 64 --dropout 0.3", script)
@@ -156,6 +156,18 @@ def test_segmentation_takes_network_view_and_colours(tmp_path):
     with pytest.raises(InputError, match="this is a segmentation network"):
         taken(words)
     assert taken(words.replace("--data_path images", ""), script, defaults=("crop_size",))[0].crop_size == 96
+
+
+def test_a_training_of_segmentation_takes_the_network_that_the_weights_are_of(tmp_path):
+    wanted = {"aux_kwargs": {"channels": 4, "dropout": 0.2}, "output_stride": 16, "backbone_kwargs": {"depths": [1, 1, 1, 1]}}
+    (tmp_path / "config.json").write_text(json.dumps(SEGMENTS | {"network": SEGMENTS["network"] | wanted}))
+    words, script = DATA + f"--finetune {tmp_path} ", "train_segmentation.py"
+    args, start, told = taken(words, script)
+    assert segmentation_flags.network_options(args) | {"classes": 2} == start.network and args.aux
+    assert told[1:] == ["--model fcn, of which they are", "--backbone resnet10t, of which they are"]
+    assert taken(words + "--channels 8", script)[0].channels == 8
+    args, _, _ = taken(words + "--model psp", script)
+    assert (args.backbone, args.channels, args.aux) == ("convnextv2_atto", None, False)  # another network is the line's alone
 
 
 def test_the_mean_of_a_backbone():

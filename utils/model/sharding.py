@@ -10,6 +10,8 @@ def prepare(accelerator, model, optimizer):
     """(network, optimizer) of `accelerator.prepare`, with what FSDP2 has to know of the model. Both may be other objects."""
     if accelerator.distributed_type == "FSDP":
         plugin = accelerator.state.fsdp_plugin
+        # Each process has the whole model; Accelerate's default, to send it from the first, fails for buffers and for ViTs.
+        plugin.cpu_ram_efficient_loading = False
         model._no_split_modules = blocks(model)  # where Accelerate looks for what TRANSFORMER_BASED_WRAP gathers at once
         if accelerator.mixed_precision == "bf16":
             plugin.mixed_precision_policy = bf16_policy(model)

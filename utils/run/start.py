@@ -46,7 +46,7 @@ def take_start(args, name, data_defaults):
         stays |= {"mean", "std"}
     elif isinstance(args.mean, str) and "mean" in stays:
         stays |= {"std"}  # which follows the word
-    wanted = start.images | (start.evaluation if looks_only else _model_of(start))
+    wanted = start.images | (start.evaluation if looks_only else _model_of(start, hasattr(args, "backbone"), stays))
     own, asked = start.evaluation.get("in_chans"), args.in_chans
     if asked != own and not (looks_only and "in_chans" not in stays):
         if own or looks_only:
@@ -58,8 +58,8 @@ def take_start(args, name, data_defaults):
     if not hasattr(args, "input_size"):
         if looks_only and start.network is None and start.number:
             raise InputError(f"--finetune {source}: this is an image recognition model; expected a segmentation network")
-        names = {flag: "" if looks_only else flag.replace("model", "backbone") for flag in ("model", "model_kwargs")}
-        wanted = {names.get(flag, flag): value for flag, value in wanted.items() if names.get(flag, flag)}
+        if looks_only:
+            wanted = {flag: value for flag, value in wanted.items() if flag not in ("model", "model_kwargs")}
     elif args.input_size <= SMALL and "input_size" in stays and wanted["input_size"] != args.input_size:
         stays |= {"crop_pct", "crop_mode"}  # such images are not cropped
     for flag in ("model", "backbone"):
@@ -86,9 +86,25 @@ def take_start(args, name, data_defaults):
     return start, [str(start), *notes]
 
 
-def _model_of(start):
-    """{flag: value} of the model that weights of recognition are of, in a training: its name, and what it was made with."""
-    return {name: start.evaluation[name] for name in ("model", "model_kwargs") if start.network is None}
+def _model_of(start, segments, stays):
+    """{flag: value} of the model that the weights are of, for a training. segments: of train_segmentation.py, whose backbone
+    weights of recognition are; stays: flags that stay. A network of segmentation is taken as a whole, or not at all; EoMT,
+    which brings flags of its own, is named on the line.
+    """
+    if start.network is None:
+        flag = "backbone" if segments else "model"
+        return {flag: start.evaluation["model"], f"{flag}_kwargs": start.evaluation["model_kwargs"]}
+    if not segments or stays & {"model", "backbone"} or start.network["head"] == "eomt":
+        return {}
+    network = start.network
+    head, aux = dict(network.get("head_kwargs") or {}), network.get("aux_kwargs")
+    backbone = [(name, value) for name, value in (network.get("backbone_kwargs") or {}).items() if name != "in_chans"]
+    return {
+        "model": network["head"], "backbone": network["backbone"], "output_stride": network.get("output_stride"),
+        "backbone_kwargs": backbone, "channels": head.pop("channels", None), "se_loss": bool(head.pop("se_loss", False)),
+        **({"dropout": head.pop("dropout")} if "dropout" in head else {}), "head_kwargs": [*head.items()],
+        "aux": aux is not None, "aux_channels": (aux or {}).get("channels"),
+    }  # fmt: skip
 
 
 def open_held_out(args, open_data, say):
