@@ -76,6 +76,7 @@ def test_timm_opens_the_weights_and_the_page_says_how(folder, finished):
     assert model.pretrained_cfg["label_names"][scope["label"]] == "wet"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "workers"), [(1, 1), (2, 0)])
 def test_two_processes_and_a_resumed_run_are_the_same_run(folder, finished, tmp_path, processes, workers):
     words = (*BANDS, "--data_path", folder, "--batch_size", 8 // processes, "--lr", 4e-3, "--num_workers", workers)
@@ -104,6 +105,7 @@ def test_rgb_weights_are_a_start_and_those_of_other_bands_are_not(folder, finish
         assert done.returncode == 1 and said.split(".*")[-1] in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
+@pytest.mark.slow
 def test_segmentation_of_bands(tmp_path):
     rng = np.random.default_rng(0)
     for split, count in (("train", 16), ("val", 4)):

@@ -116,6 +116,7 @@ def test_killed_at_random_moments(commands, uninterrupted, tmp_path, capsys, scr
 # --- the end
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_it_is_done(tmp_path):
     """Loader workers outlive a SIGTERM, which Python sends them when their process ends."""
     make_folder(tmp_path / "data" / "train", per_class=20)
@@ -136,6 +137,7 @@ def wait_for_states(job, folder, count):
     assert job.wait_until(lambda: len(states(folder / "checkpoints")) >= count), job.text.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "processes", "number"),
     [
@@ -174,6 +176,7 @@ def a_signal_in_the_evaluation(rank):
     Signals.stop_if_asked = stop_if_asked
 
 
+@pytest.mark.slow
 def test_a_signal_is_heard_within_an_evaluation(commands, uninterrupted, tmp_path):
     folder, key = tmp_path / "run", ("train_recognition", 1)
     words = [*commands[key], "--output_dir", folder]
@@ -189,6 +192,7 @@ def very_slow_writes(_rank):
     files.flush = lambda path: (time.sleep("checkpoints" in str(path)), flush(path))  # of states, not of single files
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once_and_a_double_one_of_the_launcher_does_not(commands, uninterrupted, tmp_path):
     folder, key = tmp_path / "run", ("train_recognition", 1)
     words = [*commands[key], "--output_dir", folder]
@@ -207,6 +211,7 @@ def test_a_second_ctrl_c_stops_at_once_and_a_double_one_of_the_launcher_does_not
     assert_same_run(uninterrupted(key), folder)
 
 
+@pytest.mark.slow
 def test_minutes_between_states(commands, tmp_path):
     words = [*commands["train_recognition", 2], "--save_ckpt_updates", "1000", "--save_ckpt_num", "100", "--output_dir",
              tmp_path / "run", "--save_ckpt_minutes", "0.003"]  # fmt: skip
@@ -218,6 +223,7 @@ def test_minutes_between_states(commands, tmp_path):
 # --- disks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mended", [True, False])
 def test_a_full_disk(commands, uninterrupted, tmp_path, mended):
     """The kernel refuses to write more than 60,000 bytes into a file, as it refuses on a full disk."""
@@ -242,6 +248,7 @@ def test_a_full_disk(commands, uninterrupted, tmp_path, mended):
     assert_same_run(uninterrupted(key), folder)
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_for_a_while(commands, uninterrupted, tmp_path):
     folder, key = tmp_path / "run", ("train_recognition", 1)
     job = Job(key[0], [*commands[key], "--output_dir", folder], tmp_path / "text")
@@ -255,6 +262,7 @@ def test_a_folder_that_cannot_be_written_for_a_while(commands, uninterrupted, tm
     assert_same_run(uninterrupted(key), folder)
 
 
+@pytest.mark.slow
 def test_two_runs_do_not_share_a_folder(commands, tmp_path):
     words = [*commands["train_recognition", 1], "--output_dir", tmp_path / "run"]
     job = Job("train_recognition", words, tmp_path / "text")
@@ -292,6 +300,7 @@ def remove_the_folder_after_the_fifth_update(_rank):
     Run.end_update = end_update
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_removed_is_made_again_and_can_be_gone_on_with(tmp_path):
     words = [*TINY, "--save_ckpt_updates", "4", "--save_ckpt_num", "20", "--output_dir", tmp_path / "run"]
     job = Job("train_recognition", words, tmp_path / "text", prepare=remove_the_folder_after_the_fifth_update)
@@ -305,6 +314,7 @@ def test_a_folder_that_is_removed_is_made_again_and_can_be_gone_on_with(tmp_path
 # --- processes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [(2, 1), (1, 2)])
 def test_another_number_of_processes_goes_on(tmp_path, processes):
     words = [*TINY, "--total_batch_size", "64", "--batch_size", "32", "--aa", "rand-m5", "--hflip", "0.5", "--opt", "sgd",
@@ -405,6 +415,7 @@ def test_an_update_that_is_left_out_leaves_no_statistics_of_batch_norm(tmp_path)
     assert "bn1.running_var" in str(weights.keys()) and all(tensor.isfinite().all() for tensor in weights.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tolerated", [0, 1, 2])
 def test_updates_without_a_finite_loss_are_left_out_or_stop_the_run(commands, tmp_path, tolerated):
     unmixed = " ".join(commands["train_recognition", 2]).replace("--mixup 0.8 --cutmix 1.0 --mixup_mode elem", "").split()
@@ -449,6 +460,7 @@ def broken_photographs(root):
     return [str(empty), str(cut)]
 
 
+@pytest.mark.slow
 def test_broken_photographs_are_replaced_named_and_limited(tmp_path):
     broken = broken_photographs(tmp_path / "photos")
     words = [*TINY, "--data_path", tmp_path / "photos", "--batch_size", 8, "--max_bad_samples", 0.1, "--hflip", 0.5]

@@ -143,6 +143,7 @@ def test_accelerate_accepts_every_key_and_each_has_a_comment(path):
     assert f"| `{path.name}` | {PROCESSES[path.stem]} |" in (ROOT / "docs" / "GPUS.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROCESSES)
 def test_each_config_starts_up_to_an_update(name, tmp_path):
     """With two processes where it has more; on CPUs, as they run where there is no GPU."""
@@ -214,6 +215,7 @@ def evaluate_differently(rank):
     train_recognition.evaluate = differently
 
 
+@pytest.mark.slow
 def test_the_main_process_decides_which_weights_are_the_best(tmp_path):
     """Otherwise one would call a collective that the other does not."""
     words = [*ONE_UPDATE, "--epochs", "2", "--dist_eval", "false", "--output_dir", tmp_path / "run"]

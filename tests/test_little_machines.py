@@ -32,6 +32,7 @@ def losses_without_workers(tmp_path_factory):
     return [record["loss"] for record in lines(folder / "updates.txt")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prepare", "said"), [(little_shared_memory, "docker run --shm-size"), (few_files, "`ulimit -n`")])
 def test_fewer_workers_than_asked_for_train_the_same(losses_without_workers, tmp_path, prepare, said):
     done = train(*FEW, "--num_workers", 3, "--output_dir", tmp_path, prepare=prepare)
@@ -113,6 +114,7 @@ def kill_before_the_evaluation(_rank):
     kill_a_worker(22)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prepare", [kill_early, kill_before_the_evaluation])
 def test_a_lost_worker_is_one_line_and_the_same_command_goes_on(tmp_path, prepare):
     words = ["--num_workers", 2, "--save_ckpt_updates", 2, "--output_dir", tmp_path]
@@ -145,6 +147,7 @@ def no_compiler(_rank):
     os.environ.update(PATH="/nowhere", CXX="/nowhere/g++", TORCHINDUCTOR_FORCE_DISABLE_CACHES="1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--opt", "kron"], ["--torchcompile"]])
 def test_what_compiles_says_so_where_nothing_can_be_compiled(tmp_path, words):
     done = train(*words, "--output_dir", tmp_path / "run", prepare=no_compiler)
@@ -155,6 +158,7 @@ def test_what_compiles_says_so_where_nothing_can_be_compiled(tmp_path, words):
 # --- outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("redirected", "code", "words"),
     [(">/dev/full", 1, "No space left"), ("| head -c 10", 1, "nobody reads any more"), (">&- 2>&-", 0, "")],
@@ -170,6 +174,7 @@ def closed(_rank):
         os.close(number)
 
 
+@pytest.mark.slow
 def test_a_run_whose_outputs_are_closed_leaves_whole_files(tmp_path):
     assert train("--output_dir", tmp_path, "--epochs", 1, "--warmup_epochs", 0, prepare=closed).returncode == 0
     assert [record["epoch"] for record in lines(tmp_path / "log.txt")] == [0]

@@ -111,6 +111,7 @@ def test_a_resumed_run_ends_with_the_same_bits(heap, tmp_path):
     assert one == two
 
 
+@pytest.mark.slow
 def test_all_labels_above_their_thresholds_are_predicted(trained, heap, tmp_path):
     best = trained[0] / "best"
     words = ("--predict", heap / "images", "--finetune", best, "--output_dir", tmp_path)
@@ -133,6 +134,7 @@ def test_all_labels_above_their_thresholds_are_predicted(trained, heap, tmp_path
     assert refused.returncode == 1 and "names several labels an image" in refused.stderr
 
 
+@pytest.mark.slow
 def test_the_code_of_the_card_runs(trained, tmp_path):
     card = (trained[0] / "best/README.md").read_text()
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("FOLDER_OF_THIS_FILE", str(trained[0] / "best"))

@@ -451,6 +451,7 @@ def bare_python(tmp_path_factory):
     return call
 
 
+@pytest.mark.slow
 def test_copied_alone_the_files_need_torch_only(bare_python):
     code = """
 import torch, optim_factory as o, lr_sched, argparse

@@ -60,6 +60,7 @@ def main(capsys):
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "per_epoch"), [(32, 44), (128, 11)])
 def test_another_batch_from_the_end_of_an_epoch_trains_the_epochs_that_are_left(finished, tmp_path, main, batch, per_epoch):
     state = finished / "checkpoints" / "update_00000022"
@@ -70,6 +71,7 @@ def test_another_batch_from_the_end_of_an_epoch_trains_the_epochs_that_are_left(
     assert [record["epoch"] for record in lines(tmp_path / "run" / "log.txt")] == [1, 2]
 
 
+@pytest.mark.slow
 def test_another_batch_within_an_epoch_goes_on_after_the_same_images_or_is_refused(finished, tmp_path, main):
     state = finished / "checkpoints" / "update_00000008"
     main(*EPOCH, "--batch_size", 128, "--resume", state, "--output_dir", tmp_path / "run")
@@ -100,6 +102,7 @@ def unfinished(finished, tmp_path, last=24):
     return run
 
 
+@pytest.mark.slow
 def test_what_a_resumed_run_saved_itself_wins_when_its_command_is_given_again(finished, tmp_path, main):
     start = ["--resume", finished / "checkpoints" / "update_00000008", "--output_dir", tmp_path / "run"]
     main(*EPOCH, "--save_ckpt_updates", 8, *start)

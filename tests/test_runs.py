@@ -55,6 +55,7 @@ def digits(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_of_recognition_explains_itself(digits):
     for name in ("samples", "curves", "lr_groups", "confusion", "mistakes", "reliability"):
         with Image.open(digits / f"{name}.png") as picture:
@@ -161,6 +162,7 @@ def parquet(data, tmp_path_factory):  # noqa: F811
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "kind", "processes", "workers"),
     [
@@ -266,6 +268,7 @@ def test_a_dry_run_downloads_nothing(here, tmp_path, capsys, script, name, image
     assert (told["train_images"], told["val_images"]) == (images, val) and not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_fast_transforms_teach_what_timm_does(tmp_path):
     """Both draw the same boxes, operations and strengths, so that losses and accuracy on the digits are nearly the same."""
     words = "--input_size 48 --scale 0.5 1 --aa rand-m9-mstd0.5-inc1 --reprob 0.25 --epochs 4 --lr 4e-3".split()
@@ -281,6 +284,7 @@ def test_fast_transforms_teach_what_timm_does(tmp_path):
 # --- where results go
 
 
+@pytest.mark.slow
 def test_a_result_goes_to_the_hub(tmp_path):
     """--push_to_hub, against a server that stands in for the Hub."""
     with StandIn() as server:

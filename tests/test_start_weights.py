@@ -81,6 +81,7 @@ def trained(request, data, tmp_path_factory):
     return name, data[name], folder
 
 
+@pytest.mark.slow
 def test_the_score_of_a_run_is_that_of_its_evaluation_without_a_flag(trained):
     name, data, run = trained
     last = lines(run / "log.txt")[-1]

@@ -109,6 +109,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_accumulation_sends_gradients_once_per_update(tmp_path):
     """Twelve micro-batches in four updates: one bucket of gradients is sent for each update, within its last backward."""
     (tmp_path / "script.py").write_text(ACCUMULATION.replace("ROOT", str(ROOT)))

@@ -86,6 +86,7 @@ def finished(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_output_folder(finished):
     log = lines(finished / "log.txt")
     assert [record["epoch"] for record in log] == [0, 1]
@@ -119,6 +120,7 @@ def test_timm_opens_the_result(finished):
     assert config["label_names"] == [str(i) for i in range(10)]
 
 
+@pytest.mark.slow
 def test_eval_gives_the_logged_numbers_on_one_and_two_processes(finished):
     last = lines(finished / "log.txt")[-1]
     expected = (
@@ -175,6 +177,7 @@ def test_flips_average_the_logits(main, finished):
 # --- resume
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", [5, 20, 22, 25, 40])
 def test_resume_at_any_update_ends_with_the_same_bits(finished, tmp_path, main, update):
     stopped = stop_after(finished, update, tmp_path / "run")
@@ -183,6 +186,7 @@ def test_resume_at_any_update_ends_with_the_same_bits(finished, tmp_path, main, 
     assert_same_run(finished, stopped)
 
 
+@pytest.mark.slow
 def test_resume_passes_over_a_broken_state_and_needs_no_particular_workers(finished, tmp_path, main):
     stopped = stop_after(finished, 30, tmp_path / "run")
     broken = stopped / "checkpoints" / "update_00000030" / "model.safetensors"
@@ -210,6 +214,7 @@ def test_a_folder_with_another_run_is_refused_and_left_alone(finished, tmp_path,
 # --- the same training on any number of processes, workers and micro-batches
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     plain = ["--total_batch_size", 64, "--epochs", 1, "--warmup_epochs", 0, "--blr", 1e-3, "--aa", "rand-m5", "--opt", "sgd"]
     losses = {}
@@ -229,6 +234,7 @@ def test_two_processes_train_as_one(tmp_path):
 # --- options of the loop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -254,6 +260,7 @@ def test_options_train(main, tmp_path, words):
         assert "note: layer_decay_type group has 12 groups" in out
 
 
+@pytest.mark.slow
 def test_torch_compile_saves_plain_names(main, tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self) or setattr(
@@ -267,6 +274,7 @@ def test_torch_compile_saves_plain_names(main, tmp_path, monkeypatch):
     assert all(torch.allclose(a[key], b[key], atol=1e-5) for key in a)
 
 
+@pytest.mark.slow
 def test_clipping_works_in_full_precision_and_with_accumulation(main, tmp_path):
     common = (
         "--opt momentum --momentum 0 --lr 1.0 --weight_decay 0 --sched constant --warmup_epochs 0 --epochs 1 "
@@ -283,6 +291,7 @@ def test_clipping_works_in_full_precision_and_with_accumulation(main, tmp_path):
         assert moved.item() == pytest.approx(1e-3, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_own_folder_of_photographs_and_parquet(main, tmp_path):
     make_folder(tmp_path / "photos", ("cat", "dog", "owl"), 12)
     out = main("--data_path", tmp_path / "photos", "--val_split", 0.25, "--batch_size", 9, "--output_dir", tmp_path / "run",
@@ -307,6 +316,7 @@ def test_own_folder_of_photographs_and_parquet(main, tmp_path):
     assert "27 training and 9 validation images, 3 classes" in out
 
 
+@pytest.mark.slow
 def test_finetune_starts_a_new_head_for_new_classes(main, finished, tmp_path):
     make_folder(tmp_path / "photos", ("cat", "dog"), 12)
     out = main("--data_path", tmp_path / "photos", "--val_split", 0.25, "--batch_size", 9, "--finetune", finished / "best",

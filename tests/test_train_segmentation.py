@@ -82,6 +82,7 @@ def finished(data, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_output_folder(finished):
     log = lines(finished / "log.txt")
     assert [record["epoch"] for record in log] == [0, 1]
@@ -94,6 +95,7 @@ def test_output_folder(finished):
         assert any(key.startswith("decode_head.") for key in load_file(finished / name / "model.safetensors"))
 
 
+@pytest.mark.slow
 def test_it_learns_and_evaluates_the_same_on_one_and_two_processes(main, data, tmp_path, capsys):
     main("--data_path", data, "--epochs", 12, "--lr", 0.01, "--output_dir", tmp_path / "run")
     log = lines(tmp_path / "run" / "log.txt")

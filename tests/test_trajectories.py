@@ -196,6 +196,7 @@ def compare(golden, ours, loss_tolerance, capsys=None, check_lr=True):
 needs_golden = pytest.mark.skipif(not NAMES, reason="needs the published code's numbers")
 
 
+@pytest.mark.slow
 @needs_golden
 @pytest.mark.parametrize("name", NAMES)
 def test_trajectory_equals_the_published_one(name, tmp_path, capsys):
@@ -223,6 +224,7 @@ def published_ragged_schedule(optimizer, updates, config, lr):
     return schedule
 
 
+@pytest.mark.slow
 @needs_golden
 def test_clipping_without_amp_where_the_published_code_ignores_it(tmp_path):
     """v2_c asks for --clip_grad 1.0 without AMP and is not clipped; ours is, and then is v2_d, the same run with AMP."""
@@ -238,6 +240,7 @@ def test_clipping_without_amp_where_the_published_code_ignores_it(tmp_path):
     assert difference > 1e-2
 
 
+@pytest.mark.slow
 @needs_golden
 def test_the_ragged_tail_is_left_out_of_the_schedule_too(tmp_path):
     """v2_e: 41 micro-batches in windows of 2. The published rate lags behind by the 41st; ours does not."""

@@ -217,6 +217,7 @@ def test_the_range_of_deep_greys_goes_with_the_weights(tmp_path):
     assert done.returncode == 0 and (tmp_path / "predictions.csv").is_file(), done.stderr
 
 
+@pytest.mark.slow
 def test_signs_that_only_transparency_shows_are_said_and_learned_on_a_background(tmp_path):
     """All pixels are stored black; which of them are to be seen tells the classes apart."""
     rng = np.random.default_rng(0)

@@ -171,6 +171,7 @@ def test_heif_is_read_where_its_package_is(without_heif, monkeypatch):
     assert is_image("x.HEIC") and len(registered) == 1
 
 
+@pytest.mark.slow
 def test_photographs_of_a_telephone_are_read_upright_and_learned(tmp_path):
     pillow_heif = pytest.importorskip("pillow_heif")
     rng = np.random.default_rng(0)

@@ -38,7 +38,7 @@ ON_CPU = ("recognition-bf16-channels_last-checkpointing", "segmentation-float32"
 WAYS["recognition-compile"] = ("recognition", ["--torchcompile", "true"], "no")
 
 
-@on(WAYS, cpu=ON_CPU)
+@on(WAYS, slow=ON_CPU)
 def test_it_trains_evaluates_and_goes_on(device, case, tmp_path, start):
     script, flags, precision = case
     folder, flags = tmp_path / "run", [*flags, *SAVES]

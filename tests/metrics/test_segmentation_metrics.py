@@ -35,6 +35,7 @@ def test_by_hand():
     assert result["miou"] == pytest.approx(200 / 4) and result["classes"] == 4
 
 
+@pytest.mark.slow
 def test_against_scikit_learn():
     logits, target = random_batch(7)
     total = ConfusionMatrix(7)

@@ -36,6 +36,7 @@ print(*peaks, *faults)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or torch.accelerator.is_available(), reason="for CPUs, with glibc")
 def test_peak_memory_rises_by_what_was_held_for_a_moment_and_freed_memory_is_kept():
     """Twenty tensors of 9,766 pages, one after another: each page is new each time, or none is."""

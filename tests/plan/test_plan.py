@@ -188,6 +188,7 @@ def test_a_dry_run_shows_the_plan(own, tmp_path):
     assert "100 epochs x 2 updates = 200, the first 20 of them warm-up" in text  # it measures nothing
 
 
+@pytest.mark.slow
 def test_minutes(own, tmp_path):
     text = start(own, tmp_path / "run", "--minutes", 0.1)
     epochs = len(lines(tmp_path / "run" / "log.txt"))
@@ -314,6 +315,7 @@ def test_the_warm_up_of_a_run_of_so_many_updates_is_a_tenth_of_them(data, tmp_pa
     assert updates == pytest.approx(3, abs=0.05 * 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["train_recognition", "train_segmentation"])
 def test_a_frozen_backbone_stays_to_the_bit_while_the_rest_learns(tmp_path, script):
     segments = script == "train_segmentation"

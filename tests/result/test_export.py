@@ -81,6 +81,7 @@ def needs(kind):
         pytest.importorskip("onnxscript")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated")
 @pytest.mark.parametrize("kind", export.FORMATS)
 @pytest.mark.parametrize("name", [*MODELS, "upernet"])

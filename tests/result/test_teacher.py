@@ -136,6 +136,7 @@ def test_models_that_cannot_teach(saved, classes, norm, more, message):
         make_teacher(args(folder), classes, norm, OnTheCpu(), print)
 
 
+@pytest.mark.slow
 def test_a_run_learns_from_the_best_weights_of_another(tmp_path):
     assert train("--output_dir", tmp_path / "t", "--seed", 7).returncode == 0
     losses = {}
