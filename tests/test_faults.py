@@ -81,7 +81,7 @@ def moment(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "processes", "kills"),
-    [("train_recognition", 1, 25), ("train_recognition", 2, 25), ("train_segmentation", 1, 25), ("train_segmentation", 2, 25)],
+    [("train_recognition", 1, 15), ("train_recognition", 2, 15), ("train_segmentation", 1, 15), ("train_segmentation", 2, 15)],
 )
 def test_killed_at_random_moments(commands, uninterrupted, tmp_path, capsys, script, processes, kills):
     key, rng, moments, finished = (script, processes), random.Random(0), collections.Counter(), 0
@@ -110,7 +110,7 @@ def test_killed_at_random_moments(commands, uninterrupted, tmp_path, capsys, scr
         assert_same_run(expected, tmp_path / f"run{number}")
     with capsys.disabled():
         print(f"\n  {script}, {processes} process(es): killed {dict(moments)}, in {finished} runs")
-    assert moments["while a state was written"] >= 4 and len(moments) >= 2
+    assert moments["while a state was written"] >= 2 and len(moments) >= 2
 
 
 # --- the end

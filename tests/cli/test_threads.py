@@ -46,6 +46,19 @@ def test_threads_stop_spinning_where_there_is_no_gpu_and_the_user_did_not_choose
     assert not set(threads.WAITING) & set(os.environ)
 
 
+@pytest.mark.parametrize("asked, seen", [("true", ""), ("1", ""), ("no", "3"), (None, "3")])
+def test_a_script_that_is_to_run_on_the_cpu_sees_no_gpu(asked, seen, monkeypatch):
+    """Before torch is imported, at which it stops here."""
+    code = (
+        "import os, sys; sys.modules['torch'] = None; sys.argv = ['train_recognition.py']\n__file__ = 'train_recognition.py'\n"
+    )
+    monkeypatch.setenv(threads.ON_CPU, asked) if asked else monkeypatch.delenv(threads.ON_CPU, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    code += "import utils.cli.first\nprint('GPUs:' + os.environ['CUDA_VISIBLE_DEVICES'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == f"GPUs:{seen}", done.stderr
+
+
 def test_a_script_sets_it_before_torch_is_imported_and_nothing_else_does():
     """A script is what runs as __main__; it stops here at torch, which is no module."""
     code = "import os, sys; sys.modules['torch'] = None; sys.argv = ['train_recognition.py']\n"
