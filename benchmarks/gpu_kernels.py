@@ -1,5 +1,6 @@
 """The part of benchmarks/gpu.py that measures the operators of ConvNeXt, and the clocks that all parts use."""
 
+import copy
 import statistics
 import time
 
@@ -39,12 +40,20 @@ def operators(channels):
     block = ConvNeXtBlock(channels, use_grn=True, ls_init_value=None)
     yield "depthwise 7 x 7", block.conv_dw, False
     yield "layer norm", block.norm, False
+    yield "layer norm in bf16", _in_bf16(block.norm), False
     yield "pointwise, wider", block.mlp.fc1, False
     yield "GELU", block.mlp.act, True
     yield "GRN (V2)", block.mlp.grn, True
     yield "pointwise, back", block.mlp.fc2, True
     yield "block of V1", ConvNeXtBlock(channels), False
     yield "block of V2", block, False
+
+
+def _in_bf16(norm):
+    """timm's layer norm as `--fast-norm` of its train.py has it, which autocast does not widen to float32."""
+    norm = copy.deepcopy(norm)
+    norm._fast_norm = True
+    return norm
 
 
 def _input(shape, inner, device, name):

@@ -33,7 +33,7 @@ def rows_of(folder, part):
 def test_operators_against_what_they_need(tmp_path):
     gpu.main(["--small", "--here", "--only", "kernels", "--out", str(tmp_path)])
     rows = {(row["operator"], row["stage"]): row for row in rows_of(tmp_path, "kernels")}
-    assert len(rows) == 2 + 2 * 8
+    assert len(rows) == 2 + 2 * 9
     depthwise = rows["depthwise 7 x 7", "1: 1 x 8 x 8 x 8"]
     assert depthwise["GFLOP"] * 1e9 == 3 * 2 * 49 * 2 * 8 * 8 * 8  # forward, both gradients; two for each product and sum
     assert depthwise["GB"] * 1e9 == 5 * 2 * (2 * 8 * 8 * 8) + 3 * 4 * (49 * 8 + 8)

@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+import time
 
 import on_device
 import pytest
@@ -148,3 +149,11 @@ def test_two_processes_with_one_gpu_are_told_so(device, case, tmp_path, data):
     words = [*WORDS[case], "--data_path", data[case], "--output_dir", tmp_path / "run"]
     done = run(ROOT / f"train_{case}.py", *words, processes=2, env={"CUDA_VISIBLE_DEVICES": "0"})
     assert done.returncode == 1 and "two processes have one GPU" in done.stderr, done.stderr[-2000:]
+
+
+@on({"recognition": "recognition"}, slow=("recognition",))
+def test_a_command_ends_when_its_run_is_done(device, case, tmp_path, data):
+    words = [*WORDS[case], "--data_path", data[case], "--num_workers", 4, "--output_dir", tmp_path / "run"]
+    done = run(ROOT / f"train_{case}.py", *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert time.time() - (tmp_path / "run" / "finished.json").stat().st_mtime < 10  # torch would wait for 8 workers, 5 s each
