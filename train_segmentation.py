@@ -20,9 +20,9 @@ from lr_sched import make_schedule
 from segmentation_networks.network import build_network
 from utils.augment.segmentation import build_transforms, colours, of_one_size
 from utils.check.data import report_data
-from utils.cli.errors import input_errors, run_script
+from utils.cli.errors import fail, input_errors, run_script
 from utils.cli.flags import Schedule, Speed
-from utils.cli.segmentation_flags import Augmentation, Data, LossOptions, View, defaults_for, network_options
+from utils.cli.segmentation_flags import Augmentation, Data, LossOptions, View, check_network, defaults_for, network_options
 from utils.data.classes import in_classes
 from utils.data.colours import colours_of
 from utils.data.datasets import SegmentationDataset, SegmentationStream
@@ -75,6 +75,7 @@ def main(args):
         return predict_only(args, accelerator, batch, run, told)
     if args.eval:
         return evaluate_only(args, accelerator, batch, run, start, told)
+    check_network(args, fail)
 
     # data
     with accelerator.local_main_process_first():  # which downloads, where there is something to

@@ -137,6 +137,14 @@ def test_one_range_holds_for_the_data_set_and_colours_are_counted_in_it(tmp_path
     assert mean == pytest.approx([7 / 4095, shares.mean()], abs=1e-6) and len(std) == 2
 
 
+def test_no_mean_of_images_that_cannot_be_read_is_one_line_that_says_why(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    source = Folder(str(tmp_path), ["0.png"], [0], ["a"])
+    source.reading = Reading(in_chans=4)
+    with pytest.raises(InputError, match="^none of 1 training images could be read, such as: .*it has 3 bands, and --in_chans"):
+        colours_of(source, "data", None, seed=0)
+
+
 def test_data_of_photographs_has_no_bands():
     digits = types.SimpleNamespace(title="digits", classes=["0"])
     with pytest.raises(InputError, match="--in_chans 5: digits are photographs in RGB; leave it out"):

@@ -2,9 +2,12 @@
 
 import itertools
 import json
+import multiprocessing
+import socket
 import subprocess
 import sys
 import time
+from multiprocessing import resource_sharer
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from utils.augment.fast import finish
 from utils.augment.mixup import Mixup
 from utils.cli.errors import InputError
 from utils.cli.recognition_flags import MixupOptions
-from utils.data.loaders import Loader
+from utils.data.loaders import Loader, in_worker
 from utils.data.sampling import EvalBatches, TrainBatches
 from utils.data.streaming import StreamLoader
 from utils.images.read import IGNORE, unpack_masks
@@ -277,3 +280,24 @@ def test_a_script_ends_when_it_is_done():
     assert script.stdout.readline() == "done\n"
     done = time.monotonic()
     assert script.wait(30) == 0 and time.monotonic() - done < 3
+
+
+def break_off():
+    """In a worker: whoever asked for a tensor goes away in the middle of it; then something else goes wrong."""
+    in_worker(0)
+    address, _ = resource_sharer.DupFd(0)._id
+    for beside in (False, True):
+        caller = socket.socket(socket.AF_UNIX)
+        caller.connect(address)
+        caller.close()
+        time.sleep(0.3)
+        if beside:
+            sys.excepthook(ValueError, ValueError("of another kind"), None)
+
+
+def test_a_worker_prints_no_traceback_of_a_process_that_went_away(capfd):
+    worker = multiprocessing.get_context("fork").Process(target=break_off)
+    worker.start()
+    worker.join()
+    said = capfd.readouterr().err
+    assert "of another kind" in said and "Reset" not in said and "EOFError" not in said and "Broken" not in said, said

@@ -3,16 +3,19 @@
 import json
 
 import pytest
+import torch
+from accelerate import Accelerator
 from conftest import make_folder
 from small_sources import images, names, write_image, write_mask, write_parquet
 
 from utils.cli import segmentation_flags
-from utils.cli.errors import InputError
+from utils.cli.errors import InputError, fail
 from utils.cli.first import parse
 from utils.cli.recognition_flags import DIGITS, Data
 from utils.model.as_trained import as_trained
+from utils.model.weights import check_fit
 from utils.run.checkpoint import find_fault, save_state
-from utils.run.start import license_of, network_of, open_held_out, refuse_new_head, take_start
+from utils.run.start import license_of, load_start, network_of, open_held_out, refuse_new_head, take_start
 from utils.sources.recognition import open_recognition_data
 from utils.sources.segmentation import open_segmentation_data
 
@@ -94,6 +97,18 @@ def test_a_training_takes_the_model_that_the_weights_are_of(tmp_path):
     assert taken(words + "--backbone resnet18", "train_segmentation.py")[0].backbone == "resnet18"
 
 
+@pytest.mark.parametrize("how", ["", "--eval true "])
+def test_a_name_with_its_tag_names_the_same_model_and_its_options_stay(tmp_path, how):
+    """Else weights trained with SiLU would be trained on, and scored, with ReLU: the shapes are the same."""
+    words = DATA + how + f"--finetune {folder(tmp_path, model_args={'act_layer': 'silu'})} "
+    args, _, told = taken(words + "--model resnet10t.c3_in1k")
+    assert (args.model, dict(args.model_kwargs)) == ("resnet10t.c3_in1k", {"act_layer": "silu"}) and len(told) == 1
+    if not how:
+        args, _, told = taken(words + "--backbone resnet10t.c3_in1k", "train_segmentation.py")
+        assert dict(args.backbone_kwargs) == {"act_layer": "silu"} and len(told) == 1
+    taken(f"--predict pictures --finetune {tmp_path} --model resnet10t.c3_in1k")
+
+
 def test_a_recipe_wins_in_training_only(tmp_path):
     (tmp_path / "recipe.args").write_text("--input_size 96 --model resnet18\n")
     words = DATA + f"@{tmp_path / 'recipe.args'} --finetune {folder(tmp_path)} "
@@ -168,6 +183,47 @@ def test_a_training_of_segmentation_takes_the_network_that_the_weights_are_of(tm
     assert taken(words + "--channels 8", script)[0].channels == 8
     args, _, _ = taken(words + "--model psp", script)
     assert (args.backbone, args.channels, args.aux) == ("convnextv2_atto", None, False)  # another network is the line's alone
+
+
+def of_head(head, backbone):
+    return SEGMENTS | {"network": {"head": head, "backbone": backbone, "classes": 2}}
+
+
+@pytest.mark.parametrize("data", [DATA, ""], ids=["own data", "the built-in scenes"])
+def test_flags_of_the_network_are_checked_once_the_weights_have_named_it(tmp_path, data):
+    config = of_head("encnet", "resnet10t")
+    config["network"] |= {"head_kwargs": {"se_loss": True, "channels": 16}, "aux_kwargs": {"channels": 4, "dropout": 0.1}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    words, script = data + f"--finetune {tmp_path} --se_weight 0.3 --aux_weight 0.1 ", "train_segmentation.py"
+    defaults = segmentation_flags.SCENES if not data else ()
+    args, _, _ = taken(words, script, defaults)
+    segmentation_flags.check_network(args, fail)
+    assert (args.model, args.backbone, args.channels, args.se_loss, args.aux) == ("encnet", "resnet10t", 16, True, True)
+    args, _, told = taken(words + "--model encnet --backbone resnet10t.c3_in1k", script, defaults)
+    assert (args.channels, args.aux_channels) == (16, 4) and len(told) == 1  # the line names the same network
+    args, _, _ = taken(words + "--model psp", script, defaults)
+    with pytest.raises(InputError, match="--aux_weight 0.1 would do nothing"):
+        segmentation_flags.check_network(args, fail)
+
+
+@pytest.mark.parametrize(
+    ("script", "config", "words", "said"),
+    [
+        ("train_segmentation.py", SEGMENTS, "--model psp", "they are of --model fcn --backbone resnet10t"),
+        ("train_segmentation.py", of_head("eomt", "vit_tiny_patch16_224"), "",
+         "they are of --model eomt --backbone vit_tiny_patch16_224"),
+        ("train_recognition.py", None, "--model resnet18", "they are of --model resnet10t"),
+    ],
+)  # fmt: skip
+def test_weights_of_another_model_are_named(tmp_path, script, config, words, said):
+    folder(tmp_path) if config is None else (tmp_path / "config.json").write_text(json.dumps(config))
+    args, start, _ = taken(DATA + f"--finetune {tmp_path} {words}", script)
+
+    def load(model, source, **options):
+        check_fit("weights do not fit the network", ["a"], ["b"], [], "; is it another --model or --backbone?")
+
+    with pytest.raises(InputError, match=f"unexpected 1 .b.; of another shape none; {said}$"):
+        load_start(Accelerator(), torch.nn.Linear(1, 1), args, load, start)
 
 
 def test_the_mean_of_a_backbone():

@@ -203,22 +203,17 @@ def check(args, error):
         error(f"found {found}; expected one of them, beside masks of yours")
     if args.mask_suffix and (args.data_set or not args.data_path):
         error("--mask_suffix needs --data_path, with masks of yours")
-    if (args.loss == "masks") != (args.model == "eomt"):
-        error(f"--loss {args.loss} with --model {args.model}: masks is the loss of eomt, and of no other head; leave it out")
-    if args.se_loss and args.model != "encnet":
-        error(f"--se_loss is for --model encnet; found {args.model}")
     if args.eval and not (args.finetune or args.resume):
         error("--eval true needs a trained network: --finetune RUN/best or --resume STATE; --pretrained has a backbone only")
     if args.predict and not (args.output_dir and args.finetune):
         error("--predict needs --finetune RUN/best, and --output_dir, where masks and overlays go")
     flags.check_order(args, error, "ratio_range")
+    if not args.finetune or args.eval or args.predict:  # else the weights may tell the network
+        check_network(args, error)
     weights_decide = args.finetune and (args.eval or args.predict) and "transforms" not in args.given
     refuse_idle(
         args, error,
-        ("aux_weight aux_channels", args.aux, "with --aux true"),
         ("ohem loss_mean", args.loss in ("ce", "ce+dice"), "with --loss ce or ce+dice"),
-        ("se_weight", args.se_loss, "with --se_loss true"),
-        ("class_weights", args.loss != "lovasz" or args.se_loss, "with --loss ce, ce+dice, focal or masks"),
         ("group_by", args.val_split and args.data_path, "with --data_path and --val_split"),
         ("test_data_path", args.data_path and not args.data_set, "with --data_path, beside images and masks of yours"),
         ("backbone_warmup_steps", args.warmup_epochs or args.warmup_steps > 0, "with --warmup_steps or --warmup_epochs"),
@@ -227,4 +222,18 @@ def check(args, error):
         ("base_size", args.transforms != "none" or weights_decide, "with --transforms encoding, mmseg or eomt"),
         ("epochs minutes", args.max_updates is None, "without --max_updates, which wins"),
         ("eval_freq best_metric patience", not args.disable_eval, "without --disable_eval"),
+    )  # fmt: skip
+
+
+def check_network(args, error):
+    """error(message) for flags that do not go with the network, or that would do nothing with it."""
+    if (args.loss == "masks") != (args.model == "eomt"):
+        error(f"--loss {args.loss} with --model {args.model}: masks is the loss of eomt, and of no other head; leave it out")
+    if args.se_loss and args.model != "encnet":
+        error(f"--se_loss is for --model encnet; found {args.model}")
+    refuse_idle(
+        args, error,
+        ("aux_weight aux_channels", args.aux, "with --aux true"),
+        ("se_weight", args.se_loss, "with --se_loss true"),
+        ("class_weights", args.loss != "lovasz" or args.se_loss, "with --loss ce, ce+dice, focal or masks"),
     )  # fmt: skip

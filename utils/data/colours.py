@@ -5,6 +5,7 @@ import random
 import numpy as np
 import torch
 
+from utils.cli.errors import InputError
 from utils.images.read import BadImage
 
 IMAGES = 500  # that are read
@@ -28,7 +29,8 @@ def _statistics(source, seed):
     for index in sorted(random.Random(seed).sample(range(len(source)), min(IMAGES, len(source)))):
         try:
             image = source.read(index)
-        except BadImage:
+        except BadImage as error:
+            reason = error
             continue
         image = image[0] if isinstance(image, tuple) else image
         if isinstance(image, torch.Tensor):  # bands (N, H, W) in 0..1
@@ -36,6 +38,8 @@ def _statistics(source, seed):
         else:
             pixels = np.asarray(image, np.float64).reshape(-1, 3) / 255
         moments.append((pixels.mean(0), (pixels**2).mean(0)))
+    if not moments:
+        raise InputError(f"none of {min(IMAGES, len(source))} training images could be read, such as: {reason}")
     mean, square = np.mean(moments, 0)
     deviation = np.sqrt(np.maximum(square - mean**2, 0))
     return [round(float(value), 6) for value in mean], [max(round(float(value), 6), 1e-3) for value in deviation]

@@ -5,6 +5,7 @@ import gc
 import multiprocessing.util
 import os
 import signal
+import sys
 
 import torch
 
@@ -157,11 +158,21 @@ def in_worker(_worker):
     Launchers send SIGTERM to a process and its workers alike, and a worker that ends at once would take the process with it
     before it has saved. So it works on for a while, then ends as if it had been asked to; a second SIGTERM ends it at once.
     """
+    sys.excepthook = _tell_what_matters
     gc.freeze()  # the collector would write to every object there is, and each worker would end with its own copy of all
     for name in ("SIGUSR1", "SIGINT"):
         with contextlib.suppress(AttributeError):  # not on Windows
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_later)
+
+
+def _tell_what_matters(kind, error, traceback):
+    """sys.excepthook of a worker: the thread that hands its batches over prints what breaks it off, and goes on.
+
+    Where that is the process that asked for a batch, as it ends with a line of its own, there is nothing to tell.
+    """
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def end_workers():

@@ -2,6 +2,7 @@
 decides a score. A flag that stands on the line wins.
 """
 
+import contextlib
 import os
 import pathlib
 import re
@@ -41,12 +42,12 @@ def take_start(args, name, data_defaults):
         return None, [f"{file} does not say how it was trained: {_defaults(args)}, licence unknown"] if file else []
     if args.predict:
         _refuse_other_model(args, start)
-    stays = set(args.typed) if looks_only else args.given | set(data_defaults)
+    stays = set(args.typed) if looks_only else args.given | (set(data_defaults) - {*OF_NETWORK})
     if "imagenet_default_mean_and_std" in stays:
         stays |= {"mean", "std"}
     elif isinstance(args.mean, str) and "mean" in stays:
         stays |= {"std"}  # which follows the word
-    wanted = start.images | (start.evaluation if looks_only else _model_of(start, hasattr(args, "backbone"), stays))
+    wanted = start.images | (start.evaluation if looks_only else _model_of(start, args, stays))
     own, asked = start.evaluation.get("in_chans"), args.in_chans
     if asked != own and not (looks_only and "in_chans" not in stays):
         if own or looks_only:
@@ -63,7 +64,7 @@ def take_start(args, name, data_defaults):
     elif args.input_size <= SMALL and "input_size" in stays and wanted["input_size"] != args.input_size:
         stays |= {"crop_pct", "crop_mode"}  # such images are not cropped
     for flag in ("model", "backbone"):
-        if flag in stays and getattr(args, flag) != wanted.get(flag):
+        if flag in stays and not _same_model(flag, getattr(args, flag), wanted.get(flag)):
             stays |= {f"{flag}_kwargs"}
     if stays & {"mask_values", "mask_colors", "reduce_zero_label"} or getattr(args, "data_set", None):
         stays |= {*OF_MASKS} - {"mask_suffix"}  # one way to read masks takes the place of another
@@ -76,7 +77,7 @@ def take_start(args, name, data_defaults):
             setattr(args, flag, value)
             if flag in ("model", "backbone") and found != value and not looks_only:
                 notes.append(f"--{flag} {value}, of which they are")
-        elif flag in args.given and found is not None and _plain(found) != _plain(value):
+        elif flag in args.given and found is not None and not _same_model(flag, found, value):
             notes.append(f"--{flag} {_text(found)} wins over {_text(value)}, as the weights were trained")
     if args.std == "model":  # beside another --mean
         args.std = start.images.get("std")
@@ -86,15 +87,21 @@ def take_start(args, name, data_defaults):
     return start, [str(start), *notes]
 
 
-def _model_of(start, segments, stays):
-    """{flag: value} of the model that the weights are of, for a training. segments: of train_segmentation.py, whose backbone
-    weights of recognition are; stays: flags that stay. A network of segmentation is taken as a whole, or not at all; EoMT,
-    which brings flags of its own, is named on the line.
+def _model_of(start, args, stays):
+    """{flag: value} of the model that the weights of --finetune are of, for a training. stays: flags that stay.
+
+    Weights of recognition are those of the backbone of train_segmentation.py. A network of segmentation is taken as a whole, or
+    not at all where the line names another one; EoMT, which brings flags of its own, is named on the line.
     """
+    if not args.finetune:
+        return {}
+    segments = hasattr(args, "backbone")
     if start.network is None:
         flag = "backbone" if segments else "model"
         return {flag: start.evaluation["model"], f"{flag}_kwargs": start.evaluation["model_kwargs"]}
-    if not segments or stays & {"model", "backbone"} or start.network["head"] == "eomt":
+    own = {"model": start.network["head"], "backbone": start.network["backbone"]}
+    others = [flag for flag in own if flag in stays and not _same_model(flag, getattr(args, flag, None), own[flag])]
+    if not segments or others or (own["model"] == "eomt" and "model" not in stays):
         return {}
     network = start.network
     head, aux = dict(network.get("head_kwargs") or {}), network.get("aux_kwargs")
@@ -186,7 +193,7 @@ def _refuse_other_model(args, start):
             found = dict(found) if isinstance(named, dict) else found
             if flag == "model_kwargs":  # the weights name more of them
                 named = [pair for pair in named if pair[0] in dict(found)]
-            if _plain(found) != _plain(named):
+            if not _same_model(flag, found, named):
                 raise InputError(f"--{flag} {_text(getattr(args, flag))}: the weights have {_text(named)}, which --predict "
                                  "takes; leave it out")  # fmt: skip
 
@@ -224,7 +231,7 @@ def load_start(accelerator, model, args, load, start=None, classes=()):
         return [args.resume or args.finetune or ("timm's pretrained weights" if args.pretrained else "from scratch")]
     classes, own = list(map(str, classes)), start.classes if start and classes else None
     before = {name: rows.clone() for name, rows in rows_of_classes(model, len(classes)).items()}
-    with accelerator.local_main_process_first():  # one process of a machine downloads, the others find it in the cache
+    with accelerator.local_main_process_first(), _named(start, args):  # one of a machine downloads, for all of it
         lines = load(model, args.finetune, model_key=args.model_key, model_prefix=args.model_prefix)
     if args.eval:
         refuse_new_head(args.finetune, lines)
@@ -235,6 +242,24 @@ def load_start(accelerator, model, args, load, start=None, classes=()):
         kept = sort_rows(model, before, own, classes)
         lines.append(f"classifier: {kept} of {len(classes)} classes by name, {len(classes) - kept} new; trained on {names}")
     return lines
+
+
+@contextlib.contextmanager
+def _named(start, args):
+    """Within this, an InputError for weights of another model ends with the flags that name theirs."""
+    try:
+        yield
+    except InputError as error:
+        hint = "; is it another --model"
+        if start is None or hint not in str(error):
+            raise
+        own = {"backbone" if hasattr(args, "backbone") else "model": start.evaluation.get("model")}
+        if start.network:
+            own = {"model": start.network["head"], "backbone": start.network["backbone"]}
+        if all(_same_model(flag, getattr(args, flag), name) for flag, name in own.items()):
+            raise
+        own = " ".join(f"--{flag} {name}" for flag, name in own.items())
+        raise InputError(f"{str(error).partition(hint)[0]}; they are of {own}") from None
 
 
 def _has_new_head(origin):
@@ -264,6 +289,13 @@ def _defaults(args):
 
 def _plain(value):
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _same_model(flag, found, value):
+    """Whether two values of a flag mean the same: convnext_tiny.fb_in22k is a convnext_tiny, whose weights are others."""
+    if flag in ("model", "backbone") and isinstance(found, str) and isinstance(value, str):
+        found, value = (name.partition(".")[0] for name in (found, value))
+    return _plain(found) == _plain(value)
 
 
 def _text(value):
